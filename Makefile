@@ -1,0 +1,29 @@
+# Two commands are all a newcomer types: `make quickstart` and `make test`. Everything else is set up by them.
+PY := .venv/bin/python
+SETUP := .venv/.ready
+
+.PHONY: quickstart test check simd clean
+quickstart: $(SETUP)   ## build shards from the offline images, train, kill, resume, evaluate (CPU, a few minutes)
+	$(PY) tools/quickstart.py
+
+test: $(SETUP)         ## every test, slow ones too
+	$(PY) -m pytest -n 2 --dist worksteal
+
+check: $(SETUP)        ## format, lint, types, fast tests
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
+
+simd: $(SETUP)         ## Pillow-SIMD from source in place of Pillow (needs libjpeg and zlib headers)
+	.venv/bin/uv pip uninstall -q --python $(PY) pillow
+	.venv/bin/uv pip install --python $(PY) --no-binary pillow-simd pillow-simd
+
+$(SETUP): pyproject.toml constraints.txt
+	test -x $(PY) || python3 -m venv .venv
+	$(PY) -m pip install -q "uv>=0.9"
+	.venv/bin/uv pip install -q --python $(PY) -c constraints.txt -e ".[train]" --group dev
+	touch $@
+
+clean:                 ## what was built here; data/ and runs/ stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

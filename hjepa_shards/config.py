@@ -1,0 +1,79 @@
+"""What a user writes: YAML read into models that refuse what they do not know.
+
+Every configuration is a `Strict` model standing beside what it configures. An unknown key is an error that names the
+nearest known one; nothing is silently ignored.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hjepa_shards.errors import InputError
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=Strict)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. InputError if it is missing, not YAML, or not a mapping."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a mapping of keys expected, {type(content).__name__} found")
+    return content
+
+
+def parse(model: type[Model], content: dict[str, Any], where: str) -> Model:
+    """`content` as a `model`. InputError naming every wrong key, with the nearest known one.
+
+    where: what to call the content in errors, usually the file it came from.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(model, detail) for detail in error.errors(include_url=False)]
+        raise InputError(f"{where}: " + "; ".join(dict.fromkeys(lines))) from error
+
+
+def _explain(model: type[BaseModel], detail: Any) -> str:
+    location = [part for part in detail["loc"] if isinstance(part, str | int)]
+    path = ".".join(str(part) for part in location)
+    if detail["type"] != "extra_forbidden":
+        found = detail.get("input")
+        shown = "" if isinstance(found, dict | list) else f", {found!r} found"
+        return f"{path}: {detail['msg'].removeprefix('Value error, ')}{shown}"
+    known = _known_keys(model, location[:-1])
+    nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    advice = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(sorted(known))}"
+    return f"unknown key `{path}`; {advice}"
+
+
+def _known_keys(model: type[BaseModel], location: list[Any]) -> list[str]:
+    """The keys of the model found by walking `location` from `model`."""
+    models = [model]
+    for part in location:
+        fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
+        if fields:
+            models = [inner for field in fields for inner in _models_in(field.annotation)]
+    return sorted({key for m in models for key in m.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
