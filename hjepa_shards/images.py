@@ -1,0 +1,155 @@
+"""What an image file is, by its own bytes, and how any of them becomes 8-bit RGB.
+
+File names lie (ImageNet holds a PNG called .JPEG), so the codec is read from the magic bytes. `to_rgb` is the one rule
+for odd colours, used when building and when training: alpha is dropped and palettes are looked up, as torchvision
+does; 16 bits keep their upper 8; CMYK goes through Pillow.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from hjepa_shards.errors import DecodeError
+
+MAX_PIXELS = 89_478_485
+"""Larger images are refused as decompression bombs (Pillow's own limit: a quarter gigabyte of RGB)."""
+
+_ORIENTATION_TAG = 0x0112
+
+
+class Codec(IntEnum):
+    UNKNOWN = 0
+    JPEG = 1
+    PNG = 2
+    WEBP = 3
+    GIF = 4
+    BMP = 5
+    TIFF = 6
+
+
+class Colour(IntEnum):
+    UNKNOWN = 0
+    GRAY = 1
+    RGB = 2
+    PALETTE = 3
+    ALPHA = 4
+    CMYK = 5
+    DEEP = 6
+    """16 bits a channel."""
+
+
+_MAGIC = (
+    (b"\xff\xd8\xff", Codec.JPEG),
+    (b"\x89PNG\r\n\x1a\n", Codec.PNG),
+    (b"GIF8", Codec.GIF),
+    (b"BM", Codec.BMP),
+    (b"II*\0", Codec.TIFF),
+    (b"MM\0*", Codec.TIFF),
+)
+
+_COLOURS = {
+    "1": Colour.GRAY,
+    "L": Colour.GRAY,
+    "RGB": Colour.RGB,
+    "YCbCr": Colour.RGB,
+    "P": Colour.PALETTE,
+    "PA": Colour.ALPHA,
+    "LA": Colour.ALPHA,
+    "La": Colour.ALPHA,
+    "RGBA": Colour.ALPHA,
+    "RGBa": Colour.ALPHA,
+    "CMYK": Colour.CMYK,
+    "I": Colour.DEEP,
+    "I;16": Colour.DEEP,
+    "I;16B": Colour.DEEP,
+    "F": Colour.DEEP,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageInfo:
+    """What the header of an image says."""
+
+    codec: Codec
+    width: int
+    """Pixels as displayed, after the EXIF orientation."""
+    height: int
+    colour: Colour
+    orientation: int
+    """EXIF orientation, 1 to 8."""
+
+
+def codec_of(data: bytes) -> Codec:
+    """The codec by magic bytes."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return Codec.WEBP
+    return next((codec for magic, codec in _MAGIC if data.startswith(magic)), Codec.UNKNOWN)
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """A Pillow image over `data`, header read, pixels not. DecodeError for whatever Pillow raises, inside too.
+
+    Pillow raises far more than OSError on damaged files (SyntaxError, TypeError, struct.error, ...), which is why this
+    boundary, the only one, catches everything.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DecodeError(
+                        f"{image.width} x {image.height} pixels, {MAX_PIXELS} allowed (decompression bomb)"
+                    )
+                if image.width == 0 or image.height == 0:
+                    raise DecodeError(f"{image.width} x {image.height} pixels: an empty image")
+                yield image
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from error
+
+
+def info_of(data: bytes, image: Image.Image) -> ImageInfo:
+    """What an opened image's header says; `data` are its bytes."""
+    orientation = _orientation(image)
+    width, height = image.size if orientation < 5 else image.size[::-1]
+    return ImageInfo(codec=codec_of(data), width=width, height=height, colour=_colour(image), orientation=orientation)
+
+
+def inspect(data: bytes) -> ImageInfo:
+    """What the header of an encoded image says. DecodeError if it is none."""
+    with opened(data) as image:
+        return info_of(data, image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB, upright: EXIF orientation applied, odd colours by the rule above."""
+    if _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "I;16", "I;16B"):
+        deep = np.asarray(image, dtype=np.int64)
+        image = Image.fromarray((np.clip(deep, 0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # broken EXIF is no reason to lose an image whose pixels are right
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _colour(image: Image.Image) -> Colour:
+    if image.mode in ("L", "RGB", "P") and "transparency" in image.info:
+        return Colour.ALPHA
+    return _COLOURS.get(image.mode, Colour.UNKNOWN)

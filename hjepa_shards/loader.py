@@ -1,0 +1,339 @@
+"""Batches of a mixture: the plan says which samples, threads read, decode and crop them into preallocated memory.
+
+Threads, not processes: decode, resize and checksums release the GIL. Nothing here has a state of its own: a batch is a
+function of the plan and its position, so the state to save is that of the batch the trainer holds, however many are
+being prepared behind it.
+
+A damaged sample is replaced by rule (DAMAGE in reader.py, `Plan.replacement`): attempt a = 1..16 looks at a keyed place
+of the same window. The replacement is a function of position and bytes alone; `damaged` is a report.
+"""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hjepa_shards.crop import AugmentationConfig, central_crops, random_crops
+from hjepa_shards.decode import crop_into
+from hjepa_shards.errors import InputError, TooMuchDamage
+from hjepa_shards.manifest import load_manifest
+from hjepa_shards.mixture import Mixture
+from hjepa_shards.plan import Plan, Planned, add_proofs, order_proof, slice_size
+from hjepa_shards.reader import DAMAGE, Located, SampleReader
+from hjepa_shards.state import load_state, resume, state_dict
+from hjepa_shards.store import LocalStore
+
+_TASK_SAMPLES = 16
+_ATTEMPTS = 16
+_PREFETCH = 2
+"""Batches being prepared while the trainer holds one."""
+_DAMAGE_SHARE, _DAMAGE_LEAST = 1e-3, 10
+"""A run stops when more than this share of an entry (and at least so many samples) turns out damaged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """One rank's part of a global batch, n images.
+
+    The arrays live in the loader's ring of buffers and are valid until the next batch is asked for.
+    """
+
+    images: NDArray[np.uint8]
+    """[n, R, R, 3], RGB"""
+    labels: NDArray[np.int64]
+    entries: NDArray[np.int64]
+    """Index into the mixture's entries, which are sorted by name."""
+    samples: NDArray[np.int64]
+    """Delivered sample of its entry, in manifest order."""
+    positions: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+    """False where a row only fills the batch up (evaluation)."""
+    position: int
+    """First position of the global batch."""
+    next_position: int
+    proof: int
+    """This rank's share of the order proof up to next_position; the ranks' shares add up."""
+
+
+@final
+class Loader:
+    """Endless batches of a mixture, from a position on."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        readers: Sequence[SampleReader],
+        *,
+        position: int,
+        proof: int,
+        damaged: Mapping[str, Mapping[int, str]],
+        global_batch: int,
+        rank: int,
+        world: int,
+        image_size: int,
+        augmentation: AugmentationConfig,
+        threads: int,
+    ) -> None:
+        self.plan = plan
+        self.damaged = {name: dict(samples) for name, samples in damaged.items()}
+        self._readers = readers
+        self._rank, self._world, self._global_batch = rank, world, global_batch
+        self._image_size, self._augmentation = image_size, augmentation
+        self._position, self._proof = position, proof
+        self._first = (position, proof)
+        num = slice_size(global_batch, world)
+        shape = (num, image_size, image_size, 3)
+        self._ring = deque(np.empty(shape, np.uint8) for _ in range(_PREFETCH + 1))
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hjepa-decode")
+        self._plan_lock = threading.Lock()
+        self._pending: deque[_Pending] = deque()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """The next batch. TooMuchDamage above the limit; read errors come through."""
+        while len(self._pending) < _PREFETCH:
+            self._prepare()
+        pending = self._pending.popleft()
+        for future in pending.tasks:
+            future.result()
+        self._prepare_behind(pending)
+        return self._deliver(pending)
+
+    def state_dict(self, batch: Batch | None = None) -> dict[str, Any]:
+        """Plain JSON from which a run goes on behind `batch` (None: where this loader began)."""
+        position, proof = (batch.next_position, batch.proof) if batch else self._first
+        return state_dict(self.plan, position, proof, self.damaged)
+
+    def close(self) -> None:
+        """Stop the threads and close the shards."""
+        self._pool.shutdown(cancel_futures=True)
+        for reader in self._readers:
+            reader.close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- preparing
+
+    def _prepare(self) -> None:
+        planned = self.plan.rank_batch(self._position, self._global_batch, self._rank, self._world)
+        images = self._ring.popleft()
+        num = len(planned.position)
+        pending = _Pending(position=self._position, planned=planned, images=images, num=num)
+        pending.tasks = [
+            self._pool.submit(self._fill, pending, start, min(start + _TASK_SAMPLES, num))
+            for start in range(0, num, _TASK_SAMPLES)
+        ]
+        self._pending.append(pending)
+        self._position += self._global_batch
+
+    def _prepare_behind(self, delivered: "_Pending") -> None:
+        """The buffer that the trainer gave back by asking again is filled next."""
+        if self._ring:
+            self._prepare()
+        self._ring.append(delivered.images)
+
+    def _fill(self, pending: "_Pending", start: int, stop: int) -> None:
+        """Read, decode and crop samples [start, stop) of a batch."""
+        planned = pending.planned
+        good: list[tuple[int, Located, NDArray[np.uint8]]] = []
+        for i in range(start, stop):
+            sample, located, pixels = self._first_good(pending, i)
+            pending.samples[i], pending.labels[i] = sample, located.label
+            good.append((i, located, pixels))
+        crops = random_crops(
+            self.plan.seed,
+            planned.position[start:stop],
+            np.array([located.width for _, located, _ in good], np.int64),
+            np.array([located.height for _, located, _ in good], np.int64),
+            self._augmentation,
+        )
+        for (i, _, pixels), crop in zip(good, crops, strict=True):
+            crop_into(pending.images[i], pixels, crop)
+
+    def _first_good(self, pending: "_Pending", i: int) -> tuple[int, Located, NDArray[np.uint8]]:
+        """Sample i of the batch, or the first of its replacements that is not damaged."""
+        planned = pending.planned
+        entry, draw, sample = int(planned.source[i]), int(planned.draw[i]), int(planned.sample[i])
+        reader = self._readers[entry]
+        for attempt in range(1, _ATTEMPTS + 2):
+            try:
+                located = reader.locate(sample)
+                return sample, located, reader.pixels(located)
+            except DAMAGE as error:
+                pending.damage.append((self.plan.entries[entry].name, sample, str(error)))
+                if attempt > _ATTEMPTS:
+                    raise TooMuchDamage(
+                        f"{self.plan.entries[entry].name}: sample {int(planned.sample[i])} and its {_ATTEMPTS} "
+                        f"replacements are all damaged, the last because {error}; run `hjepa-shards verify`"
+                    ) from error
+                with self._plan_lock:
+                    sample = self.plan.replacement(entry, draw, attempt)
+        raise AssertionError("unreachable")
+
+    # ---- delivering
+
+    def _deliver(self, pending: "_Pending") -> Batch:
+        planned = pending.planned
+        self._report(pending.damage)
+        names = [self.plan.entries[entry].name for entry in planned.source]
+        self._proof = add_proofs(self._proof, order_proof(planned.position, names, pending.samples))
+        return Batch(
+            images=pending.images,
+            labels=pending.labels,
+            entries=planned.source,
+            samples=pending.samples,
+            positions=planned.position,
+            valid=np.ones(pending.num, np.bool_),
+            position=pending.position,
+            next_position=pending.position + self._global_batch,
+            proof=self._proof,
+        )
+
+    def _report(self, damage: Sequence[tuple[str, int, str]]) -> None:
+        for name, sample, reason in damage:
+            self.damaged.setdefault(name, {})[sample] = reason
+        for entry in self.plan.entries:
+            found = self.damaged.get(entry.name, {})
+            limit = max(_DAMAGE_LEAST, int(_DAMAGE_SHARE * entry.num_samples))
+            if len(found) > limit:
+                sample, reason = next(iter(found.items()))
+                raise TooMuchDamage(
+                    f"{entry.name}: {len(found)} damaged samples found, {limit} allowed; sample {sample}: {reason}; "
+                    "run `hjepa-shards verify`"
+                )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Pending:
+    """A batch being filled by the threads; each task writes its own rows."""
+
+    position: int
+    planned: Planned
+    images: NDArray[np.uint8]
+    num: int
+    labels: NDArray[np.int64] = field(init=False)
+    samples: NDArray[np.int64] = field(init=False)
+    damage: list[tuple[str, int, str]] = field(default_factory=list)
+    tasks: list[Future[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.labels = np.empty(self.num, np.int64)
+        self.samples = np.empty(self.num, np.int64)
+
+
+def open_loader(
+    mixture: Mixture,
+    *,
+    seed: int,
+    global_batch: int,
+    rank: int = 0,
+    world: int = 1,
+    state: Mapping[str, Any] | None = None,
+    accept_mixture: bool = False,
+    accept_content: bool = False,
+) -> Loader:
+    """Batches of `mixture` for one rank, from the start or from where `state` (a `state_dict`) left off.
+
+    ResumeMismatch where the state is of another mixture, InputError where `world` does not divide `global_batch`.
+    """
+    if state is None:
+        plan, position, proof, damaged = mixture.make_plan(seed), 0, 0, {}
+    else:
+        saved = load_state(dict(state), "loader state")
+        plan = resume(saved, mixture, seed, accept_mixture=accept_mixture, accept_content=accept_content)
+        position, proof = saved.position, int(saved.proof, 16) if rank == 0 else 0
+        damaged = {name: dict.fromkeys(samples, "found before") for name, samples in saved.damaged.items()}
+    readers = [
+        SampleReader(LocalStore(folder, manifest), manifest)
+        for folder, manifest in zip(mixture.folders, mixture.manifests, strict=True)
+    ]
+    return Loader(
+        plan,
+        readers,
+        position=position,
+        proof=proof,
+        damaged=damaged,
+        global_batch=global_batch,
+        rank=rank,
+        world=world,
+        image_size=mixture.config.image_size,
+        augmentation=mixture.config.augmentation,
+        threads=mixture.config.threads or num_cores(),
+    )
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_split(
+    folder: Path,
+    *,
+    image_size: int,
+    batch: int,
+    crop_share: float = 1.0,
+    limit: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    threads: int = 0,
+) -> Iterator[Batch]:
+    """A split once, in manifest order, for evaluation: central square crops, resized to [n, R, R, 3].
+
+    limit: only the first samples. Rank r of R takes samples [rN/R, (r+1)N/R); all ranks give the same number of
+    batches, padded with `valid` False. A damaged sample stops it: an evaluation is not to be approximate.
+    """
+    manifest = load_manifest(folder)
+    num = min(manifest.num_samples, limit or manifest.num_samples)
+    start, stop = rank * num // world, (rank + 1) * num // world
+    most = -(-num // world)
+    reader = SampleReader(LocalStore(folder, manifest), manifest)
+    if batch < 1:
+        raise InputError(f"batch: a positive number expected, {batch} found")
+    with ThreadPoolExecutor(threads or num_cores(), thread_name_prefix="hjepa-decode") as pool:
+        try:
+            for first in range(start, start + most, batch):
+                samples = np.arange(first, min(first + batch, start + most))
+                valid = samples < stop
+                samples = np.where(valid, samples, start)
+                images = np.empty((len(samples), image_size, image_size, 3), np.uint8)
+                labels = list(
+                    pool.map(
+                        lambda job: _centre(reader, job[0], job[1], crop_share),
+                        zip(samples.tolist(), images, strict=True),
+                    )
+                )
+                yield Batch(
+                    images=images,
+                    labels=np.array(labels, np.int64),
+                    entries=np.zeros(len(samples), np.int64),
+                    samples=samples,
+                    positions=samples,
+                    valid=valid,
+                    position=first,
+                    next_position=first + len(samples),
+                    proof=0,
+                )
+        finally:
+            reader.close()
+
+
+def _centre(reader: SampleReader, sample: int, slot: NDArray[np.uint8], crop_share: float) -> int:
+    """Decode one sample into its slot; returns its label."""
+    located = reader.locate(sample)
+    size = (np.array([located.width]), np.array([located.height]))
+    crop_into(slot, reader.pixels(located), central_crops(*size, share=crop_share)[0])
+    return located.label

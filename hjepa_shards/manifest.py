@@ -1,0 +1,179 @@
+"""The manifest of a built split: what is in its shards, as one JSON file, written last.
+
+Shards are columns, not objects: 125,000 of them load in a tenth of a second. The last line is a checksum over the
+bytes before it, so any flipped bit is found when the file is read. No times, hosts, paths or worker counts: a build is
+a pure function of its input, and so is this file.
+
+Two digests tell what changed. `order_digest` covers what the order of samples depends on (samples per shard, keys);
+`content_digest` covers the bytes. Neither holds paths, dates or texts.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hjepa_shards.errors import ManifestError
+from hjepa_shards.files import write_atomically
+
+FILE_NAME = "manifest.json"
+VERSION = 1
+ORDER_VERSION = 1
+_CHECKSUM_LINE = ',\n"checksum": "%s"\n}\n'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """One split on disk. Arrays and lists have one element a shard."""
+
+    source: str
+    split: str
+    class_names: Sequence[str]
+    members: Sequence[str]
+    """Extensions that every sample has, the image first: ["png", "cls"]."""
+    shard_names: str | Sequence[str]
+    """A pattern with `%06d` for the number, or the file names one by one (somebody else's tars)."""
+    shard_samples: NDArray[np.int64]
+    shard_bytes: NDArray[np.int64]
+    shard_sha256: Sequence[str]
+    index_sha256: Sequence[str]
+    keys_digest: Sequence[str]
+    encoder: Mapping[str, Any] | None
+    """Identity of the encoder; None for shards that somebody else wrote."""
+    settings: Mapping[str, Any]
+    """Build settings: how pixels are stored, samples per shard, seed."""
+    provenance: Mapping[str, Any]
+    """Raw input digest, upstream name, licence, citation."""
+    exclusions: Sequence[Mapping[str, Any]]
+    """Samples left out: name, index, reason."""
+    renamed: Mapping[str, Sequence[Any]]
+    """Key -> [name, index] where the key does not tell the name."""
+    statistics: Mapping[str, Any]
+    """Integers: sizes and channel moments over all samples."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}-{self.split}"
+
+    @property
+    def num_shards(self) -> int:
+        return len(self.shard_samples)
+
+    @functools.cached_property
+    def num_samples(self) -> int:
+        return int(self.shard_samples.sum())
+
+    @functools.cached_property
+    def order_digest(self) -> str:
+        """Hex digest of what the order of samples depends on."""
+        digest = hashlib.blake2b(b"hjepa order %d" % ORDER_VERSION, digest_size=16)
+        digest.update(self.shard_samples.astype("<i8").tobytes())
+        digest.update("".join(self.keys_digest).encode())
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def content_digest(self) -> str:
+        """Hex digest of the shards' bytes."""
+        return hashlib.blake2b("".join(self.shard_sha256).encode(), digest_size=16).hexdigest()
+
+    def shard_name(self, shard: int) -> str:
+        if isinstance(self.shard_names, str):
+            return self.shard_names % shard
+        return self.shard_names[shard]
+
+
+def shard_pattern(source: str, split: str) -> str:
+    return f"{source}-{split}-%06d.tar"
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json`, whole or not at all."""
+    named = {"pattern": manifest.shard_names} if isinstance(manifest.shard_names, str) else {}
+    content: dict[str, Any] = {
+        "format": "hjepa-shards",
+        "version": VERSION,
+        "source": manifest.source,
+        "split": manifest.split,
+        "num_samples": manifest.num_samples,
+        "num_shards": manifest.num_shards,
+        "num_bytes": int(manifest.shard_bytes.sum()),
+        "members": list(manifest.members),
+        "class_names": list(manifest.class_names),
+        "encoder": manifest.encoder,
+        "settings": manifest.settings,
+        "provenance": manifest.provenance,
+        "statistics": manifest.statistics,
+        "exclusions": list(manifest.exclusions),
+        "renamed": manifest.renamed,
+        "shards": {
+            **(named or {"names": list(manifest.shard_names)}),
+            "samples": manifest.shard_samples.tolist(),
+            "bytes": manifest.shard_bytes.tolist(),
+            "sha256": list(manifest.shard_sha256),
+            "index_sha256": list(manifest.index_sha256),
+            "keys_digest": list(manifest.keys_digest),
+        },
+    }
+    lines = ",\n".join(f'"{key}": {json.dumps(value, sort_keys=True)}' for key, value in content.items())
+    body = ("{\n" + lines).encode()
+    write_atomically(folder / FILE_NAME, body + (_CHECKSUM_LINE % _checksum(body)).encode())
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read and check `manifest.json`. ManifestError where it is missing, damaged or of another version."""
+    path = folder / FILE_NAME
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ManifestError(
+            f"{path}: no manifest here; `hjepa-shards build` writes one, `hjepa-shards index {folder}` makes one "
+            "for tars that somebody else wrote"
+        ) from error
+    body = _checked_body(path, data)
+    content = json.loads(body + b"}")
+    if content.get("format") != "hjepa-shards" or content.get("version") != VERSION:
+        raise ManifestError(
+            f"{path}: format hjepa-shards version {VERSION} expected, {content.get('format')} version "
+            f"{content.get('version')} found; use the hjepa-shards that wrote it"
+        )
+    shards = content["shards"]
+    return Manifest(
+        source=content["source"],
+        split=content["split"],
+        class_names=content["class_names"],
+        members=content["members"],
+        shard_names=shards["pattern"] if "pattern" in shards else shards["names"],
+        shard_samples=np.array(shards["samples"], dtype=np.int64),
+        shard_bytes=np.array(shards["bytes"], dtype=np.int64),
+        shard_sha256=shards["sha256"],
+        index_sha256=shards["index_sha256"],
+        keys_digest=shards["keys_digest"],
+        encoder=content["encoder"],
+        settings=content["settings"],
+        provenance=content["provenance"],
+        exclusions=content["exclusions"],
+        renamed=content["renamed"],
+        statistics=content["statistics"],
+    )
+
+
+def _checksum(body: bytes) -> str:
+    return hashlib.blake2b(body, digest_size=32).hexdigest()
+
+
+def _checked_body(path: Path, data: bytes) -> bytes:
+    """The bytes before the checksum line, which must be theirs."""
+    tail_bytes = len(_CHECKSUM_LINE % "") + 64
+    body, tail = data[:-tail_bytes], data[-tail_bytes:]
+    if tail != (_CHECKSUM_LINE % _checksum(body)).encode():
+        raise ManifestError(
+            f"{path}: the last line does not hold the checksum of the lines before it: the file was changed or cut "
+            "short; build again into another folder, or fetch it again"
+        )
+    return body

@@ -1,0 +1,167 @@
+"""The `data` section of a configuration, and the mixture it names: entries, manifests and whole weights.
+
+    root: data/shards
+    strategy: weighted
+    sources:
+      - {name: cifar10, weight: .6}
+      - {name: cifar100, weight: .4}
+
+`weighted` draws by the weights given here, `balanced` equally, `concat` by size, so that every epoch holds
+each sample exactly once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from hjepa_shards.config import Strict, load_yaml, parse
+from hjepa_shards.counting import exact_weights, first_segment
+from hjepa_shards.crop import AugmentationConfig
+from hjepa_shards.errors import InputError
+from hjepa_shards.manifest import FILE_NAME, Manifest, load_manifest
+from hjepa_shards.plan import Entry, OrderSettings, Plan
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class SourceConfig(Strict):
+    """One entry of the mixture."""
+
+    name: str = Field(pattern=_NAME)
+    """A built source: a folder under `root`."""
+    split: str = Field(default="train", pattern=_NAME)
+    weight: float | None = Field(default=None, ge=0)
+    """Share of the draws, in any unit; only for `strategy: weighted`, where it is required."""
+    entry: str | None = Field(default=None, pattern=_NAME)
+    """Its name in the mixture; by default the source, or source-split where the split is not `train`."""
+
+    @field_validator("weight", mode="before")
+    @classmethod
+    def _one_number(cls, weight: Any) -> Any:
+        if isinstance(weight, list | dict | bool):
+            raise ValueError(f"a weight is one number, {type(weight).__name__} found; weights do not follow epochs")
+        return weight
+
+    @property
+    def entry_name(self) -> str:
+        return self.entry or (self.name if self.split == "train" else f"{self.name}-{self.split}")
+
+
+class DataConfig(Strict):
+    """The `data` section."""
+
+    root: str
+    """Folder of the built shards: <root>/<source>/<split>/manifest.json."""
+    strategy: Literal["weighted", "balanced", "concat"]
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    epoch_samples: int | None = Field(default=None, ge=1)
+    """Positions in an epoch; by default all sizes together, for `balanced` sources × the largest size."""
+    image_size: int = Field(default=224, ge=1)
+    """Pixels a side of the crops."""
+    augmentation: AugmentationConfig = AugmentationConfig()
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of R, G, B in [0, 1]; ImageNet's by default. `hjepa-shards info` prints a source's own."""
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    order: OrderSettings = OrderSettings()
+    threads: int = Field(default=0, ge=0)
+    """Decoding threads; 0 is one a core."""
+
+    @model_validator(mode="after")
+    def _weights_fit_the_strategy(self) -> "DataConfig":
+        given = [source.entry_name for source in self.sources if source.weight is not None]
+        missing = [source.entry_name for source in self.sources if source.weight is None]
+        if self.strategy == "weighted" and missing:
+            raise ValueError(f"`strategy: weighted` needs a weight for {', '.join(missing)}; or use `balanced`")
+        if self.strategy != "weighted" and given:
+            raise ValueError(f"`strategy: {self.strategy}` takes no weights, some found for {', '.join(given)}")
+        if self.strategy == "weighted":
+            _given_weights(self.sources)
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "DataConfig":
+        names = [source.entry_name for source in self.sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two sources are called {', '.join(twice)}; give one another name with `entry: <name>`")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Mixture:
+    """What a configuration names, found on disk. Tuples are in the order of the entries' names."""
+
+    config: DataConfig
+    entries: tuple[Entry, ...]
+    manifests: tuple[Manifest, ...]
+    folders: tuple[Path, ...]
+    weights: tuple[int, ...]
+    """In lowest terms."""
+    epoch_samples: int
+
+    def make_plan(self, seed: int) -> Plan:
+        """The plan of a run from its first position on."""
+        return Plan(self.entries, seed, self.config.order, first_segment(self.weights), self.epoch_samples)
+
+
+def load_mixture_file(path: Path) -> Mixture:
+    """The mixture of a YAML file: the `data` section of a run, or a file that holds only that."""
+    content = load_yaml(path)
+    return load_mixture(parse(DataConfig, content.get("data", content), f"{path}: data"), str(path))
+
+
+def load_mixture(config: DataConfig, where: str) -> Mixture:
+    """Open the manifests of all sources. InputError naming the first that is not built.
+
+    where: what to call the configuration in errors, usually its file.
+    """
+    sources = sorted(config.sources, key=lambda source: source.entry_name)
+    folders = [_folder(Path(config.root), source, where) for source in sources]
+    manifests = [load_manifest(folder) for folder in folders]
+    for source, manifest in zip(sources, manifests, strict=True):
+        if manifest.num_samples == 0:
+            raise InputError(f"{where}: {source.entry_name} has no samples; take it out of the mixture")
+    sizes = [manifest.num_samples for manifest in manifests]
+    epoch_samples = len(sizes) * max(sizes) if config.strategy == "balanced" else sum(sizes)
+    return Mixture(
+        config=config,
+        entries=tuple(
+            Entry(
+                name=source.entry_name,
+                shard_samples=manifest.shard_samples,
+                order_digest=manifest.order_digest,
+                content_digest=manifest.content_digest,
+            )
+            for source, manifest in zip(sources, manifests, strict=True)
+        ),
+        manifests=tuple(manifests),
+        folders=tuple(folders),
+        weights=_weights(config.strategy, sources, sizes),
+        epoch_samples=config.epoch_samples or epoch_samples,
+    )
+
+
+def _weights(strategy: str, sources: Sequence[SourceConfig], sizes: Sequence[int]) -> tuple[int, ...]:
+    if strategy == "balanced":
+        return (1,) * len(sizes)
+    if strategy == "concat":
+        return exact_weights(sizes)
+    return _given_weights(sources)
+
+
+def _given_weights(sources: Sequence[SourceConfig]) -> tuple[int, ...]:
+    return exact_weights([source.weight for source in sources if source.weight is not None])
+
+
+def _folder(root: Path, source: SourceConfig, where: str) -> Path:
+    folder = root / source.name / source.split
+    if not (folder / FILE_NAME).is_file():
+        built = sorted(str(path.parent.relative_to(root)) for path in root.glob(f"*/*/{FILE_NAME}"))
+        raise InputError(
+            f"{where}: {folder / FILE_NAME} expected, not found; built under {root}: "
+            f"{', '.join(built) or 'nothing'}; build it with `hjepa-shards build {source.name} --out {root}`"
+        )
+    return folder

@@ -1,0 +1,88 @@
+"""One sample of an entry, checked and decoded: sidecar row, one `pread`, CRC-32, pixels.
+
+What the bytes say is damage: a checksum that does not match after one more read, bytes that no decoder takes, a shard
+cut short, a broken sidecar row. All of it is raised as `Damage`; read errors are not (store.py).
+"""
+
+from dataclasses import dataclass
+from typing import Any, final
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hjepa_shards.decode import decode
+from hjepa_shards.errors import ChecksumMismatch, DecodeError, ShardTruncated, SidecarError
+from hjepa_shards.manifest import Manifest
+from hjepa_shards.store import Store
+
+DAMAGE = (ChecksumMismatch, DecodeError, ShardTruncated, SidecarError)
+"""The errors that mean: this sample's bytes are not what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A sample found: its shard and its sidecar row."""
+
+    shard: int
+    row: Any
+    """numpy.void of sidecar.ROW"""
+
+    @property
+    def width(self) -> int:
+        return int(self.row["width"])
+
+    @property
+    def height(self) -> int:
+        return int(self.row["height"])
+
+    @property
+    def label(self) -> int:
+        return int(self.row["label"])
+
+
+@final
+class SampleReader:
+    """Samples of one entry by their index in manifest order. Safe to use from many threads."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.store = store
+        self.name = manifest.name
+        self._ends = np.cumsum(manifest.shard_samples)
+
+    def locate(self, sample: int) -> Located:
+        """Find a sample; SidecarError if its row is damaged."""
+        shard = int(np.searchsorted(self._ends, sample, side="right"))
+        start = int(self._ends[shard - 1]) if shard else 0
+        return Located(shard, self.store.sidecar(shard).row(sample - start))
+
+    def image_bytes(self, located: Located) -> bytes:
+        """The stored image, its checksum tested; read once more if it does not match."""
+        row = located.row
+        offset, num_bytes, expected = (
+            int(row["image_offset"]),
+            int(row["image_bytes"]),
+            int(row["image_crc32"]),
+        )
+        data = self.store.read(located.shard, offset, num_bytes)
+        if crc32(data) != expected:
+            data = self.store.read(located.shard, offset, num_bytes)
+        if crc32(data) != expected:
+            raise ChecksumMismatch(
+                f"{self.name}, shard {located.shard}: {num_bytes} bytes at {offset} have crc32 {crc32(data):08x}, "
+                f"{expected:08x} expected; run `hjepa-shards verify`"
+            )
+        return data
+
+    def pixels(self, located: Located) -> NDArray[np.uint8]:
+        """RGB [H, W, 3], upright, as large as the sidecar says."""
+        pixels = decode(self.image_bytes(located), int(located.row["colour"]), int(located.row["orientation"]))
+        if pixels.shape[:2] != (located.height, located.width):
+            raise DecodeError(
+                f"{self.name}, shard {located.shard}: {located.width} x {located.height} pixels expected, "
+                f"{pixels.shape[1]} x {pixels.shape[0]} found; run `hjepa-shards verify`"
+            )
+        return pixels
+
+    def close(self) -> None:
+        self.store.close()

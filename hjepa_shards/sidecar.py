@@ -1,0 +1,143 @@
+"""The sidecar index of a shard: one fixed-width row a sample, so that a sample is one `pread`.
+
+    64-byte header   magic "HJSI", u16 version, u16 row bytes, u32 flags, u64 samples, u64 tar bytes,
+                     16-byte digest of the keys, u32 crc32 of what stands before it, zeros
+    80-byte rows     as in ROW below; the last four bytes are the crc32 of the row's first 76
+
+Little-endian. Memory-mapped when reading; a row's checksum is tested when the row is used, not before.
+"""
+
+import hashlib
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hjepa_shards.errors import SidecarError
+
+VERSION = 1
+HEADER_BYTES = 64
+HAS_LABELS, HAS_TEXT, HAS_JSON = 1, 2, 4
+"""Header flags: every sample of the shard has this member, or (flag not set) none has."""
+
+_HEADER = struct.Struct("<4sHHIQQ16s")
+_MAGIC = b"HJSI"
+
+ROW = np.dtype(
+    [
+        ("image_offset", "<u8"),
+        ("text_offset", "<u8"),
+        ("json_offset", "<u8"),
+        ("key_hash", "<u8"),
+        ("image_bytes", "<u4"),
+        ("image_crc32", "<u4"),
+        ("text_bytes", "<u4"),
+        ("text_crc32", "<u4"),
+        ("json_bytes", "<u4"),
+        ("json_crc32", "<u4"),
+        ("width", "<u4"),
+        ("height", "<u4"),
+        ("label", "<i4"),
+        ("codec", "u1"),
+        ("colour", "u1"),
+        ("orientation", "u1"),
+        ("flags", "u1"),
+        ("reserved", "<u4"),
+        ("row_crc32", "<u4"),
+    ]
+)
+assert ROW.itemsize == 80
+
+
+def key_hash(key: str) -> int:
+    """64 bits of a key, to find a sample by name without parsing tar headers."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def digest_of_keys(keys: Sequence[str]) -> bytes:
+    """16 bytes over the keys in order, each behind its length."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key in keys:
+        body = key.encode()
+        digest.update(len(body).to_bytes(4, "little") + body)
+    return digest.digest()
+
+
+def pack(rows: NDArray[Any], *, flags: int, tar_bytes: int, keys_digest: bytes) -> bytes:
+    """The bytes of a sidecar. rows: ROW records whose `row_crc32` is filled in here."""
+    rows = rows.copy()
+    body = memoryview(rows.tobytes())
+    for i in range(len(rows)):
+        rows["row_crc32"][i] = zlib.crc32(body[i * ROW.itemsize : (i + 1) * ROW.itemsize - 4])
+    head = _HEADER.pack(_MAGIC, VERSION, ROW.itemsize, flags, len(rows), tar_bytes, keys_digest)
+    head += zlib.crc32(head).to_bytes(4, "little")
+    return head.ljust(HEADER_BYTES, b"\0") + rows.tobytes()
+
+
+@final
+class Sidecar:
+    """A memory-mapped sidecar. Opening reads the header only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                head = file.read(HEADER_BYTES)
+                self._check_header(head, size)
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError as error:
+            raise SidecarError(
+                f"{path}: no such sidecar index; make it with `hjepa-shards index {path.parent}`"
+            ) from error
+        self._rows = np.frombuffer(self._map, dtype=ROW, offset=HEADER_BYTES)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def row(self, i: int) -> np.void:
+        """Row i, checked. SidecarError if its bytes are not the ones written."""
+        start = HEADER_BYTES + i * ROW.itemsize
+        row = self._rows[i]
+        if zlib.crc32(self._map[start : start + ROW.itemsize - 4]) != row["row_crc32"]:
+            raise SidecarError(
+                f"{self.path}: row {i} does not match its checksum; "
+                f"make the index again with `hjepa-shards index {self.path.parent}`"
+            )
+        return row
+
+    def checked_rows(self) -> NDArray[Any]:
+        """All rows, each checked."""
+        for i in range(self.num_samples):
+            self.row(i)
+        return self._rows
+
+    def _check_header(self, head: bytes, size: int) -> None:
+        if len(head) < HEADER_BYTES or head[:4] != _MAGIC:
+            raise SidecarError(
+                f"{self.path}: a sidecar begins with {_MAGIC!r}, {head[:4]!r} found; make it again with "
+                f"`hjepa-shards index {self.path.parent}`"
+            )
+        _, version, row_bytes, self.flags, self.num_samples, self.tar_bytes, self.keys_digest = _HEADER.unpack(
+            head[: _HEADER.size]
+        )
+        if version != VERSION or row_bytes != ROW.itemsize:
+            raise SidecarError(
+                f"{self.path}: sidecar version {VERSION} with rows of {ROW.itemsize} bytes expected, version "
+                f"{version} with {row_bytes} found; use the hjepa-shards that wrote it, or index the tars again"
+            )
+        crc = int.from_bytes(head[_HEADER.size : _HEADER.size + 4], "little")
+        if crc != zlib.crc32(head[: _HEADER.size]) or any(head[_HEADER.size + 4 :]):
+            raise SidecarError(f"{self.path}: the header does not match its checksum; index the tars again")
+        expected = HEADER_BYTES + self.num_samples * ROW.itemsize
+        if size != expected:
+            raise SidecarError(
+                f"{self.path}: {expected} bytes expected for {self.num_samples} samples, {size} found; "
+                "index the tars again"
+            )

@@ -1,0 +1,119 @@
+"""What every source of raw images offers: a split that lists its samples and reads one.
+
+A source module opens its raw data as a `RawSplit` and describes itself as a `Source`; `sources/__init__.py` has
+them all in one literal. Listing and reading are apart because they happen in different processes: the builder
+lists once, workers read. So a split travels as its settings and loads again what it needs on arrival.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hjepa_shards.errors import InputError
+from hjepa_shards.sample import RawSample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """Where the images come from and under which terms; goes into the manifest."""
+
+    upstream: str
+    licence: str
+    citation: str
+
+    def as_dict(self) -> dict[str, str]:
+        return {"upstream": self.upstream, "licence": self.licence, "citation": self.citation}
+
+
+class RawSplit(ABC):
+    """One split of a raw dataset, opened.
+
+    Whatever a subclass loads stands in a `cached_property`: these stay behind when a split is pickled.
+    """
+
+    class_names: tuple[str, ...]
+    """One name a label; empty where there are no labels."""
+    class_groups: tuple[str, ...] = ()
+    """The wider group of each class (CIFAR-100's coarse labels); empty where there are none."""
+    provenance: Provenance
+
+    @cached_property
+    def samples(self) -> Sequence[RawSample]:
+        """Every sample, in any order; (name, index) is unique."""
+        return self.list_samples()
+
+    @abstractmethod
+    def list_samples(self) -> Sequence[RawSample]:
+        """What `samples` keeps."""
+
+    @abstractmethod
+    def read(self, sample: RawSample) -> bytes | np.ndarray:
+        """The encoded image as it is on disk, or pixels: uint8, [H, W, 3] RGB or [H, W] gray."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about this raw data, such as empty classes; a line each."""
+        return ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if not isinstance(getattr(type(self), name, None), cached_property)
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A kind of raw data that can be built: what `hjepa-shards sources` shows, and how to open it."""
+
+    name: str
+    description: str
+    layout: str
+    """What stands under the raw folder; '' where no raw data is needed."""
+    classes: str
+    images: str
+    """Images by split, for people."""
+    download: Literal["yes", "manual", "no need"]
+    splits: tuple[str, ...]
+    default_splits: tuple[str, ...]
+    """What is built when no split is named."""
+    pixels: Literal["png", "keep", "jpeg"]
+    """How images are stored when nothing else is asked for; jpeg: with shorter side 256, quality 90."""
+    takes_classes: bool = False
+    """A class list (`--classes FILE`) chooses and orders the classes."""
+    open: Callable[[Path | None, str, Path | None], RawSplit]
+    """(raw folder, split, class list) -> split. Call it through `open_split`, which checks the three."""
+
+
+def raw_folder(raw: Path | None, inner: tuple[str, ...], needed: tuple[str, ...], advice: str) -> Path:
+    """The folder that holds everything of `needed`: `raw` itself, or one of the folders `inner` in it.
+
+    InputError with what was looked for, what stands there and `advice`, if there is none.
+    """
+    if raw is None:
+        raise InputError(f"--raw: the folder of the raw data expected, nothing given; {advice}")
+    for folder in (raw, *(raw / name for name in inner)):
+        if all(os.path.exists(folder / name) for name in needed):
+            return folder
+    nearest = next((raw / name for name in inner if os.path.isdir(raw / name)), raw)
+    missing = [name for name in needed if not os.path.exists(nearest / name)]
+    raise InputError(f"{nearest}: {', '.join(missing)} expected, {_shown(nearest)} found; {advice}")
+
+
+def _shown(folder: Path, most: int = 8) -> str:
+    """The first names in a folder, as part of an error."""
+    try:
+        names = sorted(entry.name for entry in folder.iterdir())
+    except FileNotFoundError:
+        return "no such folder"
+    except OSError as error:
+        return error.strerror or "an unreadable folder"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) + more) or "an empty folder"

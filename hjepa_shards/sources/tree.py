@@ -1,0 +1,89 @@
+"""Image files in a folder, or in one folder a class: what `folder` and `imagenet` have in common.
+
+Listing asks the directory only (names and kinds, no stat a file): ImageNet's 1.28 million take seconds on a local disk.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import final
+
+from hjepa_shards.errors import InputError
+from hjepa_shards.sample import RawSample, extension_of
+from hjepa_shards.sources.base import Provenance, RawSplit
+
+
+@final
+class TreeSplit(RawSplit):
+    """The images below `root`, named by their path there. Bytes are read as they are on disk."""
+
+    def __init__(
+        self, root: Path, *, folders: tuple[str, ...], class_names: tuple[str, ...], provenance: Provenance
+    ) -> None:
+        """folders: one a class, in the order of labels; none: the images stand in `root` and have no labels."""
+        self.root = root
+        self.folders = folders
+        self.class_names = class_names
+        self.provenance = provenance
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        filled = {sample.label for sample in self.samples}
+        empty = [folder for label, folder in enumerate(self.folders) if label not in filled]
+        return (f"classes without an image: {', '.join(map(proper_text, empty))}",) if empty else ()
+
+    def list_samples(self) -> Sequence[RawSample]:
+        samples = [
+            RawSample(name=proper_text(name), index=0, label=label)
+            for label, folder in enumerate(self.folders)
+            for name in image_names(self.root, folder)
+        ]
+        if not self.folders:
+            samples = [RawSample(name=proper_text(name), index=0) for name in image_names(self.root, "")]
+        if not samples:
+            raise InputError(f"{self.root}: images expected, none found; is it the right folder?")
+        return samples
+
+    def read(self, sample: RawSample) -> bytes:
+        path = self.root / sample.name
+        try:
+            if "\\x" in sample.name and not path.exists():
+                path = self.root / _original(sample.name)
+            return path.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be read: {error.strerror or error}; make it readable or remove it"
+            ) from error
+
+
+def image_names(root: Path, folder: str) -> Iterator[str]:
+    """Paths, relative to `root`, of the image files below `root/folder`; hidden names and linked folders left out."""
+    inner = []
+    for entry in entries(root / folder):
+        name = f"{folder}/{entry.name}" if folder else entry.name
+        if entry.is_dir(follow_symlinks=False):
+            inner.append(name)
+        elif extension_of(entry.name):
+            yield name
+    for name in inner:
+        yield from image_names(root, name)
+
+
+def proper_text(name: str) -> str:
+    r"""A name as proper text: bytes that are not UTF-8 become \xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What stands in a folder, hidden names left out, sorted."""
+    try:
+        with os.scandir(folder) as found:
+            return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+    except OSError as error:
+        raise InputError(f"{folder}: a folder expected, {error.strerror or error}") from error
+
+
+def _original(text: str) -> str:
+    r"""The name on disk behind a text with \xNN in it."""
+    return os.fsdecode(re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes.fromhex(m[1].decode()), os.fsencode(text)))

@@ -1,0 +1,162 @@
+"""Where shards lie: bytes at an offset of a numbered shard.
+
+One small interface; local folders here. Shards and sidecars are opened when they are first used and kept in an LRU
+bounded by the process's limit of open files. A read error (EIO, a missing file) is retried with backoff and then
+stops the run: only what the bytes themselves say counts as damage.
+"""
+
+import os
+import resource
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar, final
+
+from hjepa_shards.errors import ManifestError, ShardError, ShardTruncated
+from hjepa_shards.manifest import Manifest
+from hjepa_shards.sidecar import Sidecar
+
+_RETRY_WAITS_S = (0.1, 0.5, 2.0)
+_SPARE_DESCRIPTORS = 64
+
+Resource = TypeVar("Resource")
+
+
+class Store(ABC):
+    """The shards of one split."""
+
+    @abstractmethod
+    def read(self, shard: int, offset: int, num_bytes: int) -> bytes:
+        """Bytes [offset, offset + num_bytes) of a shard. ShardTruncated if it is shorter than its manifest says."""
+
+    @abstractmethod
+    def sidecar(self, shard: int) -> Sidecar:
+        """The index of a shard, checked against the manifest."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+@final
+class LocalStore(Store):
+    """Shards in a folder."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        limit = _descriptor_share()
+        self._descriptors = _Lru(limit, self._open, os.close)
+        self._sidecars = _Lru(limit, self._open_sidecar, lambda sidecar: None)
+
+    def read(self, shard: int, offset: int, num_bytes: int) -> bytes:
+        data = self._read_with_retries(shard, offset, num_bytes)
+        if len(data) != num_bytes:
+            raise ShardTruncated(
+                f"{self._path(shard)}: {num_bytes} bytes expected at {offset}, {len(data)} found; "
+                "run `hjepa-shards verify`"
+            )
+        return data
+
+    def sidecar(self, shard: int) -> Sidecar:
+        with self._sidecars.lent(shard) as sidecar:
+            return sidecar
+
+    def close(self) -> None:
+        self._descriptors.clear()
+        self._sidecars.clear()
+
+    def _read_with_retries(self, shard: int, offset: int, num_bytes: int) -> bytes:
+        for wait_s in _RETRY_WAITS_S:
+            try:
+                return self._read_once(shard, offset, num_bytes)
+            except OSError:
+                time.sleep(wait_s)
+        try:
+            return self._read_once(shard, offset, num_bytes)
+        except OSError as error:
+            raise ShardError(
+                f"{self._path(shard)}: reading {num_bytes} bytes at {offset} failed {len(_RETRY_WAITS_S) + 1} times: "
+                f"{error.strerror}; look at the disk, then resume"
+            ) from error
+
+    def _read_once(self, shard: int, offset: int, num_bytes: int) -> bytes:
+        with self._descriptors.lent(shard) as descriptor:
+            return os.pread(descriptor, num_bytes, offset)
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / self.manifest.shard_name(shard)
+
+    def _open(self, shard: int) -> int:
+        return os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
+
+    def _open_sidecar(self, shard: int) -> Sidecar:
+        path = self._path(shard)
+        sidecar = Sidecar(path.with_name(path.name + ".index"))
+        expected = (
+            int(self.manifest.shard_samples[shard]),
+            int(self.manifest.shard_bytes[shard]),
+            self.manifest.keys_digest[shard],
+        )
+        found = (sidecar.num_samples, sidecar.tar_bytes, sidecar.keys_digest.hex())
+        if expected != found:
+            raise ManifestError(
+                f"{sidecar.path}: the manifest says (samples, tar bytes, keys) {expected}, the sidecar {found}: they "
+                "are not of one build; run `hjepa-shards verify`"
+            )
+        return sidecar
+
+
+def _descriptor_share() -> int:
+    """Open files for one kind of resource of one split: an eighth of what the process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 4096 if soft == resource.RLIM_INFINITY else max(8, (soft - _SPARE_DESCRIPTORS) // 8)
+
+
+@final
+class _Lru(Generic[Resource]):
+    """The last `limit` resources used, each opened once. One in use by a thread is never closed under it."""
+
+    def __init__(self, limit: int, open_one: Callable[[int], Resource], close_one: Callable[[Resource], None]) -> None:
+        self._limit = limit
+        self._open_one, self._close_one = open_one, close_one
+        self._entries: OrderedDict[int, tuple[Resource, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def lent(self, key: int) -> "_Loan[Resource]":
+        return _Loan(self, key)
+
+    def take(self, key: int) -> Resource:
+        with self._lock:
+            opened, users = self._entries[key] if key in self._entries else (self._open_one(key), 0)
+            self._entries[key] = (opened, users + 1)
+            self._entries.move_to_end(key)
+            return opened
+
+    def give_back(self, key: int) -> None:
+        with self._lock:
+            opened, users = self._entries[key]
+            self._entries[key] = (opened, users - 1)
+            idle = [k for k, (_, users) in self._entries.items() if users == 0]
+            for old in idle[: max(0, len(self._entries) - self._limit)]:
+                self._close_one(self._entries.pop(old)[0])
+
+    def clear(self) -> None:
+        with self._lock:
+            for opened, _ in self._entries.values():
+                self._close_one(opened)
+            self._entries.clear()
+
+
+@final
+class _Loan(Generic[Resource]):
+    def __init__(self, lru: _Lru[Resource], key: int) -> None:
+        self._lru, self._key = lru, key
+
+    def __enter__(self) -> Resource:
+        return self._lru.take(self._key)
+
+    def __exit__(self, *_: object) -> None:
+        self._lru.give_back(self._key)

@@ -1,0 +1,77 @@
+"""What the commands have in common: errors as one line with exit code 2, progress bars, sizes for people."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from hjepa_shards.errors import InputError, ShardError
+
+console = Console(width=None if sys.stdout.isatty() else 140)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command; what its user can mend is one line on stderr and exit code 2 (HJEPA_TRACEBACK=1 shows more)."""
+    try:
+        app()
+    except (InputError, ShardError) as error:
+        if os.environ.get("HJEPA_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """A factory of progress callbacks: `start("cifar10 train")` gives one that takes (done, total)."""
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn() if unit == "images" else TaskProgressColumn(),
+        _Speed(unit),
+        TimeRemainingColumn(),
+    ]
+    with Progress(*columns, console=console) as progress:
+
+        def start(description: str) -> Callable[[int, int], None]:
+            task = progress.add_task(description, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield start
+
+
+class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: object) -> Text:
+        speed = getattr(task, "finished_speed", None) or getattr(task, "speed", None)
+        if speed is None:
+            return Text(f"- {self.unit}/s")
+        return Text(f"{size(speed)}/s" if self.unit == "bytes" else f"{speed:,.0f} {self.unit}/s")
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people: 1.5 MB, in powers of 1,000 as disks and networks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}" if unit != "B" else f"{num_bytes:.0f} B"
+        num_bytes /= 1000
+    return f"{num_bytes:,.1f} TB"

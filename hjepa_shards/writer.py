@@ -1,0 +1,177 @@
+"""One shard: a slice of samples encoded, written as tar + sidecar, and its journal record.
+
+The record is written last, so a shard without one is not finished, whatever else lies there. Everything in it is a
+function of (samples, settings, encoder): the same slice gives the same bytes on any machine.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from hjepa_shards.encode import Encoded, EncodeSettings, encode, reason_of
+from hjepa_shards.errors import DecodeError
+from hjepa_shards.files import whole_file, write_atomically
+from hjepa_shards.sample import RawSample
+from hjepa_shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, ROW, digest_of_keys, key_hash, pack
+from hjepa_shards.sources.base import RawSplit
+from hjepa_shards.tar import TarWriter
+
+JOURNAL = ".journal"
+_COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Members:
+    """What every sample of a split is made of."""
+
+    image: str
+    """Extension of the image member: jpg, png or webp."""
+    labels: bool
+    captions: bool
+
+    def extensions(self) -> list[str]:
+        return [self.image] + ["cls"] * self.labels + ["txt", "json"] * self.captions
+
+    def flags(self) -> int:
+        return HAS_LABELS * self.labels | (HAS_TEXT | HAS_JSON) * self.captions
+
+
+def record_path(folder: Path, shard_name: str) -> Path:
+    return folder / JOURNAL / f"{Path(shard_name).stem}.json"
+
+
+def write_shard(
+    folder: Path,
+    shard_name: str,
+    raw: RawSplit,
+    samples: Sequence[tuple[str, RawSample]],
+    members: Members,
+    settings: EncodeSettings,
+    on_sample: Callable[[], None],
+) -> None:
+    """Encode `samples` (with their keys, in order) into `folder/shard_name`, its sidecar and its record."""
+    path = folder / shard_name
+    exclusions: list[dict[str, Any]] = []
+    raw_digest = hashlib.blake2b(digest_size=16)
+    statistics = Statistics()
+    with whole_file(path) as file:
+        shard = _ShardFile(TarWriter(file), members)
+        for key, sample in samples:
+            image = raw.read(sample)
+            raw_digest.update(hashlib.blake2b(_bytes_of(image), digest_size=16).digest())
+            try:
+                encoded = encode(image, settings)
+            except DecodeError as error:
+                exclusions.append({"name": sample.name, "index": sample.index, "reason": reason_of(error)})
+            else:
+                shard.add(key, sample, encoded)
+                statistics.add(encoded)
+            on_sample()
+        shard.tar.close()
+    keys_digest = digest_of_keys(shard.keys)
+    index = pack(
+        np.array(shard.rows, dtype=ROW),
+        flags=members.flags(),
+        tar_bytes=shard.tar.num_bytes,
+        keys_digest=keys_digest,
+    )
+    write_atomically(path.with_name(path.name + ".index"), index)
+    record = {
+        "samples": len(shard.keys),
+        "bytes": shard.tar.num_bytes,
+        "sha256": sha256_of(path),
+        "index_sha256": hashlib.sha256(index).hexdigest(),
+        "keys_digest": keys_digest.hex(),
+        "raw_digest": raw_digest.hexdigest(),
+        "exclusions": exclusions,
+        "statistics": statistics.as_dict(),
+    }
+    write_atomically(record_path(folder, shard_name), json.dumps(record, sort_keys=True).encode())
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_COPY_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _bytes_of(image: bytes | np.ndarray) -> bytes:
+    return image if isinstance(image, bytes) else image.tobytes()
+
+
+@final
+class _ShardFile:
+    """The members of one shard and the sidecar rows that find them again."""
+
+    def __init__(self, tar: TarWriter, members: Members) -> None:
+        self.tar = tar
+        self.members = members
+        self.keys: list[str] = []
+        self.rows: list[tuple[int, ...]] = []
+
+    def add(self, key: str, sample: RawSample, encoded: Encoded) -> None:
+        info = encoded.info
+        image_offset = self.tar.add(f"{key}.{self.members.image}", encoded.data)
+        if self.members.labels:
+            self.tar.add(f"{key}.cls", b"%d" % sample.label)
+        text = json_text = b""
+        text_offset = json_offset = 0
+        if self.members.captions:
+            text = next(iter(sample.captions), "").encode()
+            json_text = json.dumps({"captions": list(sample.captions)}, ensure_ascii=False).encode()
+            text_offset = self.tar.add(f"{key}.txt", text)
+            json_offset = self.tar.add(f"{key}.json", json_text)
+        self.keys.append(key)
+        self.rows.append(
+            (image_offset, text_offset, json_offset, key_hash(key))
+            + (len(encoded.data), zlib.crc32(encoded.data), len(text), zlib.crc32(text))
+            + (len(json_text), zlib.crc32(json_text), info.width, info.height, sample.label)
+            + (info.codec, info.colour, info.orientation, 0, 0, 0)
+        )
+
+
+@final
+class Statistics:
+    """Sizes and channel moments of a set of images, in integers, so that sums over shards are exact."""
+
+    def __init__(self) -> None:
+        self._sizes: list[tuple[int, int]] = []
+        self._moments = np.zeros((3, 3), dtype=np.int64)
+
+    def add(self, encoded: Encoded) -> None:
+        self._sizes.append((encoded.info.width, encoded.info.height))
+        self._moments += encoded.moments
+
+    def as_dict(self) -> dict[str, Any]:
+        sizes = np.array(self._sizes, dtype=np.int64).reshape(-1, 2)
+        empty = len(sizes) == 0
+        return {
+            "images": len(sizes),
+            "width": [0, 0, 0] if empty else [int(v(sizes[:, 0])) for v in (np.min, np.max, np.sum)],
+            "height": [0, 0, 0] if empty else [int(v(sizes[:, 1])) for v in (np.min, np.max, np.sum)],
+            "channel_moments": self._moments.tolist(),
+        }
+
+
+def add_statistics(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The statistics of several shards together. width, height: [smallest, largest, sum]."""
+    filled = [part for part in parts if part["images"]]
+    total: dict[str, Any] = {"images": sum(part["images"] for part in filled)}
+    for side in ("width", "height"):
+        columns = [part[side] for part in filled] or [[0, 0, 0]]
+        total[side] = [
+            min(c[0] for c in columns),
+            max(c[1] for c in columns),
+            sum(c[2] for c in columns),
+        ]
+    moments = sum((np.array(part["channel_moments"]) for part in filled), np.zeros((3, 3), dtype=np.int64))
+    total["channel_moments"] = moments.tolist()
+    return total

@@ -1,0 +1,315 @@
+"""Checkpoints: what a run needs to go on, on disk whole or not at all.
+
+    <run>/checkpoints/step-00000600/
+        model.safetensors    an objective's state_dict: its whole memory
+        optimizer.pt         torch.load(weights_only=True) reads it, so nothing in it is executed
+        state.json           step, loader state, config digest, recipe, alarms
+        files.json           bytes and blake2b of the three above, written last
+
+A checkpoint is written under a temporary name, synced, and renamed, so a kill at any moment leaves the last
+good one; older ones go only once the new one is durable. Tied tensors are written once under each of their
+names: a few bytes more, and a file that every reader of safetensors understands.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import platform
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hjepa_shards.errors import InputError, ResumeMismatch
+from hjepa_shards.files import sync_folder
+
+FORMAT = 1
+_MODEL, _OPTIMIZER, _STATE, _FILES = "model.safetensors", "optimizer.pt", "state.json", "files.json"
+_NAME = re.compile(r"step-(\d{8,})")
+_LEFTOVER = re.compile(r"\.(step-\d{8,})\.(saving|replaced|removing)")
+
+
+class CheckpointError(InputError):
+    """A checkpoint that cannot be written, or is not the one that was written."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    path: Path
+    step: int
+    model: dict[str, Tensor]
+    """An objective's state_dict, on the CPU."""
+    optimizer: dict[str, Any]
+    """The optimizer's state_dict, on the CPU."""
+    state: dict[str, Any]
+    """state.json as it was saved."""
+
+
+def save(
+    folder: Path,
+    step: int,
+    *,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
+    state: Mapping[str, Any],
+    keep: int = 2,
+) -> Path:
+    """Write `<folder>/step-<step>` and return it; of the earlier ones keep the newest `keep` - 1.
+
+    A checkpoint of the same step is replaced; later ones belong to a run that was given up and are removed.
+    CheckpointError where it cannot be written: nothing of it is left then, the last good one still stands.
+    """
+    if keep < 1:
+        raise ValueError(f"keep: at least 1 checkpoint expected, {keep} found")
+    path = folder / f"step-{step:08d}"
+    saving, replaced = folder / f".{path.name}.saving", folder / f".{path.name}.replaced"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        recover(folder)
+        saving.mkdir()
+        save_file(_unshared(model), saving / _MODEL)
+        _write_optimizer(saving / _OPTIMIZER, optimizer)
+        _write_json(saving / _STATE, {"format": FORMAT, **state, "step": step})
+        _write_json(saving / _FILES, {name: _identity(saving / name) for name in (_MODEL, _OPTIMIZER, _STATE)})
+        _sync(saving)
+        if path.exists():
+            path.rename(replaced)
+        saving.rename(path)
+        sync_folder(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(saving, ignore_errors=True)
+        raise CheckpointError(_advice(path, error, _num_bytes(model) + _num_bytes(optimizer))) from error
+    shutil.rmtree(replaced, ignore_errors=True)
+    kept = [other for other in _standing(folder) if _step(other) <= step][-keep:]
+    for other in _standing(folder):
+        if other not in kept:
+            _remove(other)
+    return path
+
+
+def recover(folder: Path) -> None:
+    """Clear away what a killed save left in `folder`. Only for the one process that writes there."""
+    for leftover in sorted(folder.iterdir()) if folder.is_dir() else ():
+        match = _LEFTOVER.fullmatch(leftover.name)
+        if match and match[2] == "replaced" and not (folder / match[1]).exists():
+            leftover.rename(folder / match[1])
+        elif match:
+            shutil.rmtree(leftover)
+
+
+def latest(folder: Path) -> Path | None:
+    """The checkpoint with the largest step in `folder`, or None where there is none."""
+    standing = _standing(folder)
+    return standing[-1] if standing else None
+
+
+def load(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, every byte checked. CheckpointError if damaged, naming the one before."""
+    _verify(path)
+    state = read_state(path)
+    try:
+        optimizer = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _damaged(path, f"{_OPTIMIZER} holds more than tensors and plain values") from error
+    return Checkpoint(
+        path=path,
+        step=state["step"],
+        model=load_file(path / _MODEL),
+        optimizer=optimizer,
+        state=state,
+    )
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """state.json of the checkpoint at `path`, without reading its weights."""
+    state = _read_json(path, _STATE)
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path / _STATE}: format {FORMAT} expected, {state.get('format')!r} found; "
+            "resume with the version that wrote it"
+        )
+    return {key: value for key, value in state.items() if key != "format"}
+
+
+def restore_model(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Copy `weights` into the model's existing parameters and buffers, all of them and nothing else.
+
+    where: what to call the weights in errors, usually their checkpoint.
+    """
+    ours = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    differences = {
+        "missing": [name for name in ours if name not in weights],
+        "unexpected": [name for name in weights if name not in ours],
+        "of another shape": [
+            f"{name} ({_form(weights[name])} saved, {_form(value)} here)"
+            for name, value in ours.items()
+            if name in weights and _form(weights[name]) != _form(value)
+        ],
+    }
+    found = [f"{len(names)} {kind}: {_first_few(names)}" for kind, names in differences.items() if names]
+    if found:
+        raise ResumeMismatch(
+            f"{where}: weights of this model expected, found {'; '.join(found)}; use the config saved with the run"
+        )
+    model.load_state_dict(dict(weights))
+
+
+def recipe_facts(*, device: torch.device, world_size: int, eager: bool) -> dict[str, Any]:
+    """What bits depend on besides config, data and seed."""
+    return {
+        "world_size": world_size,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": _cpu_model(),
+        "eager": eager,
+        "torch": torch.__version__,
+        "hjepa": version("hjepa"),
+    }
+
+
+def compare_recipe(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Each difference as a line to print. A difference drops the promise of equal bits, and nothing else."""
+    names = dict.fromkeys([*saved, *ours])
+    return [
+        f"{name}: {saved.get(name, 'nothing')} saved, {ours.get(name, 'nothing')} here"
+        for name in names
+        if saved.get(name) != ours.get(name)
+    ]
+
+
+def _unshared(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each with memory of its own, as safetensors asks."""
+    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, value in model.items():
+        tensor = value.detach().to("cpu").contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return tensors
+
+
+def _write_optimizer(path: Path, optimizer: Mapping[str, Any]) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(dict(optimizer), file)
+    except RuntimeError as error:  # torch hides the disk's own error behind one of its zip writer
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "blake2b": hashlib.file_digest(file, "blake2b").hexdigest()}
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    sync_folder(folder)
+
+
+def _standing(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, by step."""
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match, path
+    return int(match[1])
+
+
+def _remove(path: Path) -> None:
+    """Never half a checkpoint under a checkpoint's name."""
+    removing = path.with_name(f".{path.name}.removing")
+    path.rename(removing)
+    shutil.rmtree(removing)
+
+
+def _verify(path: Path) -> None:
+    if not path.is_dir():
+        standing = [other.name for other in _standing(path.parent)]
+        raise CheckpointError(f"{path}: no such checkpoint; here: {', '.join(standing) or 'none'}")
+    expected = _read_json(path, _FILES)
+    for name in (_MODEL, _OPTIMIZER, _STATE):
+        try:
+            found = _identity(path / name)
+        except OSError as error:
+            raise _damaged(path, f"{name} cannot be read: {error.strerror}") from error
+        if found != expected.get(name):
+            raise _damaged(path, f"{name} is not the one that was written ({found['bytes']} bytes found)")
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((path / name).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"{name} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise _damaged(path, f"{name} holds no object")
+    return content
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    named = _NAME.fullmatch(path.name)
+    before = [other for other in _standing(path.parent) if named and _step(other) < _step(path)]
+    advice = f"resume from the one before, {before[-1]}" if before else "there is none before it; start the run anew"
+    return CheckpointError(f"{path}: damaged: {what}; {advice}")
+
+
+def _advice(path: Path, error: Exception, needed: int) -> str:
+    folder = next(parent for parent in path.parents if parent.exists())
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    before = latest(path.parent) if path.parent.is_dir() else None
+    return (
+        f"{path}: cannot be written: {reason} ({needed / 2**20:.1f} MiB needed, "
+        f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB free in {folder}); make room, then resume "
+        + (f"from {before}" if before else "or start again: no checkpoint stands yet")
+    )
+
+
+def _num_bytes(content: Any) -> int:
+    """Bytes of all tensors inside."""
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    inner: Iterable[Any] = ()
+    if isinstance(content, Mapping):
+        inner = content.values()
+    elif isinstance(content, list | tuple):
+        inner = content
+    return sum(_num_bytes(value) for value in inner)
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _first_few(names: list[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

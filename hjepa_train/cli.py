@@ -1,0 +1,60 @@
+"""hjepa-train: every command is one call of a public function and a table of what it returned."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hjepa_shards.terminal import console, run_app
+from hjepa_train.evaluate import evaluate
+from hjepa_train.report import as_rich, did_it_learn, did_it_run_right, read_run, write_report
+from hjepa_train.run import load_run_config, train
+
+app = typer.Typer(
+    help="Train on mixtures of shards, go on after any kill, and see whether it learnt.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    run_app(app)
+
+
+@app.command("run")
+def run_command(
+    config: Annotated[Path, typer.Argument(help="mix.yaml: the one file that describes a run")],
+    resume: Annotated[
+        str | None, typer.Option(help="`auto`: from the latest checkpoint, or begin; or a checkpoint's path")
+    ] = None,
+    stop_after: Annotated[int | None, typer.Option(help="save and stop after this step")] = None,
+    accept_mixture: Annotated[bool, typer.Option(help="resume with other weights or sources")] = False,
+    accept_content: Annotated[bool, typer.Option(help="resume with other pixels in the same order")] = False,
+) -> None:
+    """Train. Killed at any moment, `--resume auto` goes on in the middle of the epoch."""
+    folder = train(
+        load_run_config(config),
+        resume=resume,
+        stop_after=stop_after,
+        accept_mixture=accept_mixture,
+        accept_content=accept_content,
+    )
+    write_report(folder)
+    for sheet in did_it_run_right(read_run(folder)):
+        console.print(as_rich(sheet))
+    console.print(f"report       {folder / 'report.md'}\ntensorboard  tensorboard --logdir {folder / 'tensorboard'}")
+
+
+@app.command("eval")
+def eval_command(
+    folder: Annotated[Path, typer.Argument(help="runs/<name>")],
+    source: Annotated[str | None, typer.Option(help="a built, labelled source [default: the config's]")] = None,
+    split: Annotated[str | None, typer.Option(help="split to test on [default: test, else val]")] = None,
+    bank: Annotated[int | None, typer.Option(help="labelled images that the probes learn from")] = None,
+    test: Annotated[int | None, typer.Option(help="images they are tested on")] = None,
+) -> None:
+    """Probe a run's encoders on frozen features, beside chance, raw pixels, PCA-30 and the untrained encoder."""
+    evaluate(folder, source=source, split=split, bank=bank, test=test)
+    console.print(as_rich(did_it_learn(read_run(folder))[-1]))
+    console.print(f"report  {folder / 'report.md'}")

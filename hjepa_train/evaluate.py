@@ -1,0 +1,116 @@
+"""What frozen features are worth: every encoder of a run beside what it must beat.
+
+Features are average-pooled; bank and test are the first samples in manifest order, which is a keyed shuffle, so they
+are random subsets. Baselines stand in the same table: chance, raw pixels, 30 principal components, and the same
+encoder untrained, with the very weights that the run began with.
+"""
+
+import copy
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hjepa_shards.errors import InputError
+from hjepa_shards.files import write_atomically
+from hjepa_shards.loader import read_split
+from hjepa_shards.manifest import FILE_NAME
+from hjepa_shards.mixture import DataConfig, load_mixture
+from hjepa_train import checkpoint
+from hjepa_train.backbones import Backbone
+from hjepa_train.data import to_evaluation_images
+from hjepa_train.probe import chance, pca, probe
+from hjepa_train.report import write_report
+from hjepa_train.run import CONFIG_FILE, EvaluationConfig, RunConfig, build_parts, choose_device, load_run_config
+
+_BATCH = 256
+_PIXELS_SIDE = 32
+"""Raw pixels of larger images are averaged down to this side: 150,528 dimensions would drown any probe."""
+
+
+def evaluate(folder: Path, *, source: str | None = None, **changes: Any) -> dict[str, Any]:
+    """Probe a run's latest checkpoint on a labelled source; also written to evaluation.json and report.md.
+
+    changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in report.py.
+    """
+    config = load_run_config(folder / CONFIG_FILE)
+    settings = EvaluationConfig.model_validate(
+        config.evaluation.model_dump() | {key: value for key, value in changes.items() if value is not None}
+    )
+    name = source or settings.source or config.data.sources[0].name
+    path = checkpoint.latest(folder / "checkpoints")
+    if path is None:
+        raise InputError(f"{folder}: no checkpoint yet; let the run reach training.save_every_steps")
+    device = choose_device(config.training.device)
+    encoders = _encoders(config, path, device)
+    root = Path(config.data.root)
+    split = settings.split or _test_split(root / name)
+    bank, bank_labels = _read(root / name / "train", config.data, settings.bank, settings.crop_share, device)
+    test, test_labels = _read(root / name / split, config.data, settings.test, settings.crop_share, device)
+    features = {
+        "raw pixels": (_pixels(bank), _pixels(test)),
+        "PCA-30": pca(_pixels(bank), _pixels(test)),
+        **{name: (_pooled(encoder, bank), _pooled(encoder, test)) for name, encoder in encoders.items()},
+    }
+    result = {
+        "source": name,
+        "split": split,
+        "checkpoint": path.name,
+        "bank": len(bank),
+        "test": len(test),
+        "chance": chance(bank_labels, test_labels),
+        "rows": [asdict(probe(key, a, bank_labels, b, test_labels)) for key, (a, b) in features.items()],
+    }
+    _remember(folder / "evaluation.json", result)
+    write_report(folder)
+    return result
+
+
+def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, Backbone]:
+    """The encoders of a checkpoint, and the one the run began with."""
+    mixture = load_mixture(config.data, config.run.name)
+    num_steps = mixture.make_plan(config.run.seed).num_steps(config.training.epochs, config.training.global_batch)
+    backbone, objective = build_parts(config, num_steps)
+    untrained = copy.deepcopy(backbone)
+    checkpoint.restore_model(objective, checkpoint.load(path).model, path)
+    found = {"untrained": untrained, **objective.encoders()}
+    return {name: encoder.to(device).eval() for name, encoder in found.items()}
+
+
+def _test_split(folder: Path) -> str:
+    found = [split for split in ("test", "val") if (folder / split / FILE_NAME).exists()]
+    if not found:
+        raise InputError(
+            f"{folder}: a built split named test or val expected, none found; build it with `hjepa-shards build "
+            f"{folder.name}`, or name another with --split"
+        )
+    return found[0]
+
+
+def _read(folder: Path, data: DataConfig, limit: int, crop_share: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images [n, 3, R, R], normalised, and labels [n]."""
+    batches = read_split(folder, image_size=data.image_size, batch=_BATCH, crop_share=crop_share, limit=limit)
+    pairs = [(to_evaluation_images(b, data, device), torch.from_numpy(b.labels[b.valid]).to(device)) for b in batches]
+    return torch.cat([images for images, _ in pairs]), torch.cat([labels for _, labels in pairs])
+
+
+@torch.no_grad()
+def _pooled(encoder: Backbone, images: Tensor) -> Tensor:
+    return torch.cat([encoder.encode(encoder.embed(part)).pooled_BD for part in images.split(_BATCH)])
+
+
+def _pixels(images: Tensor) -> Tensor:
+    side = min(_PIXELS_SIDE, images.shape[-1])
+    return F.adaptive_avg_pool2d(images, side).flatten(1)
+
+
+def _remember(path: Path, result: dict[str, Any]) -> None:
+    """Put a result into evaluation.json, in place of an earlier one of the same source and split."""
+    results = json.loads(path.read_bytes()) if path.exists() else []
+    same = (result["source"], result["split"])
+    results = [other for other in results if (other["source"], other["split"]) != same] + [result]
+    write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())

@@ -1,0 +1,9 @@
+"""The objectives a configuration can name."""
+
+from hjepa_shards.config import Strict
+from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.objectives.hjepa import HJepa, HJepaConfig
+
+__all__ = ["OBJECTIVES", "Batch", "HJepa", "HJepaConfig", "Objective"]
+
+OBJECTIVES: dict[str, tuple[type[Strict], type]] = {"hjepa": (HJepaConfig, HJepa)}

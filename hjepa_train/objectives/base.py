@@ -1,0 +1,56 @@
+"""What an objective is to the trainer: a batch in, a loss and numbers out; its memory is its state_dict().
+
+How losses add up. An optimizer step has `rows` images on each rank, in one or more micro-batches. `forward`
+returns the mean over its micro-batch; the trainer calls backward on loss * (micro-batch rows / rows) for each
+of them and averages gradients over ranks with `average_gradients`. The sum is then the mean over the global
+batch, for every split of it.
+
+Axes: B images, C channels, H W pixels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from hjepa_train.backbones.base import Backbone
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """One micro-batch, on the device."""
+
+    images_BCHW: Tensor
+    """float, normalised"""
+    labels_B: Tensor
+    """int64, -1 where there is none"""
+    positions_B: Tensor
+    """int64, samples since the run began; the key of everything random about a sample"""
+    entry_B: Tensor
+    """int64, which entry of the mixture an image came from"""
+    rows: int
+    """images of the whole optimizer step on this rank, all micro-batches together"""
+
+
+class Objective(nn.Module, ABC):
+    """One way to train a backbone: its heads, its targets, its loss."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """(scalar loss, detached metrics); "loss_B" is each image's own loss, which the trainer groups by source."""
+
+    def before_step(self, micro_batches: Sequence[Batch]) -> None:
+        """See all micro-batches of the step before the first forward, under its autocast. Nothing by default."""
+
+    def after_step(self, step: int) -> None:
+        """Move what gradients do not: momentum targets, queues, centres.  step: updates before this one."""
+
+    def diagnose(self, batch: Batch) -> dict[str, Tensor]:
+        """Scalars that tell whether it learns, without gradient, at log points. None by default."""
+        del batch
+        return {}
+
+    @abstractmethod
+    def encoders(self) -> dict[str, Backbone]:
+        """The backbones worth evaluating, by name."""

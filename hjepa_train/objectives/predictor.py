@@ -1,0 +1,91 @@
+"""The JEPA predictor: from visible tokens and a block's places to the block's features at every level.
+
+All blocks go through in one batched pass, each with its own copy of the context, because context tokens
+attend to the block's mask tokens. Cells of weight 0 fill blocks up to one static length; they are keys for
+nobody, so no prediction depends on them.
+
+Axes: B images, M blocks, K context patches, C cells of one grid, Q cells of all grids, S = K + Q, D encoder
+width, P predictor width.
+"""
+
+from typing import final
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from hjepa_shards.config import Strict
+from hjepa_train.layers import Block, initialise, sincos_positions
+from hjepa_train.masks import Masks
+
+
+class PredictorConfig(Strict):
+    """Size of the predictor. I-JEPA: 384 wide at every size of encoder, 6 deep for ViT-B and 12 beyond."""
+
+    width: int = Field(default=384, gt=0)
+    """of a token; 192 saves most of a ViT-S's time"""
+    depth: int = Field(default=6, gt=0)
+    """number of blocks"""
+    heads: int = Field(default=6, gt=0)
+    """attention heads"""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "PredictorConfig":
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width must be divisible by 4 and by heads; {self.width} with {self.heads} heads found")
+        return self
+
+
+@final
+class Predictor(nn.Module):
+    """[context; mask tokens of each grid] -> blocks -> one head per level."""
+
+    def __init__(
+        self,
+        config: PredictorConfig,
+        *,
+        encoder_width: int,
+        grid: int,
+        strides: tuple[int, ...],
+        grid_of_level: tuple[int, ...],
+        generator: torch.Generator,
+    ) -> None:
+        """strides: one grid of mask tokens each.  grid_of_level: number of the grid a level is read from."""
+        super().__init__()
+        self.grid_of_level = grid_of_level
+        self.project = nn.Linear(encoder_width, config.width)
+        self.mask_token = nn.Parameter(torch.empty(config.width))
+        self.level_embedding = nn.Parameter(torch.zeros(len(strides), config.width))
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.heads = nn.ModuleList(nn.Linear(config.width, encoder_width) for _ in grid_of_level)
+        tables = [sincos_positions(grid // stride, config.width, extent=grid) for stride in strides]
+        self._first_row = [sum(len(table) for table in tables[:i]) for i in range(len(tables))]
+        self.register_buffer("_positions", torch.cat(tables), persistent=False)
+        nn.init.normal_(self.mask_token, std=0.02, generator=generator)
+        initialise(self, generator)
+
+    _positions: Tensor
+
+    def forward(self, context_BKD: Tensor, masks: Masks) -> list[Tensor]:
+        """Per level [B, M, C, D]: predictions for the cells of that level's grid."""
+        B, K, _ = context_BKD.shape
+        M = masks.block_BMN.shape[1]
+        context = self.project(context_BKD) + self._at(masks.context_BK)
+        asked = [
+            self._at(cells.index_BMC + first) + (self.mask_token + level)
+            for cells, first, level in zip(masks.levels, self._first_row, self.level_embedding, strict=True)
+        ]
+        real_BMQ = torch.cat([cells.weight_BMC > 0 for cells in masks.levels], -1)
+        num_asked = real_BMQ.shape[-1]
+        tokens = torch.cat([context[:, None].expand(-1, M, -1, -1), *asked], 2).flatten(0, 1)
+        visible = torch.cat([real_BMQ.new_ones(B, M, K), real_BMQ], -1).flatten(0, 1)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens, visible)
+        tokens = self.blocks[-1](tokens, visible, wanted=num_asked)  # nobody reads the context's own output
+        tokens = self.norm(tokens).view(B, M, num_asked, -1)
+        by_grid = tokens.split([cells.index_BMC.shape[-1] for cells in masks.levels], 2)
+        return [head(by_grid[number]) for head, number in zip(self.heads, self.grid_of_level, strict=True)]
+
+    def _at(self, rows: Tensor) -> Tensor:
+        return nn.functional.embedding(rows, self._positions)

@@ -1,0 +1,328 @@
+"""A run: its configuration, its parts, its folder. The only place where parts meet.
+
+runs/<name>/  config.yaml  metrics.jsonl  report.md  evaluation.json  checkpoints/step-<n>/  tensorboard/
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import Field, field_validator
+
+from hjepa_shards.config import Strict, load_yaml, parse
+from hjepa_shards.errors import InputError, ResumeMismatch
+from hjepa_shards.files import exclusive
+from hjepa_shards.loader import Batch as Loaded
+from hjepa_shards.loader import open_loader
+from hjepa_shards.mixture import DataConfig, Mixture, load_mixture
+from hjepa_train import checkpoint, schedules
+from hjepa_train.backbones import BACKBONES, Backbone, build_backbone
+from hjepa_train.data import to_micro_batches
+from hjepa_train.distributed import rank, world_size
+from hjepa_train.journal import truncate_metrics
+from hjepa_train.metrics import Alarms
+from hjepa_train.objectives import OBJECTIVES, Objective
+from hjepa_train.optim import OptimConfig, build_optimizer
+from hjepa_train.runlog import RunLog
+from hjepa_train.trainer import Schedule, fit
+
+CONFIG_FILE = "config.yaml"
+
+
+class RunSection(Strict):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Of the run's folder."""
+    seed: int = Field(default=0, ge=0)
+    """Of the order of samples, crops, masks and weights."""
+    folder: Path = Path("runs")
+    """Where run folders stand."""
+
+
+class TrainingConfig(OptimConfig):
+    """How long, how large, how fast; AdamW's settings are among these keys."""
+
+    epochs: int = Field(ge=1)
+    """Of data.epoch_samples positions each."""
+    global_batch: int = Field(ge=2)
+    """Images of an optimizer step, over all ranks and micro-batches."""
+    micro_batch: int | None = Field(default=None, ge=2)
+    """Images a rank works on at once; by default its whole part of the global batch."""
+    warmup_epochs: float | None = Field(default=None, ge=0)
+    """Of the learning rate, from 0 to its peak; by default a tenth of the run."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int = Field(default=0, ge=0)
+    """Threads of a CPU run's arithmetic; 0 is one a core. Equal bits need equal threads."""
+    save_every_steps: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+
+
+class EvaluationConfig(Strict):
+    """Where frozen features are probed."""
+
+    source: str | None = None
+    """A built source with labels; by default the first of the mixture."""
+    split: str | None = None
+    """The split to test on; by default test, or val where there is no test."""
+    bank: int = Field(default=10_000, ge=2)
+    """Labelled training images that the probes learn from."""
+    test: int = Field(default=4_000, ge=1)
+    """Images they are tested on."""
+    crop_share: float = Field(default=0.875, gt=0, le=1)
+    """Side of the central crop as a share of the shorter side: .875 is the usual 224 of 256; 1 for small images."""
+
+
+class LoggingConfig(Strict):
+    tensorboard: bool = True
+    every_steps: int = Field(default=20, ge=1)
+
+
+class RunConfig(Strict):
+    """One file describes a run."""
+
+    run: RunSection
+    data: DataConfig
+    backbone: dict[str, dict[str, Any]]
+    """Exactly one, by its name: {vit: {size: small, patch: 16}}."""
+    objective: dict[str, dict[str, Any]]
+    """Exactly one, by its name: {hjepa: {levels: 3}}."""
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @field_validator("backbone", "objective")
+    @classmethod
+    def _exactly_one(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if len(value) != 1:
+            raise ValueError(f"exactly one name expected, found {', '.join(value) or 'none'}")
+        return value
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """A run's file, checked to the last key. InputError naming every wrong one."""
+    config = parse(RunConfig, load_yaml(path), str(path))
+    _room(config.backbone, BACKBONES, f"{path}: backbone")
+    _room(config.objective, OBJECTIVES, f"{path}: objective")
+    return config
+
+
+def build_parts(config: RunConfig, num_steps: int) -> tuple[Backbone, Objective]:
+    """Backbone and objective of a run with their initial weights, a function of the configuration alone."""
+    where = config.run.name
+    backbone_name, backbone_config, _ = _room(config.backbone, BACKBONES, f"{where}: backbone")
+    _, objective_config, objective = _room(config.objective, OBJECTIVES, f"{where}: objective")
+    size, seed = config.data.image_size, config.run.seed
+    backbone = build_backbone(backbone_name, backbone_config, size, seed=seed)
+    return backbone, objective(backbone, objective_config, image_size=size, num_steps=num_steps, seed=seed)
+
+
+def train(
+    config: RunConfig,
+    *,
+    resume: str | None = None,
+    stop_after: int | None = None,
+    accept_mixture: bool = False,
+    accept_content: bool = False,
+) -> Path:
+    """Run a configuration to its end, or to step `stop_after`. Returns the run's folder.
+
+    resume: None begins (refused where checkpoints stand), "auto" goes on from the latest checkpoint or begins, a path
+    goes on from that checkpoint.
+    """
+    folder = config.run.folder / config.run.name
+    mixture = load_mixture(config.data, config.run.name)
+    found = _checkpoint_to_resume(folder, resume)
+    _make_folder(folder)
+    with exclusive(folder, "another run is writing here; wait for it, or choose another run.name"):
+        if found is None:
+            return _train(config, mixture, folder, None, stop_after, accept_mixture, accept_content)
+        saved = checkpoint.load(found)
+        _refuse_other_recipe(saved.state["config"], config, found)
+        return _train(config, mixture, folder, saved, stop_after, accept_mixture, accept_content)
+
+
+def _train(
+    config: RunConfig,
+    mixture: Mixture,
+    folder: Path,
+    saved: checkpoint.Checkpoint | None,
+    stop_after: int | None,
+    accept_mixture: bool,
+    accept_content: bool,
+) -> Path:
+    training, seed = config.training, config.run.seed
+    device = choose_device(training.device)
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    num_steps = mixture.make_plan(seed).num_steps(training.epochs, training.global_batch)
+    _, objective = build_parts(config, num_steps)
+    objective.to(device)
+    optimizer = build_optimizer(objective, training)
+    alarms = Alarms(warmup_steps=_warmup_steps(config, mixture, num_steps))
+    if saved:
+        checkpoint.restore_model(objective, saved.model, saved.path)
+        optimizer.load_state_dict(saved.optimizer)
+        alarms.load_state_dict(saved.state["alarms"])
+    recipe = checkpoint.recipe_facts(device=device, world_size=world_size(), eager=True)
+    start = saved.step if saved else 0
+    stop = min(num_steps, stop_after or num_steps)
+    with contextlib.ExitStack() as stack:
+        loader = stack.enter_context(
+            open_loader(
+                mixture,
+                seed=seed,
+                global_batch=training.global_batch,
+                rank=rank(),
+                world=world_size(),
+                state=saved.state["loader"] if saved else None,
+                accept_mixture=accept_mixture,
+                accept_content=accept_content,
+            )
+        )
+        truncate_metrics(folder / "metrics.jsonl", start - 1)
+        _write_config(folder, config)
+        log = stack.enter_context(
+            contextlib.closing(RunLog(folder, num_steps=num_steps, start=start, tensorboard=config.logging.tensorboard))
+        )
+        if saved:
+            log.say(
+                f"going on from {saved.path}, step {start} of {num_steps}, position {saved.state['loader']['position']:,}"
+            )
+            for difference in checkpoint.compare_recipe(saved.state["recipe"], recipe):
+                log.say(f"[yellow]note[/yellow] {difference}: the order goes on exactly, the bits may not")
+
+        def save(step: int, loaded: Loaded) -> None:
+            checkpoint.save(
+                folder / "checkpoints",
+                step,
+                model=objective.state_dict(),
+                optimizer=optimizer.state_dict(),
+                state={
+                    "config": config.model_dump(mode="json"),
+                    "loader": loader.state_dict(loaded),
+                    "alarms": alarms.state_dict(),
+                    "recipe": recipe,
+                },
+                keep=training.keep_checkpoints,
+            )
+
+        fit(
+            objective,
+            optimizer,
+            loader,
+            start=start,
+            stop=stop,
+            schedule=_schedule(config, mixture, num_steps),
+            seed=seed,
+            prepare=partial(
+                to_micro_batches,
+                config=config.data,
+                micro_batch=training.micro_batch or training.global_batch // world_size(),
+                seed=seed,
+                device=device,
+            ),
+            autocast=partial(torch.autocast, device.type, torch.bfloat16, enabled=training.precision == "bf16"),
+            alarms=alarms,
+            log=log,
+            save=save,
+        )
+    return folder
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`: CUDA, else MPS, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _schedule(config: RunConfig, mixture: Mixture, num_steps: int) -> Schedule:
+    training = config.training
+    fixed = training.weight_decay
+    return Schedule(
+        num_steps=num_steps,
+        lr=partial(
+            schedules.learning_rate,
+            num_steps=num_steps,
+            peak=training.lr,
+            warmup_steps=_warmup_steps(config, mixture, num_steps),
+        ),
+        weight_decay=partial(schedules.weight_decay, num_steps=num_steps) if fixed is None else lambda step: fixed,
+        log_every=config.logging.every_steps,
+        save_every=training.save_every_steps,
+    )
+
+
+def _warmup_steps(config: RunConfig, mixture: Mixture, num_steps: int) -> int:
+    epochs = config.training.warmup_epochs
+    if epochs is None:
+        return max(1, num_steps // 10)
+    return min(num_steps, math.ceil(epochs * mixture.epoch_samples / config.training.global_batch))
+
+
+def _room(
+    chosen: dict[str, dict[str, Any]], rooms: dict[str, tuple[type[Strict], Any]], where: str
+) -> tuple[str, Strict, Any]:
+    """(name, its parsed configuration, what builds it)."""
+    ((name, content),) = chosen.items()
+    if name not in rooms:
+        raise InputError(f"{where}: unknown name `{name}`; known: {', '.join(rooms)}")
+    model, builder = rooms[name]
+    return name, parse(model, content or {}, f"{where}.{name}"), builder
+
+
+def _checkpoint_to_resume(folder: Path, resume: str | None) -> Path | None:
+    newest = checkpoint.latest(folder / "checkpoints")
+    if resume == "auto":
+        return newest
+    if resume is not None:
+        return Path(resume)
+    if newest:
+        raise InputError(
+            f"{folder}: holds checkpoints up to {newest.name}; go on with `--resume auto`, or choose another run.name"
+        )
+    return None
+
+
+def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) -> None:
+    """What decides the numbers must be as it was; the mixture has rules of its own (hjepa_shards/state.py)."""
+    free = {"training.device", "training.threads", "training.save_every_steps", "training.keep_checkpoints"}
+    decides = ("backbone.", "objective.", "training.", "data.image_size", "data.augmentation.", "data.pixel_")
+    before, now = (dict(_flat(content)) for content in (saved, config.model_dump(mode="json")))
+    differences = [
+        f"{key}: {before.get(key)} saved, {now.get(key)} here"
+        for key in dict.fromkeys([*before, *now])
+        if key.startswith(decides) and key not in free and before.get(key) != now.get(key)
+    ]
+    if differences:
+        raise ResumeMismatch(
+            f"{where}: this run was begun otherwise: {'; '.join(differences)}; restore those settings, or "
+            "choose another run.name"
+        )
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made: {error.strerror}; choose another run.folder") from error
+
+
+def _write_config(folder: Path, config: RunConfig) -> None:
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")

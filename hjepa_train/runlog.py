@@ -1,0 +1,141 @@
+"""What a run says while it runs: a line in metrics.jsonl, TensorBoard scalars, and the progress bar.
+
+Sums stay on the device between log points, so that the host waits for the device only there.
+"""
+
+import math
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from hjepa_shards.plan import Plan
+from hjepa_shards.terminal import console
+from hjepa_train.journal import append_metrics
+
+_SHORT_NAMES = {"within_position_sd": "sd"}
+
+
+@final
+class SourceLosses:
+    """Mean loss of each source's images since the last log point."""
+
+    def __init__(self, num_sources: int, device: torch.device) -> None:
+        self._sum = torch.zeros(num_sources, device=device)
+        self._count = torch.zeros(num_sources, device=device)
+
+    def add(self, loss_B: Tensor, entry_B: Tensor) -> None:
+        self._sum.index_add_(0, entry_B, loss_B.float())
+        self._count.index_add_(0, entry_B, torch.ones_like(loss_B, dtype=torch.float32))
+
+    def take(self) -> list[float | None]:
+        """The means, None where a source had no image; starts again from zero."""
+        pairs = zip(self._sum.tolist(), self._count.tolist(), strict=True)
+        means = [total / count if count else None for total, count in pairs]
+        self._sum.zero_()
+        self._count.zero_()
+        return means
+
+
+@final
+class Stopwatch:
+    """Images a second and the share of time spent waiting for data, since the last lap."""
+
+    def __init__(self) -> None:
+        self._began, self._images, self._waited_s = time.perf_counter(), 0, 0.0
+
+    def add(self, num_images: int, waited_s: float) -> None:
+        self._images += num_images
+        self._waited_s += waited_s
+
+    def lap(self) -> dict[str, float]:
+        passed_s = time.perf_counter() - self._began
+        row = {"images_per_s": self._images / passed_s, "data_wait": self._waited_s / passed_s}
+        self.__init__()
+        return row
+
+
+def source_rows(plan: Plan, position: int, losses: Sequence[float | None]) -> dict[str, dict[str, Any]]:
+    """Per source: images so far, their share beside the one asked for, passes, and the loss since the last line."""
+    counts = plan.segment.counts([position])[0].tolist()
+    total_weight = sum(plan.segment.weights)
+    return {
+        entry.name: {
+            "count": count,
+            "share": count / max(1, sum(counts)),
+            "target": weight / total_weight,
+            "passes": count / entry.num_samples,
+            "loss": loss,
+        }
+        for entry, count, weight, loss in zip(plan.entries, counts, plan.segment.weights, losses, strict=True)
+    }
+
+
+def to_floats(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """The scalars among an objective's metrics, brought to the host."""
+    return {name: value.item() for name, value in metrics.items() if value.ndim == 0}
+
+
+def journal_names(metrics: dict[str, float]) -> dict[str, float]:
+    """The same under the journal's names: level0/rho becomes rho_l0."""
+    return {
+        _SHORT_NAMES.get(name, re.sub(r"level(\d+)/(\w+)", r"\2_l\1", name)): value for name, value in metrics.items()
+    }
+
+
+@final
+class RunLog:
+    """The three outputs of a run. `close` it."""
+
+    def __init__(self, folder: Path, *, num_steps: int, start: int, tensorboard: bool) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start) if tensorboard else None
+        self._progress = Progress(
+            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("", total=num_steps, completed=start)
+        self._progress.start()
+
+    def advance(self) -> None:
+        self._progress.advance(self._task)
+
+    def write(self, row: dict[str, Any]) -> None:
+        append_metrics(self._path, row)
+        shown = [f"loss {row['loss']:.4f}"]
+        if "rho_l0" in row:
+            shown.append(f"ρ {row['rho_l0']:.2f} gap {row['gap_l0']:.2f}")
+        shown.append(f"{row['images_per_s']:,.0f} images/s, waiting {row['data_wait']:.0%}")
+        self._progress.update(self._task, description="  ".join(shown))
+        if self._board:
+            for name, value in _flat(row):
+                self._board.add_scalar(name, value, row["step"])
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(text)
+
+    def close(self) -> None:
+        self._progress.stop()
+        if self._board:
+            self._board.close()
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for name, value in row.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name != "step" and math.isfinite(value):
+            found.append((prefix + name, float(value)))
+    return found

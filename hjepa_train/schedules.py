@@ -1,0 +1,46 @@
+"""Learning rate, weight decay and target momentum as pure functions of the step: nothing to save."""
+
+import math
+
+MAX_INITIAL_SHARE = 0.05
+"""a target that keeps more of its random initial weights than this to the end never became a teacher"""
+
+
+def learning_rate(step: int, num_steps: int, *, peak: float, warmup_steps: int) -> float:
+    """Linear from peak/warmup_steps to peak over the warm-up, then a half cosine to 0 at num_steps."""
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    return peak * _half_cosine((step - warmup_steps) / max(1, num_steps - warmup_steps))
+
+
+def weight_decay(step: int, num_steps: int) -> float:
+    """0.04 to 0.4 by a half cosine in runs of 50,000 steps and more (I-JEPA), 0.05 all along in shorter ones."""
+    if num_steps < 50_000:
+        return 0.05
+    return 0.4 + (0.04 - 0.4) * _half_cosine(step / num_steps)
+
+
+def momentum(step: int, num_steps: int, *, initial: float) -> float:
+    """m(t) = 1 - (1 - m0)(1 - t/T): from m0, per step and not rescaled by the batch, linearly to 1."""
+    return 1 - (1 - initial) * (1 - step / num_steps)
+
+
+def initial_share(num_steps: int, *, initial: float) -> float:
+    """The share of its initial parameters in the target after the run: the product of m(t) over all steps."""
+    return math.prod(momentum(step, num_steps, initial=initial) for step in range(num_steps))
+
+
+def largest_momentum(num_steps: int) -> float:
+    """The largest m0, in units of 1e-5, that leaves at most 5% of the initial weights in the target."""
+    low, high = 0, 100_000
+    while high - low > 1:
+        middle = (low + high) // 2
+        if initial_share(num_steps, initial=middle / 100_000) <= MAX_INITIAL_SHARE:
+            low = middle
+        else:
+            high = middle
+    return low / 100_000
+
+
+def _half_cosine(share: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * share))

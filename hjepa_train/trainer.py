@@ -1,0 +1,127 @@
+"""The loop. It knows batches, an objective and an optimizer; no configuration file, no family, no evaluation.
+
+A step is keyed: dropout's generator is seeded from the step's number, masks and augmentation from each image's
+position, schedules are functions of the step. So nothing random is saved, and a run that was killed goes on bit for
+bit (on the CPU, with the same threads).
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hjepa_shards.errors import InputError
+from hjepa_shards.loader import Batch as Loaded
+from hjepa_shards.loader import Loader
+from hjepa_shards.rng import derive_key
+from hjepa_train.distributed import average_gradients, rank
+from hjepa_train.metrics import Alarms
+from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.optim import set_rates
+from hjepa_train.runlog import RunLog, SourceLosses, Stopwatch, journal_names, source_rows, to_floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """How long a run is and what moves with its steps."""
+
+    num_steps: int
+    lr: Callable[[int], float]
+    weight_decay: Callable[[int], float]
+    log_every: int
+    save_every: int
+
+
+def fit(
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    loader: Loader,
+    *,
+    start: int,
+    stop: int,
+    schedule: Schedule,
+    seed: int,
+    prepare: Callable[[Loaded], list[Batch]],
+    autocast: Callable[[], AbstractContextManager[Any]],
+    alarms: Alarms,
+    log: RunLog,
+    save: Callable[[int, Loaded], None],
+) -> None:
+    """Steps [start, stop) of a run of `schedule.num_steps`.
+
+    prepare: a loaded batch to micro-batches on the device.
+    save: called with the number of steps done and the batch of the last one.
+    """
+    device = next(objective.parameters()).device
+    losses, watch = SourceLosses(len(loader.plan.entries), device), Stopwatch()
+    objective.train()
+    for step in range(start, stop):
+        torch.manual_seed(derive_key(seed, "step", step, rank()) >> 65)
+        began = time.perf_counter()
+        loaded = next(loader)
+        watch.add(len(loaded.images), time.perf_counter() - began)
+        micro_batches = prepare(loaded)
+        logging = step % schedule.log_every == 0 or step == schedule.num_steps - 1
+        with autocast():
+            diagnosis = to_floats(objective.diagnose(micro_batches[0])) if logging else {}
+            objective.before_step(micro_batches)
+        lr = schedule.lr(step)
+        set_rates(optimizer, lr=lr, weight_decay=schedule.weight_decay(step))
+        optimizer.zero_grad()
+        metrics = _forward_backward(objective, micro_batches, autocast, losses)
+        average_gradients(objective.parameters())
+        optimizer.step()
+        objective.after_step(step)
+        log.advance()
+        if logging:
+            numbers = journal_names(to_floats(metrics) | diagnosis)
+            _refuse_nonsense(step, numbers["loss"])
+            row = {"step": step, "position": loaded.next_position, **numbers, "lr": lr, **watch.lap()}
+            row |= {
+                "grad_norm": _gradient_norm(objective),
+                "sources": source_rows(loader.plan, loaded.next_position, losses.take()),
+                "alarms": alarms.judge(step, diagnosis),
+                "proof": f"{loaded.proof:032x}",
+            }
+            log.write(row)
+            for alarm in row["alarms"]:
+                log.say(f"[yellow]alarm[/yellow] at step {step}: {alarm}")
+        if (step + 1) % schedule.save_every == 0 or step + 1 == stop:
+            save(step + 1, loaded)
+
+
+def _forward_backward(
+    objective: Objective,
+    micro_batches: Sequence[Batch],
+    autocast: Callable[[], AbstractContextManager[Any]],
+    losses: SourceLosses,
+) -> dict[str, torch.Tensor]:
+    """Gradients of the mean over all micro-batches. Returns the means of the scalar metrics, and "loss"."""
+    means: dict[str, torch.Tensor] = {}
+    for batch in micro_batches:
+        share = len(batch.images_BCHW) / batch.rows
+        with autocast():
+            loss, metrics = objective(batch)
+        (loss * share).backward()
+        losses.add(metrics["loss_B"], batch.entry_B)
+        for name, value in {"loss": loss.detach(), **metrics}.items():
+            if value.ndim == 0:
+                means[name] = means.get(name, 0) + value * share
+    return means
+
+
+def _gradient_norm(objective: Objective) -> float:
+    gradients = [p.grad for p in objective.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients).item()
+
+
+def _refuse_nonsense(step: int, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise InputError(
+            f"step {step}: the loss is {loss}: the run diverged; resume from the last checkpoint with a smaller "
+            "training.lr, or start again with a longer warm-up"
+        )

@@ -1,0 +1,102 @@
+"""Conformance checks: what every backbone and every objective must do, whatever it is."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from hjepa_train.backbones import Backbone
+from hjepa_train.objectives import Batch, Objective
+
+
+def assert_backbone_contract(build: Callable[[], Backbone], image_size: int) -> None:
+    """For backbones that accept dropped patches. build: the same weights at each call."""
+    backbone = build().eval()
+    grid = image_size // backbone.patch_size
+    images = torch.randn(2, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    patches = backbone.embed(images)
+    assert patches.grid == grid
+    assert patches.tokens_BND.shape[:2] == patches.index_BN.shape == (2, grid * grid)
+    assert torch.equal(patches.index_BN, torch.arange(grid * grid).expand(2, -1))
+    features = backbone.encode(patches)
+    assert features.tokens_BND.shape == (2, grid * grid, backbone.width)
+    assert features.pooled_BD.shape == (2, backbone.width)
+    assert features.stages == ()
+
+    # what was asked for does not change what comes out
+    every = tuple(range(1, backbone.num_stages + 1))
+    staged = backbone.encode(patches, every)
+    assert torch.equal(staged.tokens_BND, features.tokens_BND)
+    assert len(staged.stages) == backbone.num_stages
+    assert torch.equal(backbone.encode(patches, every[-1:]).stages[0], staged.stages[-1])
+
+    # patches carry their place: their order in the sequence means nothing, their place everything
+    order = torch.randperm(grid * grid, generator=torch.Generator().manual_seed(1)).expand(2, -1)
+    shuffled = backbone.encode(patches.take(order)).tokens_BND
+    torch.testing.assert_close(shuffled, features.tokens_BND.gather(1, order[..., None].expand_as(shuffled)))
+    moved = backbone.encode(replace(patches, index_BN=order)).tokens_BND
+    assert not torch.allclose(moved, features.tokens_BND, atol=1e-3)
+
+    # dropped and replaced patches leave no trace
+    kept = order[:, : grid * grid // 3].sort(1).values
+    hidden = torch.ones(2, grid * grid, dtype=torch.bool).scatter(1, kept, False)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
+    pixels = hidden.view(2, 1, grid, grid)
+    pixels = pixels.repeat_interleave(backbone.patch_size, 2).repeat_interleave(backbone.patch_size, 3)
+    perturbed = backbone.embed(torch.where(pixels, noise, images))
+    assert torch.equal(
+        backbone.encode(patches.take(kept)).tokens_BND, backbone.encode(perturbed.take(kept)).tokens_BND
+    )
+    token = torch.randn(patches.tokens_BND.shape[-1], generator=torch.Generator().manual_seed(3))
+    assert torch.equal(
+        backbone.encode(patches.replace(hidden, token)).tokens_BND,
+        backbone.encode(perturbed.replace(hidden, token)).tokens_BND,
+    )
+
+    # the weights are a function of the seed, and all of them are in the state
+    again = build()
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), backbone.state_dict().values(), strict=True))
+    assert again.double().encode(again.embed(images.double())).tokens_BND.dtype == torch.float64
+
+
+def assert_objective_contract(build: Callable[[int], Objective], batch: Batch) -> None:
+    """build: from a seed, the same objective at each call. batch: an even number of images."""
+    objective = build(0)
+    objective.before_step([batch])
+    loss, metrics = objective(batch)
+    assert loss.shape == ()
+    assert torch.isfinite(loss)
+    assert metrics["loss_B"].shape == (len(batch.labels_B),)
+    assert not any(value.requires_grad for value in metrics.values())
+    loss.backward()
+    trained = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained.values())
+    assert all(isinstance(encoder, Backbone) for encoder in objective.encoders().values())
+
+    # each image's own loss does not know who else is in the batch
+    half = len(batch.labels_B) // 2
+    parts = []
+    for rows in (slice(0, half), slice(half, None)):
+        tensors = {name: getattr(batch, name)[rows] for name in ("images_BCHW", "labels_B", "positions_B", "entry_B")}
+        part = Batch(**tensors, rows=half)
+        objective.before_step([part])
+        parts.append(objective(part)[1]["loss_B"])
+    torch.testing.assert_close(torch.cat(parts), metrics["loss_B"])
+
+    diagnosis = objective.diagnose(batch)
+    assert all(value.ndim == 0 and not value.requires_grad for value in diagnosis.values())
+
+    # the state is the whole memory
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter -= 0.1 * parameter.grad
+    objective.after_step(0)
+    other = build(1)
+    other.load_state_dict(objective.state_dict())
+    if (masking := getattr(objective, "masking", None)) is not None:
+        other.masking = masking  # a seed is configuration, not state
+    losses = []
+    for each in (objective, other):
+        each.before_step([batch])
+        losses.append(each(batch)[0])
+    assert torch.equal(losses[0], losses[1])
