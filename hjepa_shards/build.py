@@ -12,10 +12,13 @@ import contextlib
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +121,7 @@ def _build_split(
         names = [shard_pattern(source, split) % shard for shard in range(num_shards)]
         slices = [order[shard * per_shard : (shard + 1) * per_shard] for shard in range(num_shards)]
         job = _Job(folder, raw, samples, keys, members, settings, plan["encoder"])
-        todo = [shard for shard in range(num_shards) if not record_path(folder, names[shard]).exists()]
+        todo = [shard for shard in range(num_shards) if not _is_finished(folder, names[shard])]
         if not todo and (folder / FILE_NAME).exists():
             return load_manifest(folder)
         _remove_leftovers(folder)
@@ -136,6 +139,12 @@ def _build_split(
         manifest = _manifest_of(source, split, raw, plan, samples, keys, records)
         save_manifest(folder, manifest)
         return manifest
+
+
+def _is_finished(folder: Path, name: str) -> bool:
+    """Whether a shard was written and still stands; one that was removed since is written again."""
+    record, path = record_path(folder, name), folder / name
+    return record.exists() and path.exists() and path.with_name(f"{name}.index").exists()
 
 
 # ---- the plan of a build, fixed before any task runs
@@ -272,6 +281,11 @@ def _run(job: _Job, tasks: Sequence[_Task], workers: int, advance: Callable[[int
                 count = counter.value
                 advance(count - seen)
                 seen = count
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"{job.folder}: a worker process was killed (out of memory?); run the same command again, with fewer "
+                "--workers if it was memory"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -280,6 +294,15 @@ def _run(job: _Job, tasks: Sequence[_Task], workers: int, advance: Callable[[int
 def _start_worker(job: _Job, counter: Any) -> None:
     global _worker_job, _worker_done
     _worker_job, _worker_done = job, counter
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A build killed with -9 takes its workers along; they would wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run_in_worker(task: _Task) -> None:
@@ -318,6 +341,8 @@ def _manifest_of(
         source=source,
         split=split,
         class_names=raw.class_names,
+        class_groups=raw.class_groups,
+        notes=raw.notes,
         members=Members(**plan["members"]).extensions(),
         shard_names=shard_pattern(source, split),
         shard_samples=np.array([r["samples"] for r in records], dtype=np.int64),
@@ -334,7 +359,7 @@ def _manifest_of(
         provenance={
             "input_digest": plan["input_digest"],
             "raw_digest": raw_digest.hexdigest(),
-            **asdict(raw.provenance),
+            **raw.provenance.as_dict(),
         },
         exclusions=[exclusion for r in records for exclusion in r["exclusions"]],
         renamed={

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from hjepa_shards.build import DEFAULT_SHARD_MB, BuildOptions, build
-from hjepa_shards.config import load_yaml
+from hjepa_shards.config import load_yaml, parse
 from hjepa_shards.dryrun import Forecast, forecast
 from hjepa_shards.encode import EncodeSettings
 from hjepa_shards.errors import InputError
@@ -54,7 +55,8 @@ def build_command(
         raise InputError("--shorter-side: say --pixels jpeg or --pixels png with it")
     settings = None
     if pixels is not None:
-        settings = EncodeSettings(pixels=pixels, shorter_side=shorter_side, quality=quality)
+        chosen = {"pixels": pixels, "shorter_side": shorter_side, "quality": quality}
+        settings = parse(EncodeSettings, chosen, "how to store pixels")
     options = BuildOptions(
         settings=settings,
         shard_mb=shard_mb,
@@ -68,7 +70,7 @@ def build_command(
         manifests = build(source, raw=raw, out=out, splits=split or (), options=options, progress=start(source))
     _print_manifests([(out / source / manifest.split, manifest) for manifest in manifests])
     for manifest in manifests:
-        _print_exclusions(manifest)
+        _print_remarks(manifest)
 
 
 @app.command("verify")
@@ -82,10 +84,11 @@ def verify_command(
             problems = verify(folder, start(f"verify {folder}"))
         for problem in problems:
             lost = f"; {len(problem.lost_samples)} samples lost: " if problem.lost_samples else ""
-            console.print(f"[red]wrong[/red] {problem.path}: {problem.what}{lost}{_some(problem.lost_samples)}")
+            what = f"{problem.path}: {problem.what}{lost}{_some(problem.lost_samples)}"
+            console.print(f"[red]wrong[/red] {escape(what)}")
         wrong += len(problems)
         if not problems:
-            console.print(f"[green]right[/green] {folder}")
+            console.print(f"[green]right[/green] {escape(str(folder))}")
     raise typer.Exit(1 if wrong else 0)
 
 
@@ -99,7 +102,7 @@ def index_command(
     with progress_bar("shards") as start:
         manifest = index_tars(folder, source=source, split=split, progress=start(f"index {folder}"))
     _print_manifests([(folder, manifest)])
-    _print_exclusions(manifest)
+    _print_remarks(manifest)
 
 
 @app.command("info")
@@ -140,16 +143,20 @@ def plan_command(
 ) -> None:
     """What a run will see, before it starts: steps, and samples, passes, repeats, never seen by source."""
     mixture = load_mixture_file(config)
-    training = load_yaml(config).get("training") or {}
-    print_forecast(
-        forecast(
-            mixture,
-            epochs=epochs or int(training.get("epochs", 1)),
-            global_batch=global_batch or int(training.get("global_batch", 256)),
-            ranks=ranks,
-        ),
-        mixture,
-    )
+    if epochs is None:
+        epochs = _training_number(config, "epochs", otherwise=1)
+    if global_batch is None:
+        global_batch = _training_number(config, "global_batch", otherwise=256)
+    print_forecast(forecast(mixture, epochs=epochs, global_batch=global_batch, ranks=ranks), mixture)
+
+
+def _training_number(config: Path, key: str, otherwise: int) -> int:
+    """A number of a run's `training` section, which a file for the mixture alone does not have."""
+    training = load_yaml(config).get("training")
+    value = training.get(key, otherwise) if isinstance(training, dict) else otherwise
+    if type(value) is not int:
+        raise InputError(f"{config}: training.{key}: a whole number expected, {value!r} found")
+    return value
 
 
 def print_forecast(plan: Forecast, mixture: Mixture) -> None:
@@ -186,7 +193,7 @@ def print_forecast(plan: Forecast, mixture: Mixture) -> None:
         )
     console.print(table)
     for warning in plan.warnings:
-        console.print(f"[yellow]note[/yellow] {warning}")
+        console.print(f"[yellow]note[/yellow] {escape(warning)}")
 
 
 def _splits_below(folders: list[Path]) -> list[Path]:
@@ -206,7 +213,7 @@ def _print_manifests(found: list[tuple[Path, Manifest]]) -> None:
         column.justify = "right"
     for folder, manifest in found:
         table.add_row(
-            str(folder),
+            escape(str(folder)),
             f"{manifest.num_samples:,}",
             f"{manifest.num_shards:,}",
             size(int(manifest.shard_bytes.sum())),
@@ -219,18 +226,20 @@ def _print_manifests(found: list[tuple[Path, Manifest]]) -> None:
     console.print(table)
 
 
-def _print_exclusions(manifest: Manifest, most: int = 10) -> None:
+def _print_remarks(manifest: Manifest, most: int = 10) -> None:
+    for note in manifest.notes:
+        console.print(f"[yellow]note[/yellow] {escape(note)}")
     for exclusion in manifest.exclusions[:most]:
-        console.print(f"[yellow]excluded[/yellow] {exclusion['name']}: {exclusion['reason']}", markup=True)
+        console.print(f"[yellow]excluded[/yellow] {escape(exclusion['name'])}: {escape(exclusion['reason'])}")
     if len(manifest.exclusions) > most:
         console.print(f"... and {len(manifest.exclusions) - most} more, all in the manifest")
 
 
 def _print_details(folder: Path, manifest: Manifest) -> None:
-    console.print(f"stored as: {manifest.settings}")
-    console.print(f"encoder: {manifest.encoder or 'none (indexed tars)'}")
+    console.print(f"stored as: {manifest.settings}", markup=False)
+    console.print(f"encoder: {manifest.encoder or 'none (indexed tars)'}", markup=False)
     for key, value in manifest.provenance.items():
-        console.print(f"{key}: {value}")
+        console.print(f"{key}: {value}", markup=False)
     statistics = manifest.statistics
     if statistics.get("images") and "width" in statistics:
         width, height = statistics["width"], statistics["height"]
@@ -240,8 +249,9 @@ def _print_details(folder: Path, manifest: Manifest) -> None:
             deviation = max(0.0, squares / count / 255**2 - mean**2) ** 0.5
             console.print(f"{name}: mean {mean:.4f}, standard deviation {deviation:.4f}")
     if manifest.class_names:
-        console.print(f"classes: {', '.join(manifest.class_names[:20])}{' ...' * (len(manifest.class_names) > 20)}")
-    _print_exclusions(manifest)
+        names = ", ".join(manifest.class_names[:20]) + " ..." * (len(manifest.class_names) > 20)
+        console.print(f"classes: {names}", markup=False)
+    _print_remarks(manifest)
 
 
 def _some(samples: tuple[int, ...], most: int = 10) -> str:

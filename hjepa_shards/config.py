@@ -56,7 +56,8 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] != "extra_forbidden":
         found = detail.get("input")
         shown = "" if isinstance(found, dict | list) else f", {found!r} found"
-        return f"{path}: {detail['msg'].removeprefix('Value error, ')}{shown}"
+        place = f"{path}: " if path else ""
+        return f"{place}{detail['msg'].removeprefix('Value error, ')}{shown}"
     known = _known_keys(model, location[:-1])
     nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     advice = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(sorted(known))}"

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hjepa_shards.errors import InputError
 from hjepa_shards.mixture import Mixture
 from hjepa_shards.plan import slice_size
 
@@ -50,7 +51,10 @@ class Forecast:
 
 
 def forecast(mixture: Mixture, *, epochs: int, global_batch: int, ranks: int = 1) -> Forecast:
-    """Exact counts of a run of `mixture`. InputError where the ranks do not divide the global batch."""
+    """Exact counts of a run of `mixture`. InputError for numbers below 1 and ranks that do not divide the batch."""
+    for what, value in (("epochs", epochs), ("global batch", global_batch), ("ranks", ranks)):
+        if value < 1:
+            raise InputError(f"{what}: a positive number expected, {value} found")
     slice_size(global_batch, ranks)
     plan = mixture.make_plan(seed=0)  # the seed permutes samples; the counts do not depend on it
     steps = plan.num_steps(epochs, global_batch)
@@ -108,8 +112,8 @@ def _warnings(mixture: Mixture, entries: Sequence[EntryForecast], epochs: int, r
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if window_bytes > memory_bytes // 2:
         found.append(
-            f"open and next windows hold {window_bytes / 2**30:.1f} GiB, memory is {memory_bytes / 2**30:.1f} GiB: keep "
-            "the shards on an SSD, or set a smaller data.order.window"
+            f"open and next windows hold {window_bytes / 2**30:.1f} GiB, memory is {memory_bytes / 2**30:.1f} GiB: "
+            "keep the shards on an SSD, or set a smaller data.order.window"
         )
     lanes = mixture.config.order.lanes
     if lanes > 1 and ranks % lanes:

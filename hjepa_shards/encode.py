@@ -1,9 +1,9 @@
 """Raw image in, stored bytes out, and the identity of what did it.
 
-Three ways to store pixels: `keep` (original bytes where a browser could show them, else PNG), `png` (lossless, for
-arrays and small images) and `jpeg` with a shorter side (smaller, and 3.5x faster to decode than ImageNet's originals).
-Two Pillows write different bytes for the same pixels, so the identity holds the versions *and* a digest of three
-built-in images run through the settings: workers, resumed builds and repairs refuse another one.
+Three ways to store pixels: `keep` (original bytes where a browser could show them; arrays and all else as PNG), `png`
+(lossless, for arrays and small images) and `jpeg` with a shorter side (smaller, and 3.5x faster to decode than
+ImageNet's originals). Two Pillows write different bytes for the same pixels, so the identity holds the versions *and* a
+digest of three built-in images run through the settings: workers, resumed builds and repairs refuse another one.
 """
 
 import hashlib
@@ -65,8 +65,7 @@ def encode(image: bytes | NDArray[np.uint8], settings: EncodeSettings) -> Encode
     image: an encoded file, or uint8 pixels [H, W] or [H, W, 3].
     """
     if isinstance(image, np.ndarray):
-        assert settings.pixels != "keep", "arrays have no original bytes to keep"
-        return _store(Image.fromarray(image), settings)
+        return _store(Image.fromarray(image), PNG if settings.pixels == "keep" else settings)
     with opened(image) as opened_image:
         if settings.pixels == "keep":
             return _keep(image, opened_image)
@@ -84,11 +83,14 @@ def _keep(data: bytes, image: Image.Image) -> Encoded:
 
 
 def _store(image: Image.Image, settings: EncodeSettings) -> Encoded:
-    rgb = image if image.mode == "L" and settings.pixels == "png" else to_rgb(image)
+    rgb = to_rgb(image)
+    if image.mode == "L" and settings.pixels == "png":
+        rgb = rgb.convert("L")
     if settings.shorter_side is not None:
         size = _scaled(rgb.size, settings.shorter_side)
         if size != rgb.size:
             rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
+    rgb.info.clear()  # pixels only: Pillow would carry comments, profiles and transparency over
     buffer = io.BytesIO()
     if settings.pixels == "jpeg":
         rgb.save(buffer, "JPEG", quality=settings.quality)

@@ -43,7 +43,12 @@ def exclusive(folder: Path, otherwise: str) -> Iterator[None]:
 
     InputError with `otherwise` where another process holds it.
     """
-    with (folder / ".lock").open("w") as file:
+    path = folder / ".lock"
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise InputError(_advice(path, error)) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -15,10 +15,10 @@ from zlib import crc32
 import numpy as np
 
 from hjepa_shards.encode import EXTENSIONS, reason_of
-from hjepa_shards.errors import DecodeError, InputError, ShardError
+from hjepa_shards.errors import DecodeError, InputError, ManifestError, ShardError
 from hjepa_shards.files import write_atomically
 from hjepa_shards.images import inspect
-from hjepa_shards.manifest import FILE_NAME, Manifest, save_manifest
+from hjepa_shards.manifest import Manifest, load_manifest, save_manifest
 from hjepa_shards.sample import IMAGE_EXTENSIONS
 from hjepa_shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, ROW, digest_of_keys, key_hash, pack
 from hjepa_shards.tar import Member, scan
@@ -43,8 +43,8 @@ def index_tars(
     if not paths:
         found = ", ".join(sorted(path.name for path in folder.glob("*"))[:5]) if folder.is_dir() else "no such folder"
         raise InputError(f"{folder}: *.tar files expected, found: {found or 'nothing'}")
-    if (folder / JOURNAL).exists():
-        raise InputError(f"{folder}: built here by `hjepa-shards build`; to make it again remove the folder")
+    if (folder / JOURNAL).exists() or _is_built(folder):
+        raise InputError(f"{folder}: made by `hjepa-shards build`, which wrote its index; run `hjepa-shards verify`")
     resolved = folder.resolve()
     shards = []
     for done, path in enumerate(paths, start=1):
@@ -61,6 +61,8 @@ def index_tars(
         source=source or resolved.parent.name,
         split=split or resolved.name,
         class_names=tuple(class_names),
+        class_groups=(),
+        notes=(),
         members=[extensions.most_common(1)[0][0], *flags],
         shard_names=[path.name for path in paths],
         shard_samples=np.array([len(shard.rows) for shard in shards], dtype=np.int64),
@@ -79,10 +81,11 @@ def index_tars(
     return manifest
 
 
-def forget_index(folder: Path) -> None:
-    """Remove what `index_tars` wrote; the tars stay."""
-    for path in [*folder.glob("*.tar.index"), folder / FILE_NAME]:
-        path.unlink(missing_ok=True)
+def _is_built(folder: Path) -> bool:
+    try:
+        return load_manifest(folder).encoder is not None
+    except ManifestError:
+        return False  # none, or one that has to be made again
 
 
 @final
@@ -168,6 +171,6 @@ def _label(path: Path, key: str, data: bytes) -> int:
         label = json.loads(data)
     except ValueError:
         label = None
-    if not isinstance(label, int) or not -1 <= label < 2**31:
+    if type(label) is not int or not -1 <= label < 2**31:
         raise ShardError(f"{path}: {key}.cls: a class number expected, {data[:40]!r} found; write numbers")
     return label

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -34,6 +35,8 @@ _TASK_SAMPLES = 16
 _ATTEMPTS = 16
 _PREFETCH = 2
 """Batches being prepared while the trainer holds one."""
+_MAX_REPORTED = 1000
+"""Damaged samples of an entry that a state lists."""
 _DAMAGE_SHARE, _DAMAGE_LEAST = 1e-3, 10
 """A run stops when more than this share of an entry (and at least so many samples) turns out damaged."""
 
@@ -111,7 +114,8 @@ class Loader:
     def state_dict(self, batch: Batch | None = None) -> dict[str, Any]:
         """Plain JSON from which a run goes on behind `batch` (None: where this loader began)."""
         position, proof = (batch.next_position, batch.proof) if batch else self._first
-        return state_dict(self.plan, position, proof, self.damaged)
+        damaged = {name: sorted(samples)[:_MAX_REPORTED] for name, samples in self.damaged.items()}
+        return state_dict(self.plan, position, proof, damaged)
 
     def close(self) -> None:
         """Stop the threads and close the shards."""
@@ -257,7 +261,7 @@ def open_loader(
         position, proof = saved.position, int(saved.proof, 16) if rank == 0 else 0
         damaged = {name: dict.fromkeys(samples, "found before") for name, samples in saved.damaged.items()}
     readers = [
-        SampleReader(LocalStore(folder, manifest), manifest)
+        SampleReader(LocalStore(folder, manifest, len(mixture.folders)), manifest)
         for folder, manifest in zip(mixture.folders, mixture.manifests, strict=True)
     ]
     return Loader(
@@ -300,35 +304,34 @@ def read_split(
     num = min(manifest.num_samples, limit or manifest.num_samples)
     start, stop = rank * num // world, (rank + 1) * num // world
     most = -(-num // world)
-    reader = SampleReader(LocalStore(folder, manifest), manifest)
     if batch < 1:
         raise InputError(f"batch: a positive number expected, {batch} found")
-    with ThreadPoolExecutor(threads or num_cores(), thread_name_prefix="hjepa-decode") as pool:
-        try:
-            for first in range(start, start + most, batch):
-                samples = np.arange(first, min(first + batch, start + most))
-                valid = samples < stop
-                samples = np.where(valid, samples, start)
-                images = np.empty((len(samples), image_size, image_size, 3), np.uint8)
-                labels = list(
-                    pool.map(
-                        lambda job: _centre(reader, job[0], job[1], crop_share),
-                        zip(samples.tolist(), images, strict=True),
-                    )
+    with (
+        closing(SampleReader(LocalStore(folder, manifest), manifest)) as reader,
+        ThreadPoolExecutor(threads or num_cores(), thread_name_prefix="hjepa-decode") as pool,
+    ):
+        for first in range(start, start + most, batch):
+            samples = np.arange(first, min(first + batch, start + most))
+            valid = samples < stop
+            samples = np.where(valid, samples, start)
+            images = np.empty((len(samples), image_size, image_size, 3), np.uint8)
+            labels = list(
+                pool.map(
+                    lambda job: _centre(reader, job[0], job[1], crop_share),
+                    zip(samples.tolist(), images, strict=True),
                 )
-                yield Batch(
-                    images=images,
-                    labels=np.array(labels, np.int64),
-                    entries=np.zeros(len(samples), np.int64),
-                    samples=samples,
-                    positions=samples,
-                    valid=valid,
-                    position=first,
-                    next_position=first + len(samples),
-                    proof=0,
-                )
-        finally:
-            reader.close()
+            )
+            yield Batch(
+                images=images,
+                labels=np.array(labels, np.int64),
+                entries=np.zeros(len(samples), np.int64),
+                samples=samples,
+                positions=samples,
+                valid=valid,
+                position=first,
+                next_position=first + len(samples),
+                proof=0,
+            )
 
 
 def _centre(reader: SampleReader, sample: int, slot: NDArray[np.uint8], crop_share: float) -> int:

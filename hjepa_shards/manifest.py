@@ -35,6 +35,10 @@ class Manifest:
     source: str
     split: str
     class_names: Sequence[str]
+    class_groups: Sequence[str]
+    """The wider group of each class (CIFAR-100's coarse labels); empty where there are none."""
+    notes: Sequence[str]
+    """What a user should know about the raw data, a sentence each."""
     members: Sequence[str]
     """Extensions that every sample has, the image first: ["png", "cls"]."""
     shard_names: str | Sequence[str]
@@ -105,6 +109,8 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
         "num_bytes": int(manifest.shard_bytes.sum()),
         "members": list(manifest.members),
         "class_names": list(manifest.class_names),
+        "class_groups": list(manifest.class_groups),
+        "notes": list(manifest.notes),
         "encoder": manifest.encoder,
         "settings": manifest.settings,
         "provenance": manifest.provenance,
@@ -147,6 +153,8 @@ def load_manifest(folder: Path) -> Manifest:
         source=content["source"],
         split=content["split"],
         class_names=content["class_names"],
+        class_groups=content["class_groups"],
+        notes=content["notes"],
         members=content["members"],
         shard_names=shards["pattern"] if "pattern" in shards else shards["names"],
         shard_samples=np.array(shards["samples"], dtype=np.int64),

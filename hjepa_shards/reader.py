@@ -1,7 +1,7 @@
 """One sample of an entry, checked and decoded: sidecar row, one `pread`, CRC-32, pixels.
 
 What the bytes say is damage: a checksum that does not match after one more read, bytes that no decoder takes, a shard
-cut short, a broken sidecar row. All of it is raised as `Damage`; read errors are not (store.py).
+cut short, a broken sidecar. All of it is raised as `Damage`; read errors are not (store.py).
 """
 
 from dataclasses import dataclass

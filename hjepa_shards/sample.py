@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
+from hjepa_shards.errors import InputError
+
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 MAX_KEY_BYTES = 90
 
@@ -50,14 +52,23 @@ def plain_key(name: str) -> str:
 
 
 def encode_keys(samples: Sequence[RawSample]) -> list[str]:
-    """A unique key for each sample, a function of the whole list and of nothing else."""
+    """A unique key for each sample, a function of the whole list and of nothing else.
+
+    InputError for two names that differ only in how Unicode composes their letters.
+    """
     plain = [plain_key(sample.name) for sample in samples]
     times = Counter(plain)
     keys = [
         key if times[key] == 1 and len(key) <= MAX_KEY_BYTES else _digest_key(key, sample)
         for key, sample in zip(plain, samples, strict=True)
     ]
-    assert len(set(keys)) == len(keys), "two samples share name and index"
+    if len(set(keys)) < len(keys):
+        twice = next(key for key, count in Counter(keys).items() if count > 1)
+        names = [sample.name for key, sample in zip(keys, samples, strict=True) if key == twice]
+        raise InputError(
+            f"{names[0]!a} and {names[1]!a}: two names that differ expected, these are one and the same in Unicode's "
+            "composed form; rename or remove one"
+        )
     return keys
 
 

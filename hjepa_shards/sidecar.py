@@ -82,20 +82,15 @@ def pack(rows: NDArray[Any], *, flags: int, tar_bytes: int, keys_digest: bytes) 
 
 @final
 class Sidecar:
-    """A memory-mapped sidecar. Opening reads the header only."""
+    """A memory-mapped sidecar. Opening reads the header only; a file that cannot be read is an OSError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                head = file.read(HEADER_BYTES)
-                self._check_header(head, size)
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except FileNotFoundError as error:
-            raise SidecarError(
-                f"{path}: no such sidecar index; make it with `hjepa-shards index {path.parent}`"
-            ) from error
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(HEADER_BYTES)
+            self._check_header(head, size)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._rows = np.frombuffer(self._map, dtype=ROW, offset=HEADER_BYTES)
 
     def __len__(self) -> int:
@@ -107,8 +102,7 @@ class Sidecar:
         row = self._rows[i]
         if zlib.crc32(self._map[start : start + ROW.itemsize - 4]) != row["row_crc32"]:
             raise SidecarError(
-                f"{self.path}: row {i} does not match its checksum; "
-                f"make the index again with `hjepa-shards index {self.path.parent}`"
+                f"{self.path}: row {i} does not match its checksum; run `hjepa-shards verify {self.path.parent}`"
             )
         return row
 
@@ -121,8 +115,8 @@ class Sidecar:
     def _check_header(self, head: bytes, size: int) -> None:
         if len(head) < HEADER_BYTES or head[:4] != _MAGIC:
             raise SidecarError(
-                f"{self.path}: a sidecar begins with {_MAGIC!r}, {head[:4]!r} found; make it again with "
-                f"`hjepa-shards index {self.path.parent}`"
+                f"{self.path}: a sidecar begins with {_MAGIC!r}, {head[:4]!r} found; "
+                f"run `hjepa-shards verify {self.path.parent}`"
             )
         _, version, row_bytes, self.flags, self.num_samples, self.tar_bytes, self.keys_digest = _HEADER.unpack(
             head[: _HEADER.size]
@@ -134,10 +128,12 @@ class Sidecar:
             )
         crc = int.from_bytes(head[_HEADER.size : _HEADER.size + 4], "little")
         if crc != zlib.crc32(head[: _HEADER.size]) or any(head[_HEADER.size + 4 :]):
-            raise SidecarError(f"{self.path}: the header does not match its checksum; index the tars again")
+            raise SidecarError(
+                f"{self.path}: the header does not match its checksum; run `hjepa-shards verify {self.path.parent}`"
+            )
         expected = HEADER_BYTES + self.num_samples * ROW.itemsize
         if size != expected:
             raise SidecarError(
                 f"{self.path}: {expected} bytes expected for {self.num_samples} samples, {size} found; "
-                "index the tars again"
+                f"run `hjepa-shards verify {self.path.parent}`"
             )

@@ -5,6 +5,7 @@ bounded by the process's limit of open files. A read error (EIO, a missing file)
 stops the run: only what the bytes themselves say counts as damage.
 """
 
+import contextlib
 import os
 import resource
 import threading
@@ -44,15 +45,17 @@ class Store(ABC):
 class LocalStore(Store):
     """Shards in a folder."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, num_stores: int = 1) -> None:
+        """num_stores: how many the process has open, which share its open files."""
         self.folder = folder
         self.manifest = manifest
-        limit = _descriptor_share()
+        limit = _descriptor_share(num_stores)
         self._descriptors = _Lru(limit, self._open, os.close)
         self._sidecars = _Lru(limit, self._open_sidecar, lambda sidecar: None)
 
     def read(self, shard: int, offset: int, num_bytes: int) -> bytes:
-        data = self._read_with_retries(shard, offset, num_bytes)
+        what = f"{self._path(shard)}: reading {num_bytes} bytes at {offset}"
+        data = _with_retries(what, lambda: self._read_once(shard, offset, num_bytes))
         if len(data) != num_bytes:
             raise ShardTruncated(
                 f"{self._path(shard)}: {num_bytes} bytes expected at {offset}, {len(data)} found; "
@@ -61,30 +64,19 @@ class LocalStore(Store):
         return data
 
     def sidecar(self, shard: int) -> Sidecar:
-        with self._sidecars.lent(shard) as sidecar:
-            return sidecar
+        return _with_retries(f"{self._path(shard)}: opening its index", lambda: self._sidecar_once(shard))
 
     def close(self) -> None:
         self._descriptors.clear()
         self._sidecars.clear()
 
-    def _read_with_retries(self, shard: int, offset: int, num_bytes: int) -> bytes:
-        for wait_s in _RETRY_WAITS_S:
-            try:
-                return self._read_once(shard, offset, num_bytes)
-            except OSError:
-                time.sleep(wait_s)
-        try:
-            return self._read_once(shard, offset, num_bytes)
-        except OSError as error:
-            raise ShardError(
-                f"{self._path(shard)}: reading {num_bytes} bytes at {offset} failed {len(_RETRY_WAITS_S) + 1} times: "
-                f"{error.strerror}; look at the disk, then resume"
-            ) from error
-
     def _read_once(self, shard: int, offset: int, num_bytes: int) -> bytes:
         with self._descriptors.lent(shard) as descriptor:
             return os.pread(descriptor, num_bytes, offset)
+
+    def _sidecar_once(self, shard: int) -> Sidecar:
+        with self._sidecars.lent(shard) as sidecar:
+            return sidecar
 
     def _path(self, shard: int) -> Path:
         return self.folder / self.manifest.shard_name(shard)
@@ -109,10 +101,29 @@ class LocalStore(Store):
         return sidecar
 
 
-def _descriptor_share() -> int:
-    """Open files for one kind of resource of one split: an eighth of what the process may have open."""
+def _with_retries(what: str, attempt: Callable[[], Resource]) -> Resource:
+    """What `attempt` returns; ShardError saying `what` failed where even the last attempt is an OSError."""
+    for wait_s in _RETRY_WAITS_S:
+        with contextlib.suppress(OSError):
+            return attempt()
+        time.sleep(wait_s)
+    try:
+        return attempt()
+    except OSError as error:
+        raise ShardError(
+            f"{what} failed {len(_RETRY_WAITS_S) + 1} times: {error.strerror or error}; look at the disk, then resume"
+        ) from error
+
+
+def _descriptor_share(num_stores: int) -> int:
+    """Open files for shards, and as many for sidecars (a memory map holds one), of one of `num_stores` splits.
+
+    All of them together: half of what the process may have open.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 4096 if soft == resource.RLIM_INFINITY else max(8, (soft - _SPARE_DESCRIPTORS) // 8)
+    if soft == resource.RLIM_INFINITY:
+        soft = 1 << 16
+    return max(8, (soft - _SPARE_DESCRIPTORS) // (4 * num_stores))
 
 
 @final
@@ -139,9 +150,11 @@ class _Lru(Generic[Resource]):
         with self._lock:
             opened, users = self._entries[key]
             self._entries[key] = (opened, users - 1)
-            idle = [k for k, (_, users) in self._entries.items() if users == 0]
-            for old in idle[: max(0, len(self._entries) - self._limit)]:
-                self._close_one(self._entries.pop(old)[0])
+            too_many = len(self._entries) - self._limit
+            if too_many > 0:
+                idle = [k for k, (_, users) in self._entries.items() if users == 0]
+                for old in idle[:too_many]:
+                    self._close_one(self._entries.pop(old)[0])
 
     def clear(self) -> None:
         with self._lock:

@@ -72,5 +72,14 @@ def scan(path: Path) -> Iterator[Member]:
                         offset=info.offset_data,
                         num_bytes=info.size,
                     )
+            _check_end(path, tar.offset)
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise ShardError(f"{path}: not a readable uncompressed tar ({error}); fetch it again or unpack it") from error
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """tarfile stops in silence at a header that is none; only the end of the archive may stand there."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        if any(file.read(BLOCK_BYTES)):
+            raise ShardError(f"{path}: a header expected at byte {offset}, something else found; fetch it again")

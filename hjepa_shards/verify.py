@@ -50,18 +50,21 @@ def _problems_of(folder: Path, manifest: Manifest, shard: int) -> Iterator[Probl
     first = int(manifest.shard_samples[:shard].sum())
     everything = tuple(range(first, first + int(manifest.shard_samples[shard])))
     index_is_right = index_path.exists() and sha256_of(index_path) == manifest.index_sha256[shard]
+    built = manifest.encoder is not None
+    again = "remove it and run the same `hjepa-shards build`, or fetch it again" if built else "fetch it again"
+    index_again = again if built else "`hjepa-shards index` makes it again"
     if not index_path.exists():
-        yield Problem(path=index_path, what="is missing; `hjepa-shards index` makes it again")
+        yield Problem(path=index_path, what=f"is missing; {index_again}")
     elif not index_is_right:
-        yield Problem(path=index_path, what="sha256 differs from the manifest's; `hjepa-shards index` makes it again")
+        yield Problem(path=index_path, what=f"sha256 differs from the manifest's; {index_again}")
     if not path.exists():
-        yield Problem(path=path, what="is missing", lost_samples=everything)
+        yield Problem(path=path, what=f"is missing; {again}", lost_samples=everything)
         return
     size, expected = path.stat().st_size, int(manifest.shard_bytes[shard])
     if size != expected:
-        what = f"{expected} bytes expected, {size} found"
+        what = f"{expected} bytes expected, {size} found; {again}"
     elif sha256_of(path) != manifest.shard_sha256[shard]:
-        what = "sha256 differs from the manifest's"
+        what = f"sha256 differs from the manifest's; {again}"
     else:
         return
     lost = _lost(path, index_path, first) if index_is_right else everything

@@ -143,7 +143,6 @@ def _cells(block_BMN: Tensor, grid: int, stride: int, num: int) -> Cells:
     weight = block_BMN.view(B, M, side, stride, side, stride).sum((3, 5)).flatten(2)
     order = torch.where(weight > 0, 0, side * side) + torch.arange(side * side, device=weight.device)
     index = order.topk(num, -1, largest=False).indices
-    index = index.gather(-1, order.gather(-1, index).argsort(-1))
     return Cells(index_BMC=index, weight_BMC=weight.gather(-1, index))
 
 

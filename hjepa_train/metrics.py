@@ -46,7 +46,10 @@ def within_position_sd(tokens_BKD: Tensor, index_BK: Tensor, num_positions: int)
 
 def rank_me(features_BD: Tensor) -> Tensor:
     """Effective rank exp(H(σ/Σσ)) of the centred features (arXiv 2210.02885). At most min(B - 1, D)."""
-    sigma = torch.linalg.svdvals(features_BD.float() - features_BD.float().mean(0))
+    features_BD = features_BD.float()
+    if not features_BD.isfinite().all():
+        return features_BD.new_tensor(float("nan"))
+    sigma = torch.linalg.svdvals(features_BD - features_BD.mean(0))
     share = sigma / sigma.sum().clamp(min=torch.finfo(sigma.dtype).tiny)
     return torch.special.entr(share).sum().exp()
 

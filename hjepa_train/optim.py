@@ -4,11 +4,15 @@ Only matrices and kernels decay. Biases, norms, mask tokens and embeddings do no
 meaning.
 """
 
+from typing import Annotated
+
 import torch
 from pydantic import Field
 from torch import nn
 
 from hjepa_shards.config import Strict
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Strict):
@@ -16,7 +20,7 @@ class OptimConfig(Strict):
 
     lr: float = Field(default=1e-3, gt=0)
     """peak learning rate"""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """decay of the moments"""
     weight_decay: float | None = Field(default=None, ge=0)
     """constant; by default by the run's length: 0.04 to 0.4 from 50,000 steps up, 0.05 in shorter runs"""

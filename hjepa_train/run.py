@@ -136,9 +136,10 @@ def train(
     """
     folder = config.run.folder / config.run.name
     mixture = load_mixture(config.data, config.run.name)
-    found = _checkpoint_to_resume(folder, resume)
     _make_folder(folder)
     with exclusive(folder, "another run is writing here; wait for it, or choose another run.name"):
+        checkpoint.recover(folder / "checkpoints")
+        found = _checkpoint_to_resume(folder, resume)
         if found is None:
             return _train(config, mixture, folder, None, stop_after, accept_mixture, accept_content)
         saved = checkpoint.load(found)

@@ -1,10 +1,14 @@
-"""Conformance checks: what every backbone and every objective must do, whatever it is."""
+"""Conformance checks: what every loader, every backbone and every objective must do, whatever it is."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from hjepa_shards.loader import Loader
+from hjepa_shards.plan import add_proofs
 from hjepa_train.backbones import Backbone
 from hjepa_train.objectives import Batch, Objective
 
@@ -44,9 +48,7 @@ def assert_backbone_contract(build: Callable[[], Backbone], image_size: int) -> 
     pixels = hidden.view(2, 1, grid, grid)
     pixels = pixels.repeat_interleave(backbone.patch_size, 2).repeat_interleave(backbone.patch_size, 3)
     perturbed = backbone.embed(torch.where(pixels, noise, images))
-    assert torch.equal(
-        backbone.encode(patches.take(kept)).tokens_BND, backbone.encode(perturbed.take(kept)).tokens_BND
-    )
+    assert torch.equal(backbone.encode(patches.take(kept)).tokens_BND, backbone.encode(perturbed.take(kept)).tokens_BND)
     token = torch.randn(patches.tokens_BND.shape[-1], generator=torch.Generator().manual_seed(3))
     assert torch.equal(
         backbone.encode(patches.replace(hidden, token)).tokens_BND,
@@ -55,13 +57,15 @@ def assert_backbone_contract(build: Callable[[], Backbone], image_size: int) -> 
 
     # the weights are a function of the seed, and all of them are in the state
     again = build()
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), backbone.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), backbone.state_dict().values(), strict=True)
+    )
     assert again.double().encode(again.embed(images.double())).tokens_BND.dtype == torch.float64
 
 
-def assert_objective_contract(build: Callable[[int], Objective], batch: Batch) -> None:
-    """build: from a seed, the same objective at each call. batch: an even number of images."""
-    objective = build(0)
+def assert_objective_contract(build: Callable[[], Objective], batch: Batch) -> None:
+    """build: the same objective at each call.  batch: an even number of images."""
+    objective = build()
     objective.before_step([batch])
     loss, metrics = objective(batch)
     assert loss.shape == ()
@@ -91,12 +95,78 @@ def assert_objective_contract(build: Callable[[int], Objective], batch: Batch) -
         for parameter in trained.values():
             parameter -= 0.1 * parameter.grad
     objective.after_step(0)
-    other = build(1)
-    other.load_state_dict(objective.state_dict())
-    if (masking := getattr(objective, "masking", None)) is not None:
-        other.masking = masking  # a seed is configuration, not state
+    other = build()
+    with torch.no_grad():
+        for value in (*other.parameters(), *other.buffers()):
+            if value.is_floating_point():
+                value += 1
+    own = {name: value.clone() for name, value in objective.state_dict().items()}
+    other.load_state_dict(own)
+    for name, buffer in objective.named_buffers():
+        if name not in own:  # computed again from the configuration
+            other.get_buffer(name).copy_(buffer)
     losses = []
     for each in (objective, other):
         each.before_step([batch])
         losses.append(each(batch)[0])
     assert torch.equal(losses[0], losses[1])
+
+
+OpenLoader = Callable[..., Loader]
+"""Takes global_batch, rank, world and state (None: from the start); everything else about it is fixed."""
+
+
+def delivered(
+    open_one: OpenLoader, stop: int, *, global_batch: int, world: int = 1, state: Mapping[str, Any] | None = None
+) -> tuple[dict[int, tuple[Any, ...]], int]:
+    """What `world` ranks together get before position `stop`, by position, and the proof of order there."""
+    rows: dict[int, tuple[Any, ...]] = {}
+    proof = 0
+    for rank in range(world):
+        with open_one(global_batch=global_batch, rank=rank, world=world, state=state) as loader:
+            for batch in loader:
+                columns = (batch.positions, batch.entries, batch.samples, batch.labels, batch.images)
+                for position, entry, sample, label, image in zip(*columns, strict=True):
+                    assert int(position) not in rows, f"position {position} was delivered twice"
+                    rows[int(position)] = (int(entry), int(sample), int(label), image.tobytes())
+                if batch.next_position >= stop:
+                    assert batch.next_position == stop, f"batches of {global_batch} do not end at {stop}"
+                    proof = add_proofs(proof, batch.proof)
+                    break
+    return rows, proof
+
+
+def assert_same_batches_for_any_world_size(
+    open_one: OpenLoader, stop: int, *, global_batch: int, worlds: Sequence[int]
+) -> None:
+    """The same global batches, image for image, whatever the number of ranks that share them."""
+    expected = delivered(open_one, stop, global_batch=global_batch)
+    assert sorted(expected[0]) == list(range(stop))
+    for world in worlds:
+        assert delivered(open_one, stop, global_batch=global_batch, world=world) == expected, f"{world} ranks"
+
+
+def assert_resumes_exactly(
+    open_one: OpenLoader, stop: int, *, global_batch: int, others: Sequence[tuple[int, int]] = ()
+) -> None:
+    """From the state of any batch (as JSON) the rest is the same, and so is the proof of order.
+
+    others: (global batch, world) to go on with besides the one it was stopped with; each batch divides `stop`.
+    """
+    expected, proof = delivered(open_one, stop, global_batch=global_batch)
+    states = []
+    with open_one(global_batch=global_batch, rank=0, world=1, state=None) as loader:
+        states.append(loader.state_dict())
+        for batch in loader:
+            states.append(loader.state_dict(batch))
+            if batch.next_position >= stop - global_batch:
+                break
+    for state in states:
+        position = state["position"]
+        for size, world in ((global_batch, 1), *others):
+            if (stop - position) % size == 0:
+                rest, end = delivered(
+                    open_one, stop, global_batch=size, world=world, state=json.loads(json.dumps(state))
+                )
+                assert rest == {place: row for place, row in expected.items() if place >= position}
+                assert end == proof

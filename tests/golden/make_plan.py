@@ -9,7 +9,7 @@ import numpy as np
 
 from hjepa_shards.counting import first_segment
 from hjepa_shards.permutation import EntryOrder
-from hjepa_shards.plan import Entry, OrderSettings, Plan, order_proof
+from hjepa_shards.plan import Entry, OrderSettings, Plan, order_proof, slice_of
 from hjepa_shards.rng import derive_key, philox_words
 
 SEED = 20_260_101
@@ -55,6 +55,7 @@ def content() -> dict[str, Any]:
         "proof": f"{order_proof(rows[:, 0], [list(SHARDS)[i] for i in rows[:, 1]], rows[:, 4]):032x}",
         "batch": plan.global_batch(9000, 66).position.tolist(),
         "rank_batches": [plan.rank_batch(9000, 66, rank, 6).position.tolist() for rank in range(6)],
+        "slices": [[slice_of(rank, 4, 2, first, SEED) for rank in range(4)] for first in range(0, 1280, 64)],
     }
 
 

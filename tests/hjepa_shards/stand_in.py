@@ -19,6 +19,8 @@ def save_stand_in(
         source=name,
         split=split,
         class_names=[],
+        class_groups=[],
+        notes=[],
         members=["png"],
         shard_names=shard_pattern(name, split),
         shard_samples=np.array(shard_samples, np.int64),

@@ -10,6 +10,7 @@ import runpy
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from hjepa_shards.plan import (
     lane_order,
     nearest_batch,
     order_proof,
+    slice_of,
     slice_size,
 )
 
@@ -56,17 +58,18 @@ def make_plan(sources: list[tuple[list[int], int]], order: OrderSettings, seed: 
 
 
 def slow_sample(entry: Entry, seed: int, order: OrderSettings, draw: int) -> tuple[int, int, int]:
-    """(pass, sample, lane) of one draw, from DESIGN's words in plain loops."""
+    """(pass, sample, lane) of one draw, in plain loops."""
     pass_, place = divmod(draw, entry.num_samples)
     home = slow_key(seed, "lane", entry.name) % order.lanes
     lane = (place + home) % order.lanes
-    samples = slow_lane(entry.name, tuple(entry.shard_samples.tolist()), entry.generation, seed, order, pass_, lane)
+    sizes = tuple(entry.shard_samples.tolist())
+    samples = slow_lane(entry.name, sizes, entry.generation, seed, order, pass_, lane)  # pyright: ignore
     return pass_, samples[place // order.lanes], lane
 
 
 @functools.cache
 def slow_lane(
-    name: str, sizes: tuple[int, ...], generation: int, seed: int, order: OrderSettings, pass_: int, lane: int
+    name: str, sizes: tuple[int, ...], generation: int, seed: int, order: Any, pass_: int, lane: int
 ) -> list[int]:
     """A lane's samples in the order of one pass."""
     home = slow_key(seed, "lane", name) % order.lanes
@@ -169,13 +172,28 @@ def test_lanes_fill_their_quota_first(batch: int, lanes: int, seed: int) -> None
     lane = np.random.Generator(np.random.Philox(seed)).integers(0, lanes, batch)
     order = lane_order(lane, lanes)
     assert sorted(order.tolist()) == list(range(batch))
-    quota = np.diff(np.arange(lanes + 1) * batch // lanes).tolist()
-    ends = list(itertools.accumulate(quota, initial=0))
+    quota = [(number + 1) * batch // lanes - number * batch // lanes for number in range(lanes)]
+    filled: list[list[int]] = [[] for _ in range(lanes)]
+    left_over = []
+    for place, home in enumerate(lane.tolist()):
+        (filled[home] if len(filled[home]) < quota[home] else left_over).append(place)
     for number in range(lanes):
-        places = order[ends[number] : ends[number + 1]]
-        at_home = places[lane[places] == number].tolist()
-        assert at_home == np.flatnonzero(lane == number)[: quota[number]].tolist()
-        assert places.tolist() == sorted(places.tolist())
+        while len(filled[number]) < quota[number]:
+            filled[number].append(left_over.pop(0))
+    assert order.tolist() == [place for places in filled for place in sorted(places)]
+
+
+@pytest.mark.parametrize(("world", "lanes", "sharing"), [(4, 1, 4), (6, 2, 3), (4, 4, 1), (6, 4, 1), (2, 4, 1)])
+def test_ranks_of_a_lane_take_its_slices_in_turn_by_a_key(world: int, lanes: int, sharing: int) -> None:
+    seen = Counter()
+    for position in range(0, 64_000, 64):
+        turn = slow_key(3, "deal", position)
+        for rank in range(world):
+            expected = rank // sharing * sharing + (rank % sharing + turn) % sharing
+            assert slice_of(rank, world, lanes, position, 3) == expected
+            seen[rank, expected] += 1
+    assert len(seen) == world * sharing
+    assert min(seen.values()) > 0.8 * 1000 / sharing
 
 
 def test_ranks_of_a_lane_read_that_lane() -> None:

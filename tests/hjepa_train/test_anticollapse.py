@@ -58,23 +58,6 @@ def test_a_position_code_does_not_satisfy_the_variance() -> None:
     assert covariance.item() == pytest.approx(0, abs=1e-12)
 
 
-def test_the_token_covariance_is_unbiased_from_a_batch_of_eight() -> None:
-    generator = torch.Generator().manual_seed(1)
-    found = []
-    for _ in range(300):
-        index = torch.rand(8, 16, generator=generator).argsort(1)[:, :4]
-        tokens = 0.3 * torch.randn(8, 4, 1, generator=generator)
-        # with one dimension V = (.7 - sd) + (.5 - image sd): take the token part from the residuals themselves
-        residuals = tokens.clone()
-        for position in range(16):
-            mine = index == position
-            if mine.any():
-                residuals[mine] -= tokens[mine].mean(0)
-        counts = torch.bincount(index.flatten(), minlength=16)
-        found.append((residuals.square().sum() / (counts - 1).clamp(min=0).sum()).item())
-    assert np.mean(found) == pytest.approx(0.09, rel=0.05)
-
-
 @pytest.mark.parametrize("batch", [1, 2])
 def test_tiny_batches_stay_finite(batch: int) -> None:
     tokens, index = tokens_and_index()

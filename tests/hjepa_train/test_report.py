@@ -172,7 +172,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no config.yaml found"):
         write_report(tmp_path)
     (tmp_path / "config.yaml").write_text(CONFIG)
-    with pytest.raises(InputError, match="metrics.jsonl: no such file"):
+    with pytest.raises(InputError, match=r"metrics.jsonl: no such file"):
         write_report(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(InputError, match="none found yet"):

@@ -15,7 +15,8 @@ def test_vit_keeps_the_backbone_contract() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "image_size"), [(VitConfig(size="tiny", patch=8), 64), (VitConfig(width=96, depth=2, heads=3, patch=4), 32)]
+    ("config", "image_size"),
+    [(VitConfig(size="tiny", patch=8), 64), (VitConfig(width=96, depth=2, heads=3, patch=4), 32)],
 )
 def test_timm_loads_the_state_and_gives_the_same_features(config, image_size) -> None:
     vit = build_backbone("vit", config, image_size, seed=1).eval()

@@ -1,0 +1,154 @@
+"""Does H-JEPA learn on CIFAR-10, on a CPU, in ten minutes? Three seeds, beside everything it must beat.
+
+    python benchmarks/learning.py --raw data/raw/cifar10 [--parallel 2]
+
+Variants:
+    healthy       the setting of configs/cifar10_cpu.yaml
+    regulariser   the term against collapse alone (prediction loss times zero): what it would learn without predicting
+    no-target     sabotage: no momentum, no stop-gradient, no regulariser; its alarms must fire
+    swapped       sabotage: targets of another image; its alarms must fire
+
+Writes benchmarks/results/learning_<hardware>_<date>.json and prints the table of the README.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hjepa_shards import build
+from hjepa_train import evaluate, load_run_config, train
+from hjepa_train.checkpoint import recipe_facts
+from hjepa_train.journal import read_metrics
+from hjepa_train.objectives import HJepa
+
+CONFIG = Path("configs/cifar10_cpu.yaml")
+SEEDS = (0, 1, 2)
+JOBS = [(variant, seed) for seed in SEEDS for variant in ("healthy", "regulariser")]
+JOBS += [("no-target", 0), ("swapped", 0)]
+CHANGES: dict[str, dict[str, Any]] = {
+    "healthy": {},
+    "regulariser": {"level_weights": [0.0]},
+    "no-target": {"anticollapse": "none"},
+    "swapped": {},
+}
+COLUMNS = ("linear", "knn", "knn_centred", "knn_whitened")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--raw", type=Path, help="folder of the raw CIFAR-10")
+    parser.add_argument("--out", type=Path, default=Path("data/shards"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--parallel", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--job", nargs=2, metavar=("VARIANT", "SEED"), help="only this one, in this process")
+    arguments = parser.parse_args()
+    if arguments.job:
+        variant, seed = arguments.job
+        run_one(variant, int(seed), arguments.out, arguments.runs)
+        return
+    build("cifar10", raw=arguments.raw, out=arguments.out)
+    with ThreadPoolExecutor(arguments.parallel) as pool:
+        list(pool.map(lambda job: run_in_process(job, arguments), JOBS))
+    results = {f"{variant}-{seed}": read_result(arguments.runs / f"{variant}-{seed}") for variant, seed in JOBS}
+    facts = recipe_facts(device=torch.device("cpu"), world_size=1, eager=True) | {"threads": 1}
+    day = datetime.date.today().isoformat()
+    path = Path("benchmarks/results") / f"learning_cpu_{day}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"hardware": facts, "parallel": arguments.parallel, "runs": results}, indent=1) + "\n")
+    print_table(results)
+    print(f"written to {path}")
+
+
+def run_in_process(job: tuple[str, int], arguments: argparse.Namespace) -> None:
+    variant, seed = job
+    if (arguments.runs / f"{variant}-{seed}" / "evaluation.json").exists():
+        return
+    command = [sys.executable, __file__, "--job", variant, str(seed)]
+    command += ["--out", str(arguments.out), "--runs", str(arguments.runs)]
+    log = arguments.runs / f"{variant}-{seed}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        subprocess.run(command, check=True, stdout=file, stderr=file)
+
+
+def run_one(variant: str, seed: int, shards: Path, runs: Path) -> None:
+    """Train and evaluate one variant, on one thread."""
+    torch.set_num_threads(1)
+    sabotage(variant)
+    base = load_run_config(CONFIG)
+    config = base.model_copy(
+        update={
+            "run": base.run.model_copy(update={"name": f"{variant}-{seed}", "seed": seed, "folder": runs}),
+            "data": base.data.model_copy(update={"root": str(shards), "threads": 1}),
+            "training": base.training.model_copy(update={"threads": 1}),
+            "objective": {"hjepa": base.objective["hjepa"] | CHANGES[variant]},
+        }
+    )
+    evaluate(train(config, resume="auto"))
+
+
+def sabotage(variant: str) -> None:
+    """Break the objective from outside; the product has no such switch."""
+    honest = HJepa.targets
+    if variant == "no-target":
+        HJepa.targets = lambda self, images: self.level_features(self.backbone, images)
+    elif variant == "swapped":
+        HJepa.targets = lambda self, images: [target.roll(1, 0) for target in honest(self, images)]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    metrics = read_metrics(folder / "metrics.jsonl")
+    late = [row for row in metrics if row["step"] >= 0.2 * metrics[-1]["step"]]
+    (evaluation,) = json.loads((folder / "evaluation.json").read_bytes())
+    return {
+        "rows": {row["features"]: {key: row[key] for key in COLUMNS} for row in evaluation["rows"]},
+        "images": metrics[-1]["position"],
+        "images_per_s": statistics.median(row["images_per_s"] for row in metrics),
+        "data_wait": statistics.mean(row["data_wait"] for row in metrics),
+        "largest_rho_after_20%": max(row["rho_l0"] for row in late),
+        "smallest_gap_after_20%": min(row["gap_l0"] for row in late),
+        "alarms": sorted({name for row in metrics for name in row["alarms"]}),
+        "proof": metrics[-1]["proof"],
+    }
+
+
+def print_table(results: dict[str, dict[str, Any]]) -> None:
+    def row(name: str, features: str, runs: Sequence[str]) -> None:
+        cells = []
+        for column in COLUMNS:
+            values = [results[run]["rows"][features][column] for run in runs]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+    def seeds(variant: str) -> list[str]:
+        return [f"{variant}-{seed}" for seed in SEEDS]
+
+    print("| CIFAR-10, percent right | linear | k-NN | k-NN centred | k-NN whitened |\n|---|---:|---:|---:|---:|")
+    row("raw pixels", "raw pixels", ["healthy-0"])
+    row("PCA-30", "PCA-30", ["healthy-0"])
+    row("untrained encoder", "untrained", seeds("healthy"))
+    row("regulariser alone, online", "online", seeds("regulariser"))
+    row("H-JEPA, online", "online", seeds("healthy"))
+    row("H-JEPA, target", "target", seeds("healthy"))
+    row("sabotage: no target network", "online", ["no-target-0"])
+    row("sabotage: another image's targets", "online", ["swapped-0"])
+    for name, result in results.items():
+        print(
+            f"{name}: {result['images']:,} images, {result['images_per_s']:.0f}/s, after 20%: "
+            f"ρ <= {result['largest_rho_after_20%']:.3f}, gap >= {result['smallest_gap_after_20%']:.3f}, "
+            f"alarms: {', '.join(result['alarms']) or 'none'}"
+        )
+
+
+if __name__ == "__main__":
+    main()

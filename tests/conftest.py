@@ -1,0 +1,35 @@
+"""What tests share: a few tiny built splits, and where the real data is."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hjepa_shards.build import BuildOptions, build
+
+SAMPLES_PER_SHARD = 48
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # hjepa_shards.images says so at its import; pytest forgets that before each test
+    config.addinivalue_line("filterwarnings", r"ignore:::PIL\.")
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root of built splits, for reading only: digits (train, test), photos (train), scattered (train)."""
+    root = tmp_path_factory.mktemp("shards")
+    options = BuildOptions(samples_per_shard=SAMPLES_PER_SHARD, limit=200)
+    build("digits", raw=None, out=root, splits=("train", "test"), options=options)
+    build("scattered", raw=None, out=root, splits=("train",), options=options)
+    build("photos", raw=None, out=root, splits=("train",), options=BuildOptions(samples_per_shard=40, limit=100))
+    return root
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real datasets that HJEPA_TEST_DATA names."""
+    folder = os.environ.get("HJEPA_TEST_DATA")
+    if not folder:
+        pytest.skip("HJEPA_TEST_DATA is not set: the folder with cifar10, odd, coco, ...")
+    return Path(folder)

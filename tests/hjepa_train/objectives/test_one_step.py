@@ -1,0 +1,143 @@
+"""One definition of a step: the same loss and gradient for every split of a batch over ranks and micro-batches."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from hjepa_train.backbones import VitConfig, build_backbone
+from hjepa_train.distributed import average_gradients, rank, world_size
+from hjepa_train.objectives import Batch, HJepa, HJepaConfig
+from hjepa_train.objectives.predictor import PredictorConfig
+from hjepa_train.optim import OptimConfig, build_optimizer
+
+IMAGE_SIZE, GLOBAL_BATCH, NUM_STEPS = 24, 8, 20
+TERMS = [("none", "micro"), ("vicreg", "micro"), ("sigreg", "micro"), ("vicreg", "exact"), ("sigreg", "exact")]
+DTYPES = [torch.float64, torch.float32]
+
+
+def build(anticollapse: str, statistics: str, dtype: torch.dtype) -> HJepa:
+    config = HJepaConfig.model_validate(
+        {
+            "levels": 2,
+            "strides": (1, 2),
+            "predictor": PredictorConfig(width=16, depth=2, heads=2),
+            "momentum": 0.7,
+            "anticollapse": anticollapse,
+            "statistics": statistics,
+            "sigreg_weight": 0.5,
+        }
+    )
+    backbone = build_backbone("vit", VitConfig(width=16, depth=2, heads=2, patch=4), IMAGE_SIZE, seed=0)
+    return HJepa(backbone, config, image_size=IMAGE_SIZE, num_steps=NUM_STEPS, seed=0).to(dtype)
+
+
+def micro_batches(dtype: torch.dtype, step: int, num_micro: int) -> list[Batch]:
+    """This rank's consecutive slice of the global batch, in `num_micro` parts."""
+    generator = torch.Generator().manual_seed(step)
+    images = torch.randn(GLOBAL_BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator, dtype=torch.float64).to(dtype)
+    positions = torch.arange(GLOBAL_BATCH) + step * GLOBAL_BATCH
+    rows = GLOBAL_BATCH // world_size()
+    size = rows // num_micro
+    starts = [rank() * rows + part * size for part in range(num_micro)]
+    return [
+        Batch(
+            images_BCHW=images[start : start + size],
+            labels_B=positions[start : start + size],
+            positions_B=positions[start : start + size],
+            entry_B=positions[start : start + size] * 0,
+            rows=rows,
+        )
+        for start in starts
+    ]
+
+
+def backward(hjepa: HJepa, batches: list[Batch]) -> float:
+    """Leave the step's gradient in the parameters, as a trainer does; the global loss."""
+    total = torch.zeros((), dtype=torch.float64)
+    hjepa.zero_grad()
+    hjepa.before_step(batches)
+    for batch in batches:
+        loss, _ = hjepa(batch)
+        loss = loss * (len(batch.labels_B) / batch.rows)
+        loss.backward()
+        total += loss.detach().double()
+    average_gradients(hjepa.parameters())
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total.item() / world_size()
+
+
+def gradients(hjepa: HJepa) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in hjepa.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(found, expected, dtype: torch.dtype) -> None:
+    (loss, ours), (reference, theirs) = found, expected
+    assert loss == pytest.approx(reference, rel=1e-10 if dtype == torch.float64 else 1e-6)
+    apart, size = 0.0, 0.0
+    for name, gradient in theirs.items():
+        apart += (ours[name] - gradient).double().square().sum().item()
+        size += gradient.double().square().sum().item()
+    assert (apart / size) ** 0.5 <= (1e-10 if dtype == torch.float64 else 1e-6)
+
+
+def one_step(anticollapse: str, statistics: str, dtype: torch.dtype, num_micro: int):
+    hjepa = build(anticollapse, statistics, dtype)
+    loss = backward(hjepa, micro_batches(dtype, 0, num_micro))
+    return loss, gradients(hjepa)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("anticollapse", "statistics"), [t for t in TERMS if t[0] == "none" or t[1] == "exact"])
+def test_accumulation_makes_the_same_step(anticollapse, statistics, dtype) -> None:
+    whole = one_step(anticollapse, "micro", dtype, 1)
+    for num_micro in (1, 2, 4):
+        assert_same_step(one_step(anticollapse, statistics, dtype, num_micro), whole, dtype)
+
+
+@pytest.mark.parametrize("anticollapse", ["vicreg", "sigreg"])
+def test_accumulation_with_statistics_of_the_micro_batch_is_another_recipe(anticollapse) -> None:
+    whole = one_step(anticollapse, "micro", torch.float64, 1)
+    with pytest.raises(AssertionError):
+        assert_same_step(one_step(anticollapse, "micro", torch.float64, 2), whole, torch.float64)
+
+
+def rank_main(number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
+    found = {}
+    for dtype in DTYPES:
+        for anticollapse, statistics in TERMS:
+            for num_micro in (1, 2):
+                found[anticollapse, statistics, dtype, num_micro] = one_step(anticollapse, statistics, dtype, num_micro)
+    torch.save(found, f"{folder}/{number}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_make_the_same_step_as_one(tmp_path: Path) -> None:
+    mp.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
+    found = [torch.load(tmp_path / f"{number}.pt", weights_only=False) for number in (0, 1)]
+    for (anticollapse, statistics, dtype, num_micro), (loss, ours) in found[0].items():
+        other_loss, other = found[1][anticollapse, statistics, dtype, num_micro]
+        assert loss == other_loss
+        assert all(torch.equal(ours[name], other[name]) for name in ours)
+        if num_micro == 1 or statistics == "exact" or anticollapse == "none":
+            assert_same_step((loss, ours), one_step(anticollapse, "micro", dtype, 1), dtype)
+
+
+def test_twenty_steps_of_accumulation_stay_together() -> None:
+    curves = []
+    for num_micro in (1, 4):
+        hjepa = build("vicreg", "exact", torch.float32)
+        optimizer = build_optimizer(hjepa, OptimConfig(lr=1e-3))
+        losses = []
+        for step in range(NUM_STEPS):
+            losses.append(backward(hjepa, micro_batches(torch.float32, step, num_micro)))
+            optimizer.step()
+            hjepa.after_step(step)
+        curves.append(losses)
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+    assert curves[0][-1] < curves[0][0]

@@ -1,0 +1,192 @@
+"""Runs from the command line, as a user types them: killed with -9 and resumed, refused where they must be."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hjepa_shards import InputError, ResumeMismatch, build
+from hjepa_train import evaluate, load_run_config, train
+from hjepa_train.checkpoint import latest, read_state
+from hjepa_train.journal import read_metrics
+
+TRAIN = str(Path(sys.executable).parent / "hjepa-train")
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shards")
+    build("digits", raw=None, out=root)
+    build("photos", raw=None, out=root, splits=["train"])
+    return root
+
+
+def tiny_run(shards: Path, folder: Path, **changes: Any) -> Path:
+    """A complete run of seconds: 60 steps of 16 images of 16 pixels. changes: "section__key" = value."""
+    content: dict[str, Any] = {
+        "run": {"name": "tiny", "seed": 3, "folder": str(folder)},
+        "data": {
+            "root": str(shards),
+            "strategy": "weighted",
+            "sources": [{"name": "digits", "weight": 0.75}, {"name": "photos", "weight": 0.25}],
+            "epoch_samples": 16 * STEPS // 2,
+            "image_size": 16,
+            "threads": 2,
+        },
+        "backbone": {"vit": {"width": 24, "depth": 2, "heads": 2, "patch": 2}},
+        "objective": {"hjepa": {"levels": 2, "momentum": 0.9, "predictor": {"width": 16, "depth": 1, "heads": 2}}},
+        "training": {"epochs": 2, "global_batch": 16, "threads": 1, "save_every_steps": 7},
+        "evaluation": {"source": "digits", "bank": 300, "test": 100, "crop_share": 1},
+        "logging": {"every_steps": 1, "tensorboard": False},
+    }
+    for key, value in changes.items():
+        section, name = key.split("__")
+        content[section][name] = value
+    path = folder / "run.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def column(run: Path) -> list[tuple[int, float, float, str]]:
+    """What must be equal to the bit, of every step."""
+    return [(row["step"], row["loss"], row["grad_norm"], row["proof"]) for row in read_metrics(run / "metrics.jsonl")]
+
+
+def kill_behind(command: list[str], journal: Path, step: int) -> None:
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        if journal.exists() and any(row["step"] >= step for row in read_metrics(journal)):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_a_run_killed_with_kill_9_and_resumed_has_the_losses_of_one_that_was_not(shards: Path, tmp_path: Path) -> None:
+    whole = tiny_run(shards, tmp_path / "whole")
+    pieces = tiny_run(shards, tmp_path / "pieces")
+    subprocess.run([TRAIN, "run", str(whole)], check=True, stdout=subprocess.DEVNULL)
+    run = tmp_path / "pieces" / "tiny"
+    for step in (3, 19, 40):  # before the first checkpoint, between two, and behind one more
+        kill_behind([TRAIN, "run", str(pieces), "--resume", "auto"], run / "metrics.jsonl", step)
+        assert read_metrics(run / "metrics.jsonl")[-1]["step"] < STEPS - 1, "killed too late to show anything"
+    subprocess.run([TRAIN, "run", str(pieces), "--resume", "auto"], check=True, stdout=subprocess.DEVNULL)
+    assert column(run) == column(tmp_path / "whole" / "tiny")
+    assert [row[0] for row in column(run)] == list(range(STEPS))
+
+
+def test_a_run_stopped_at_a_step_and_resumed_equals_the_uninterrupted_one(shards: Path, tmp_path: Path) -> None:
+    whole = train(load_run_config(tiny_run(shards, tmp_path / "a")))
+    config = load_run_config(tiny_run(shards, tmp_path / "b"))
+    for stop_after in (10, 11, 30):
+        train(config, resume="auto", stop_after=stop_after)
+    assert column(train(config, resume="auto")) == column(whole)
+
+
+def test_thread_count_of_the_loader_and_micro_checkpoints_do_not_change_the_losses(
+    shards: Path, tmp_path: Path
+) -> None:
+    one = train(load_run_config(tiny_run(shards, tmp_path / "a", data__threads=1)), stop_after=12)
+    two = train(
+        load_run_config(tiny_run(shards, tmp_path / "b", data__threads=3, training__save_every_steps=2)), stop_after=12
+    )
+    assert column(one) == column(two)
+
+
+def test_a_finished_run_has_the_files_and_facts_that_its_folder_promises(shards: Path, tmp_path: Path) -> None:
+    run = train(load_run_config(tiny_run(shards, tmp_path, logging__tensorboard=True)))
+    evaluation = evaluate(run)
+    assert {path.name for path in run.iterdir()} >= {
+        "config.yaml",
+        "metrics.jsonl",
+        "report.md",
+        "evaluation.json",
+        "checkpoints",
+        "tensorboard",
+    }
+    assert [row["features"] for row in evaluation["rows"]] == ["raw pixels", "PCA-30", "untrained", "online", "target"]
+    last = read_metrics(run / "metrics.jsonl")[-1]
+    assert last["position"] == 16 * STEPS
+    assert {name: row["count"] for name, row in last["sources"].items()} == {"digits": 720, "photos": 240}
+    assert len(list((run / "checkpoints").iterdir())) == 2
+    newest = latest(run / "checkpoints")
+    assert newest
+    assert read_state(newest)["loader"]["position"] == 16 * STEPS
+    assert load_run_config(run / "config.yaml") == load_run_config(tmp_path / "run.yaml")
+
+
+def test_the_untrained_row_is_the_encoder_that_the_run_began_with(shards: Path, tmp_path: Path) -> None:
+    still = train(load_run_config(tiny_run(shards, tmp_path, training__lr=1e-12, training__weight_decay=0.0)))
+    rows = {row["features"]: row for row in evaluate(still)["rows"]}
+    assert rows["untrained"]["knn"] == rows["online"]["knn"] == rows["target"]["knn"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"training__lr": 2e-3}, "training.lr"),
+        ({"training__global_batch": 32}, "training.global_batch"),
+        ({"training__micro_batch": 8}, "training.micro_batch"),
+        ({"objective__hjepa": {"levels": 1, "momentum": 0.9}}, "objective.hjepa.levels"),
+        ({"data__augmentation": {"horizontal_flip": False}}, "data.augmentation.horizontal_flip"),
+    ],
+)
+def test_resuming_with_another_recipe_is_refused_by_name(
+    shards: Path, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    train(load_run_config(tiny_run(shards, tmp_path)), stop_after=2)
+    with pytest.raises(ResumeMismatch, match=named):
+        train(load_run_config(tiny_run(shards, tmp_path, **change)), resume="auto")
+
+
+def test_resuming_with_other_weights_is_refused_and_goes_on_where_accepted(shards: Path, tmp_path: Path) -> None:
+    train(load_run_config(tiny_run(shards, tmp_path)), stop_after=4)
+    other = [{"name": "digits", "weight": 0.5}, {"name": "photos", "weight": 0.5}]
+    changed = load_run_config(tiny_run(shards, tmp_path, data__sources=other))
+    with pytest.raises(ResumeMismatch, match="weights"):
+        train(changed, resume="auto")
+    run = train(changed, resume="auto", stop_after=8, accept_mixture=True)
+    last = read_metrics(run / "metrics.jsonl")[-1]
+    assert {name: row["count"] for name, row in last["sources"].items()} == {"digits": 48 + 32, "photos": 16 + 32}
+
+
+def test_a_folder_with_checkpoints_is_not_overwritten_by_accident(shards: Path, tmp_path: Path) -> None:
+    config = load_run_config(tiny_run(shards, tmp_path))
+    train(config, stop_after=1)
+    with pytest.raises(InputError, match="--resume auto"):
+        train(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"training__learning_rat": 1.0}, "learning_rat"),
+        ({"objective__hjepa": {"level": 3}}, "levels"),
+        ({"backbone__vitt": {}}, "exactly one"),
+        ({"training__global_batch": -4}, "global_batch"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line_and_exit_code_2(
+    shards: Path, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    path = tiny_run(shards, tmp_path, **change)
+    done = subprocess.run([TRAIN, "run", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_diverging_run_stops_by_name(shards: Path, tmp_path: Path) -> None:
+    config = load_run_config(tiny_run(shards, tmp_path, training__lr=1e30, training__warmup_epochs=0.0))
+    with pytest.raises(InputError, match="diverged"):
+        train(config)

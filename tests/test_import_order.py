@@ -1,0 +1,85 @@
+"""Imports follow the data: a module imports only what stands above it here."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = {
+    "hjepa_shards": """
+        errors config files rng sample tar images sidecar encode manifest
+        sources.base sources.pickles sources.cifar sources.tree sources.folder sources.imagenet sources.offline
+        sources.stl10 sources
+        writer build index verify counting permutation plan crop mixture state store decode reader loader dryrun
+        terminal cli
+    """.split(),
+    "hjepa_train": """
+        distributed draws schedules layers backbones.base backbones.vit backbones masks augment anticollapse metrics
+        objectives.base objectives.predictor objectives.hjepa objectives optim data journal checkpoint probe report
+        runlog trainer run evaluate cli
+    """.split(),
+}
+
+
+def modules_of(package: str) -> dict[str, Path]:
+    """Module name below the package -> its file; the package's own `__init__` is ''."""
+    files = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT / package).with_suffix("").parts
+        files[".".join(part for part in parts if part != "__init__")] = path
+    return files
+
+
+def imports_of(path: Path, modules: set[str], package: str) -> set[str]:
+    """Dotted names imported anywhere in a file; a name taken from a package counts as a module where it is one."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            source = str(node.module)
+            below = source.removeprefix(package).removeprefix(".")
+            inner = {f"{below}.{alias.name}".removeprefix(".") for alias in node.names} & modules
+            whole = source.startswith(package) and len(inner) == len(node.names)
+            found |= {f"{package}.{name}" for name in inner}
+            found |= set() if whole else {source}
+    return found
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_every_module_has_its_place_in_the_order(package: str) -> None:
+    assert sorted(ORDER[package]) == sorted(set(modules_of(package)) - {""})
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_modules_import_only_what_stands_above_them(package: str) -> None:
+    modules = modules_of(package)
+    wrong = []
+    for place, module in enumerate(ORDER[package]):
+        allowed = {f"{package}.{above}" for above in ORDER[package][:place]}
+        for name in imports_of(modules[module], set(modules), package):
+            if (name == package or name.startswith(f"{package}.")) and name not in allowed:
+                wrong.append(f"{package}.{module} imports {name}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_packages_import_no_tools_tests_or_benchmarks(package: str) -> None:
+    modules = modules_of(package)
+    strangers = {"tools", "tests", "benchmarks"} | ({"hjepa_train"} if package == "hjepa_shards" else set())
+    for path in modules.values():
+        assert not {name.split(".")[0] for name in imports_of(path, set(modules), package)} & strangers, path
+
+
+def test_shards_import_no_torch() -> None:
+    modules = modules_of("hjepa_shards")
+    for path in modules.values():
+        names = {name.split(".")[0] for name in imports_of(path, set(modules), "hjepa_shards")}
+        assert not names & {"torch", "torchvision", "tensorboard", "safetensors"}, path
+    everything = ", ".join(f"hjepa_shards.{name}" for name in ORDER["hjepa_shards"])
+    code = f"import sys, {everything}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
