@@ -24,7 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_shards.encode import EXTENSIONS, JPEG_256, KEEP, PNG, EncodeSettings, encode, encoder_identity
+from hjepa_shards.encode import (
+    EXTENSIONS,
+    JPEG_256,
+    KEEP,
+    PNG,
+    EncodeSettings,
+    encode,
+    encoder_identity,
+    require_encoder,
+)
 from hjepa_shards.errors import BuildMismatch, DecodeError, InputError
 from hjepa_shards.files import exclusive, write_atomically
 from hjepa_shards.manifest import FILE_NAME, Manifest, load_manifest, save_manifest, shard_pattern
@@ -75,8 +84,8 @@ def build(
     a build with other settings, input or encoder.
     """
     options = options or BuildOptions()
-    if source not in SOURCES:
-        raise InputError(f"no source named {source!r}; known: {', '.join(SOURCES)}")
+    settings = options.settings or default_settings(source)
+    require_encoder(settings)
     known = SOURCES[source]
     unknown = [split for split in splits if split not in known.splits]
     if unknown:
@@ -85,7 +94,6 @@ def build(
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')}: a positive number expected, {value} found")
-    settings = options.settings or _DEFAULT_SETTINGS[known.pixels]
     opened = [
         (split, open_split(source, raw, split, classes=options.classes)) for split in splits or known.default_splits
     ]
@@ -93,6 +101,13 @@ def build(
         _build_split(source, split, raw_split, out / source / split, settings, options, progress)
         for split, raw_split in opened
     ]
+
+
+def default_settings(source: str) -> EncodeSettings:
+    """How a source's pixels are stored when nothing else is asked for."""
+    if source not in SOURCES:
+        raise InputError(f"no source named {source!r}; known: {', '.join(SOURCES)}")
+    return _DEFAULT_SETTINGS[SOURCES[source].pixels]
 
 
 def _build_split(

@@ -7,7 +7,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hjepa_shards.build import DEFAULT_SHARD_MB, BuildOptions, build
+from hjepa_shards.build import DEFAULT_SHARD_MB, BuildOptions, build, default_settings
 from hjepa_shards.config import load_yaml, parse
 from hjepa_shards.dryrun import Forecast, forecast
 from hjepa_shards.encode import EncodeSettings
@@ -43,6 +43,9 @@ def build_command(
     ] = None,
     shorter_side: Annotated[int | None, typer.Option(help="scale larger images down to this")] = None,
     quality: Annotated[int, typer.Option(help="of JPEG")] = 90,
+    encoder: Annotated[
+        Literal["pillow", "pillow-simd"], typer.Option(help="must be the one installed; their bytes differ")
+    ] = "pillow",
     shard_mb: Annotated[int, typer.Option(help="aimed size of a shard, MiB")] = DEFAULT_SHARD_MB,
     samples_per_shard: Annotated[int | None, typer.Option(help="instead of --shard-mb")] = None,
     seed: Annotated[int, typer.Option(help="of the shuffle over shards")] = 0,
@@ -53,12 +56,12 @@ def build_command(
     """Turn a raw dataset into shards. Killed? The same command goes on."""
     if pixels is None and shorter_side is not None:
         raise InputError("--shorter-side: say --pixels jpeg or --pixels png with it")
-    settings = None
+    settings = default_settings(source)
     if pixels is not None:
         chosen = {"pixels": pixels, "shorter_side": shorter_side, "quality": quality}
         settings = parse(EncodeSettings, chosen, "how to store pixels")
     options = BuildOptions(
-        settings=settings,
+        settings=settings.model_copy(update={"encoder": encoder}),
         shard_mb=shard_mb,
         samples_per_shard=samples_per_shard,
         seed=seed,

@@ -7,6 +7,7 @@ digest of three built-in images run through the settings: workers, resumed build
 """
 
 import hashlib
+import importlib.metadata
 import io
 import math
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from PIL import Image, features
 from pydantic import Field, model_validator
 
 from hjepa_shards.config import Strict
-from hjepa_shards.errors import DecodeError
+from hjepa_shards.errors import DecodeError, InputError
 from hjepa_shards.images import Codec, Colour, ImageInfo, codec_of, info_of, opened, to_rgb
 
 EXTENSIONS = {Codec.JPEG: "jpg", Codec.PNG: "png", Codec.WEBP: "webp"}
@@ -36,6 +37,8 @@ class EncodeSettings(Strict):
     """Larger images are scaled down to this many pixels on their shorter side; None: never."""
     quality: int = Field(default=90, ge=1, le=100)
     """JPEG quality."""
+    encoder: Literal["pillow", "pillow-simd"] = "pillow"
+    """Which of the two must be installed; Pillow-SIMD writes other bytes, so it is never picked up silently."""
 
     @model_validator(mode="after")
     def _keep_is_keep(self) -> "EncodeSettings":
@@ -124,6 +127,23 @@ def _moments(rgb: Image.Image) -> NDArray[np.int64]:
     return np.stack([counts.sum(1), counts @ levels, counts @ levels**2], axis=1)
 
 
+def installed_encoder() -> str:
+    """`pillow` or `pillow-simd`: both are imported as PIL."""
+    try:
+        importlib.metadata.version("pillow-simd")
+    except importlib.metadata.PackageNotFoundError:
+        return "pillow"
+    return "pillow-simd"
+
+
+def require_encoder(settings: EncodeSettings) -> None:
+    """InputError where the encoder of the settings is not the one that is installed."""
+    found = installed_encoder()
+    if found != settings.encoder:
+        advice = "`make simd` installs Pillow-SIMD" if found == "pillow" else "say --encoder pillow-simd"
+        raise InputError(f"encoder {settings.encoder} expected, {found} is installed; {advice}, or install the other")
+
+
 def encoder_identity(settings: EncodeSettings) -> dict[str, Any]:
     """Library versions and the canary: what must be equal for two builds to write equal bytes."""
     digest = hashlib.blake2b(digest_size=16)
@@ -131,7 +151,7 @@ def encoder_identity(settings: EncodeSettings) -> dict[str, Any]:
         digest.update(encode(image, settings).data)
     return {
         "pillow": PIL.__version__,
-        "simd": ".post" in PIL.__version__,  # Pillow-SIMD's version suffix
+        "encoder": installed_encoder(),
         "libjpeg_turbo": features.version("libjpeg_turbo"),
         "zlib": features.version("zlib"),
         "canary": digest.hexdigest(),

@@ -31,7 +31,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each EXIF orientation. Pillow's `exif_transpose` also rewrites the EXIF, and fails where that is broken."""
+"""What undoes each EXIF orientation. Pillow's `exif_transpose` also rewrites the EXIF, and fails where it is broken."""
 
 # Once, here: `catch_warnings` around each image is a race between the threads that decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -49,6 +49,7 @@ class Codec(IntEnum):
 
 class Colour(IntEnum):
     UNKNOWN = 0
+    """Rare modes, and animated PNGs (OpenCV blends their frames): Pillow decodes them."""
     GRAY = 1
     RGB = 2
     PALETTE = 3
@@ -163,6 +164,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _colour(image: Image.Image) -> Colour:
+    if image.format == "PNG" and getattr(image, "is_animated", False):
+        return Colour.UNKNOWN
     if image.mode in ("L", "RGB", "P") and "transparency" in image.info:
         return Colour.ALPHA
     return _COLOURS.get(image.mode, Colour.UNKNOWN)

@@ -148,6 +148,15 @@ def load_manifest(folder: Path) -> Manifest:
             f"{path}: format hjepa-shards version {VERSION} expected, {content.get('format')} version "
             f"{content.get('version')} found; use the hjepa-shards that wrote it"
         )
+    try:
+        return _from_json(content)
+    except KeyError as error:
+        raise ManifestError(
+            f"{path}: no key {error} in it; it was written by another hjepa-shards: build or index again"
+        ) from error
+
+
+def _from_json(content: dict[str, Any]) -> Manifest:
     shards = content["shards"]
     return Manifest(
         source=content["source"],

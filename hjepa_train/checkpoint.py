@@ -3,7 +3,7 @@
     <run>/checkpoints/step-00000600/
         model.safetensors    an objective's state_dict: its whole memory
         optimizer.pt         torch.load(weights_only=True) reads it, so nothing in it is executed
-        state.json           step, loader state, config digest, recipe, alarms
+        state.json           step, config, loader state, recipe, alarms
         files.json           bytes and blake2b of the three above, written last
 
 A checkpoint is written under a temporary name, synced, and renamed, so a kill at any moment leaves the last

@@ -5,10 +5,9 @@ every batch split and world size. I-JEPA's collator truncates to the batch minim
 depend on the batch; here the counts are fixed:
 
   blocks   M rectangles of legal shapes at uniform places; every border can be reached
-  context  exactly K cells. Cells are ranked by (tier, random): tier 0 inside the context square and in no
-  block, 1 outside
-           it and in no block, 1 + n in n blocks, and last of all the one cell per block that the block must
-           keep. The K first are the context; they leave the blocks. No retry, no dropped constraint, static
+  context  exactly K cells. Cells are ranked by (tier, random): tier 0 inside the context square and in no block,
+           1 outside it and in no block, 1 + n in n blocks, and last of all the one cell per block that the block
+           must keep. The K first are the context; they leave the blocks. No retry, no dropped constraint, static
            shapes.
 
 Axes: B images, M blocks, N = G*G cells of the grid, K context cells, C cells of a level that may be

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from hjepa_shards.config import Strict, load_yaml, parse
 from hjepa_shards.errors import InputError, ResumeMismatch
-from hjepa_shards.files import exclusive
+from hjepa_shards.files import exclusive, write_atomically
 from hjepa_shards.loader import Batch as Loaded
 from hjepa_shards.loader import open_loader
 from hjepa_shards.mixture import DataConfig, Mixture, load_mixture
@@ -191,9 +191,7 @@ def _train(
             contextlib.closing(RunLog(folder, num_steps=num_steps, start=start, tensorboard=config.logging.tensorboard))
         )
         if saved:
-            log.say(
-                f"going on from {saved.path}, step {start} of {num_steps}, position {saved.state['loader']['position']:,}"
-            )
+            log.say(f"going on from {saved.path}: step {start} of {num_steps}")
             for difference in checkpoint.compare_recipe(saved.state["recipe"], recipe):
                 log.say(f"[yellow]note[/yellow] {difference}: the order goes on exactly, the bits may not")
 
@@ -326,4 +324,4 @@ def _make_folder(folder: Path) -> None:
 
 def _write_config(folder: Path, config: RunConfig) -> None:
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    write_atomically(folder / CONFIG_FILE, text.encode())

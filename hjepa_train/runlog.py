@@ -4,7 +4,6 @@ Sums stay on the device between log points, so that the host waits for the devic
 """
 
 import math
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +17,6 @@ from torch.utils.tensorboard import SummaryWriter
 from hjepa_shards.plan import Plan
 from hjepa_shards.terminal import console
 from hjepa_train.journal import append_metrics
-
-_SHORT_NAMES = {"within_position_sd": "sd"}
 
 
 @final
@@ -80,13 +77,6 @@ def source_rows(plan: Plan, position: int, losses: Sequence[float | None]) -> di
 def to_floats(metrics: dict[str, Tensor]) -> dict[str, float]:
     """The scalars among an objective's metrics, brought to the host."""
     return {name: value.item() for name, value in metrics.items() if value.ndim == 0}
-
-
-def journal_names(metrics: dict[str, float]) -> dict[str, float]:
-    """The same under the journal's names: level0/rho becomes rho_l0."""
-    return {
-        _SHORT_NAMES.get(name, re.sub(r"level(\d+)/(\w+)", r"\2_l\1", name)): value for name, value in metrics.items()
-    }
 
 
 @final

@@ -22,7 +22,7 @@ from hjepa_train.distributed import average_gradients, rank
 from hjepa_train.metrics import Alarms
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.optim import set_rates
-from hjepa_train.runlog import RunLog, SourceLosses, Stopwatch, journal_names, source_rows, to_floats
+from hjepa_train.runlog import RunLog, SourceLosses, Stopwatch, source_rows, to_floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ def fit(
         objective.after_step(step)
         log.advance()
         if logging:
-            numbers = journal_names(to_floats(metrics) | diagnosis)
+            numbers = to_floats(metrics) | diagnosis
             _refuse_nonsense(step, numbers["loss"])
             row = {"step": step, "position": loaded.next_position, **numbers, "lr": lr, **watch.lap()}
             row |= {

@@ -8,20 +8,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ORDER = {
-    "hjepa_shards": """
-        errors config files rng sample tar images sidecar encode manifest
-        sources.base sources.pickles sources.cifar sources.tree sources.folder sources.imagenet sources.offline
-        sources.stl10 sources
-        writer build index verify counting permutation plan crop mixture state store decode reader loader dryrun
-        terminal cli
-    """.split(),
-    "hjepa_train": """
-        distributed draws schedules layers backbones.base backbones.vit backbones masks augment anticollapse metrics
-        objectives.base objectives.predictor objectives.hjepa objectives optim data journal checkpoint probe report
-        runlog trainer run evaluate cli
-    """.split(),
+_ORDER = {
+    "hjepa_shards": (
+        "errors config files rng sample tar images sidecar encode manifest "
+        "sources.base sources.pickles sources.cifar sources.tree sources.folder sources.imagenet sources.offline "
+        "sources.stl10 sources "
+        "writer build index verify counting permutation plan crop mixture state store decode reader loader dryrun "
+        "terminal cli "
+    ),
+    "hjepa_train": (
+        "distributed draws schedules layers backbones.base backbones.vit backbones masks augment anticollapse metrics "
+        "objectives.base objectives.predictor objectives.hjepa objectives optim data journal checkpoint probe report "
+        "runlog trainer run evaluate cli "
+    ),
 }
+ORDER = {package: names.split() for package, names in _ORDER.items()}
 
 
 def modules_of(package: str) -> dict[str, Path]:

@@ -37,7 +37,7 @@ def test_what_is_wrong_is_named_with_the_nearest_known_key(content: dict[str, ob
 
 
 def test_every_mistake_is_named_at_once() -> None:
-    with pytest.raises(InputError, match="`a`.*`b`.*size|size.*`a`.*`b`"):
+    with pytest.raises(InputError, match=r"`a`.*`b`.*size|size.*`a`.*`b`"):
         parse(Outer, {"a": 1, "b": 2}, "x.yaml")
 
 

@@ -24,14 +24,18 @@ def test_a_file_has_its_old_content_until_the_block_ends(tmp_path: Path) -> None
 
 
 def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), whole_file(tmp_path / "a") as file:
-        file.write(b"half")
-        raise KeyError
+    def fail() -> None:
+        with whole_file(tmp_path / "a") as file:
+            file.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No space left.*make room.*same command again"), whole_file(tmp_path / "a"):
+    with pytest.raises(InputError, match=r"No space left.*make room.*same command again"), whole_file(tmp_path / "a"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(InputError, match="cannot be written"):
         write_atomically(tmp_path / "missing" / "a", b"")

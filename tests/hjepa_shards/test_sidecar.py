@@ -59,7 +59,7 @@ def test_a_shard_without_samples_has_a_sidecar_of_64_bytes(tmp_path: Path) -> No
 
 def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
     path = tmp_path / "x.index"
-    data = packed()
+    data = packed(ROWS[:1])
     for bit in range(8 * len(data)):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -80,7 +80,7 @@ def test_an_unknown_version_is_refused_by_its_number(tmp_path: Path) -> None:
     path = tmp_path / "x.index"
     head = b"HJSI" + struct.pack("<HHIQQ", 9, 80, 0, 0, 0) + bytes(16)
     path.write_bytes(head + struct.pack("<I", zlib.crc32(head)) + bytes(16))
-    with pytest.raises(SidecarError, match="version 1 .*version 9"):
+    with pytest.raises(SidecarError, match=r"version 1 .*version 9"):
         Sidecar(path)
 
 

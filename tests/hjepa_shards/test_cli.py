@@ -1,0 +1,223 @@
+"""The commands: tables for people; what is wrong is one line on stderr and exit code 2."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hjepa_shards.cli import main
+from hjepa_shards.manifest import load_manifest
+from tests.hjepa_shards.test_build import files_of
+from tests.hjepa_shards.test_verify import flip
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """hjepa-shards in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["hjepa-shards", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capfd.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+def refused(result: tuple[int, str, str], *said: str) -> None:
+    code, _, err = result
+    assert code == 2, result
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert all(text in err for text in said), err
+
+
+@pytest.fixture
+def split(shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shards / "digits" / "train", tmp_path / "digits" / "train"))
+
+
+def yaml_of(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "mix.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_build_info_verify_and_plan_end_well(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = command("build", "digits", "--out", ".", "--limit", 100, "--samples-per-shard", 32)
+    assert code == 0
+    assert "digits/train" in out
+    assert "digits/test" in out
+    code, out, _ = command("info", tmp_path)
+    assert code == 0
+    assert "100" in out
+    code, out, _ = command("info", tmp_path / "digits" / "test")
+    assert "mean" in out
+    code, out, _ = command("verify", tmp_path)
+    assert (code, out.count("right")) == (0, 2)
+    mix = yaml_of(tmp_path, f"root: {tmp_path}\nstrategy: concat\nsources: [{{name: digits}}]\n")
+    code, out, _ = command("plan", mix, "--epochs", 3, "--global-batch", 20)
+    assert code == 0
+    assert "15 steps" in out
+    assert command("sources")[0] == 0
+
+
+def test_verify_names_lost_samples_and_ends_with_1(command: Command, split: Path) -> None:
+    flip(split / "digits-train-000000.tar", 530)
+    code, out, _ = command("verify", split)
+    assert code == 1
+    assert "1 samples lost: 0" in " ".join(out.split())
+
+
+def test_names_with_brackets_are_shown_as_they_are(command: Command, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    name = "[red]not an [image].png"
+    shutil.copy(__file__, raw / name)
+    out_folder = tmp_path / "[bold]" / "x[" / "]"  # "[/]" would even be an error of the terminal library
+    code, out, _ = command("build", "folder", "--raw", raw, "--out", out_folder, "--samples-per-shard", 8)
+    assert code == 0
+    assert f"excluded {name}: " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["build", "cifar"], ["'cifar'", "cifar10"]),
+        (["build", "digits", "--split", "dev"], ["'dev'", "train"]),
+        (["build", "cifar10", "--raw", "/nonexistent"], ["/nonexistent", "no such folder"]),
+        (["build", "cifar10"], ["--raw"]),
+        (["build", "digits", "--raw", "/tmp"], ["--raw"]),
+        (["build", "folder", "--raw", "/nonexistent"], ["/nonexistent"]),
+        (["build", "digits", "--limit", "0"], ["--limit", "0 found"]),
+        (["build", "digits", "--shorter-side", "64"], ["--shorter-side", "--pixels"]),
+        (["build", "digits", "--pixels", "keep", "--shorter-side", "64"], ["keep", "shorter_side"]),
+        (["build", "digits", "--pixels", "jpeg", "--quality", "500"], ["quality", "500"]),
+        (["build", "digits", "--out", "/dev/null"], ["/dev/null"]),
+        (["verify", "/nonexistent"], ["/nonexistent", "manifest.json"]),
+        (["info", "/nonexistent"], ["/nonexistent"]),
+        (["index", "/nonexistent"], ["/nonexistent", "*.tar"]),
+        (["plan", "/nonexistent.yaml"], ["/nonexistent.yaml"]),
+    ],
+)
+def test_wrong_arguments_are_one_line(command: Command, tmp_path: Path, arguments: list[str], said: list[str]) -> None:
+    out = [] if "--out" in arguments or arguments[0] != "build" else ["--out", str(tmp_path)]
+    refused(command(*arguments, *out), *said)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("sources: [{name: digits, wieght: 1}]", ["sources.0.wieght", "did you mean `weight`?"]),
+        ("sources: [{name: digits, weight: -1}]", ["weight", "-1"]),
+        ("sources: [{name: digits, weight: 0}]", ["weight"]),
+        ("sources: [{name: digits}]", ["digits", "weight"]),
+        ("sources: [{name: digitz, weight: 1}]", ["digitz", "digits/train"]),
+        ("sources: []", ["sources"]),
+        ("sources: [{name: digits, weight: 1}]\nstrateggy: x", ["strateggy", "did you mean `strategy`?"]),
+        ("sources: [{name: digits, weight: 1}]\norder: {lanes: 0}", ["order.lanes"]),
+        ("sources: {", ["not YAML"]),
+    ],
+)
+def test_wrong_mixtures_are_one_line(
+    command: Command, shards: Path, tmp_path: Path, data: str, said: list[str]
+) -> None:
+    path = yaml_of(tmp_path, f"root: {shards}\nstrategy: weighted\n{data}\n")
+    refused(command("plan", path), "mix.yaml", *said)
+
+
+@pytest.mark.parametrize("numbers", ["epochs: 0", "epochs: many", "global_batch: -3", "global_batch: 2.5"])
+def test_wrong_numbers_of_a_run_are_one_line(command: Command, shards: Path, tmp_path: Path, numbers: str) -> None:
+    data = f"data: {{root: {shards}, strategy: concat, sources: [{{name: digits}}]}}"
+    refused(command("plan", yaml_of(tmp_path, f"{data}\ntraining: {{{numbers}}}\n")), "number expected")
+
+
+def test_a_damaged_manifest_is_one_line(command: Command, split: Path) -> None:
+    flip(split / "manifest.json", 300)
+    for name in ("info", "verify"):
+        refused(command(name, split), "manifest.json", "checksum")
+
+
+def test_a_manifest_that_is_not_of_these_shards_is_found(command: Command, split: Path, shards: Path) -> None:
+    shutil.copy(shards / "digits" / "test" / "manifest.json", split / "manifest.json")
+    code, out, _ = command("verify", split)
+    assert code == 1
+    assert "is missing" in out
+    assert "is not in the manifest" in out
+
+
+def test_a_truncated_pickle_is_one_line_and_nothing_is_half_written(command: Command, tmp_path: Path) -> None:
+    raw = tmp_path / "cifar-10-batches-py"
+    raw.mkdir()
+    for name in ["batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6))]:
+        (raw / name).write_bytes(b"\x80\x02}q\x01(U\x05label")
+    refused(command("build", "cifar10", "--raw", raw, "--out", tmp_path / "out"), "data_batch_1", "cut short")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_build_under_way_keeps_others_out(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "digits" / "train"
+    code = (
+        "import sys, pathlib\nfrom hjepa_shards.files import exclusive\n"
+        f"folder = pathlib.Path({str(folder)!r}) / '.journal'\nfolder.mkdir(parents=True)\n"
+        "with exclusive(folder, ''): print('in', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        refused(command("build", "digits", "--split", "train", "--out", tmp_path), "another process")
+        other.kill()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 2 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on_after_room_was_made(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    (small_disk / "ballast").write_bytes(bytes(1_850_000))
+    out = small_disk / "shards"
+    build = [sys.executable, "-c", "from hjepa_shards.cli import main; main()", "build", "digits", "--split", "train"]
+    build += ["--limit", "400", "--samples-per-shard", "60", "--out"]
+
+    def run(folder: Path) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if k != "HJEPA_TRACEBACK"}
+        return subprocess.run([*build, str(folder)], capture_output=True, text=True, env=environment, check=False)
+
+    full = run(out)
+    assert full.returncode == 2, full.stderr
+    assert full.stderr.startswith("error: ")
+    assert full.stderr.count("\n") == 1
+    assert "No space left" in full.stderr
+    assert "make room" in full.stderr
+    assert not (out / "digits" / "train" / "manifest.json").exists()
+    assert not list(out.rglob("*.tmp"))
+    finished = {path.stem for path in out.rglob(".journal/digits*.json")}
+    assert finished <= {path.stem for path in out.rglob("*.tar")}
+    (small_disk / "ballast").unlink()
+    assert run(out).returncode == 0
+    assert run(tmp_path / "elsewhere").returncode == 0
+    assert files_of(out) == files_of(tmp_path / "elsewhere")
+    assert load_manifest(out / "digits" / "train").num_samples == 400

@@ -1,0 +1,215 @@
+"""Batches: what the plan says, the same for any threads and ranks, from any position, whatever is damaged."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from hjepa_shards import loader as loader_module
+from hjepa_shards import store as store_module
+from hjepa_shards.config import parse
+from hjepa_shards.crop import random_crops
+from hjepa_shards.errors import ChecksumMismatch, InputError, ShardError, TooMuchDamage
+from hjepa_shards.loader import Loader, open_loader, read_split
+from hjepa_shards.manifest import load_manifest
+from hjepa_shards.mixture import DataConfig, Mixture, load_mixture
+from hjepa_shards.reader import SampleReader
+from hjepa_shards.store import LocalStore
+from tests.checks import assert_resumes_exactly, assert_same_batches_for_any_world_size, delivered
+from tests.hjepa_shards.test_verify import flip
+
+SOURCES = ({"name": "digits", "weight": 0.5}, {"name": "photos", "weight": 0.2}, {"name": "scattered", "weight": 0.3})
+ONLY_DIGITS = ({"name": "digits", "weight": 1},)
+
+
+def mix(root: Path, sources: Sequence[dict[str, Any]] = SOURCES, threads: int = 2, **more: Any) -> Mixture:
+    content = {"root": str(root), "strategy": "weighted", "sources": list(sources), "image_size": 16}
+    return load_mixture(parse(DataConfig, content | {"threads": threads} | more, "test"), "test")
+
+
+def opener(mixture: Mixture) -> Callable[..., Loader]:
+    return lambda **arguments: open_loader(mixture, seed=5, **arguments)
+
+
+@pytest.fixture
+def copied(shards: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shards, tmp_path / "shards"))
+
+
+def test_batches_equal_a_plain_recomputation(shards: Path) -> None:
+    mixture = mix(shards)
+    plan = mixture.make_plan(5)
+    readers = [
+        SampleReader(LocalStore(folder, manifest), manifest)
+        for folder, manifest in zip(mixture.folders, mixture.manifests, strict=True)
+    ]
+    with open_loader(mixture, seed=5, global_batch=24) as loader:
+        for start in (0, 24, 48, 72):
+            batch = next(loader)
+            planned = plan.samples(start, start + 24)
+            assert (batch.position, batch.next_position, batch.valid.all()) == (start, start + 24, True)
+            assert np.array_equal(batch.samples, planned.sample)
+            assert np.array_equal(batch.entries, planned.source)
+            for i in range(24):
+                located = readers[planned.source[i]].locate(int(planned.sample[i]))
+                assert batch.labels[i] == located.label
+                pixels = readers[planned.source[i]].pixels(located)
+                size = np.array([pixels.shape[1]]), np.array([pixels.shape[0]])
+                [crop] = random_crops(5, planned.position[i : i + 1], *size, mixture.config.augmentation)
+                top, left, height, width = crop
+                part = pixels[top : top + height, left : left + width]
+                method = cv2.INTER_AREA if height > 32 else cv2.INTER_LINEAR
+                assert np.array_equal(batch.images[i], cv2.resize(part, (16, 16), interpolation=method))
+
+
+def test_any_number_of_threads_gives_the_same_batches(shards: Path) -> None:
+    expected = delivered(opener(mix(shards, threads=1)), 160, global_batch=40)
+    for threads in (2, 7):
+        assert delivered(opener(mix(shards, threads=threads)), 160, global_batch=40) == expected
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_any_number_of_ranks_gets_the_same_batches(shards: Path, lanes: int) -> None:
+    mixture = mix(shards, order={"lanes": lanes, "window": 2})
+    assert_same_batches_for_any_world_size(opener(mixture), 120, global_batch=24, worlds=(2, 3, 4, 8))
+
+
+def test_a_run_goes_on_from_the_state_of_any_batch(shards: Path) -> None:
+    """Also with other batch sizes and ranks, across the ends of passes and epochs."""
+    mixture = mix(shards, epoch_samples=100)
+    assert_resumes_exactly(opener(mixture), 240, global_batch=24, others=((12, 1), (24, 3), (16, 4), (48, 2)))
+
+
+def test_the_state_is_that_of_the_batch_however_far_the_threads_are(shards: Path) -> None:
+    mixture = mix(shards)
+    with open_loader(mixture, seed=5, global_batch=8) as loader:
+        first, states = next(loader), []
+        for _ in range(5):
+            states.append(json.dumps(loader.state_dict(first)))
+            next(loader)
+    assert len(set(states)) == 1
+    assert json.loads(states[0])["position"] == 8
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused(shards: Path) -> None:
+    with pytest.raises(InputError, match="nearest is 24"):
+        open_loader(mix(shards), seed=5, global_batch=25, world=8)
+
+
+# ---- damage
+
+
+def damage(copied: Path, samples: Sequence[int]) -> None:
+    """Flip a bit in the images of some of the digits."""
+    folder = copied / "digits" / "train"
+    manifest = load_manifest(folder)
+    reader = SampleReader(LocalStore(folder, manifest), manifest)
+    for sample in samples:
+        located = reader.locate(sample)
+        flip(folder / manifest.shard_name(located.shard), int(located.row["image_offset"]) + 12)
+
+
+def test_a_damaged_sample_is_replaced_by_rule_and_nothing_else_changes(copied: Path, shards: Path) -> None:
+    expected, proof = delivered(opener(mix(shards, ONLY_DIGITS)), 200, global_batch=20)
+    lost = (3, 77, 150)
+    damage(copied, lost)
+    mixture = mix(copied, ONLY_DIGITS)
+    found, other_proof = delivered(opener(mixture), 200, global_batch=20)
+    plan = mixture.make_plan(5)
+    planned = plan.samples(0, 200)
+    for position in range(200):
+        if planned.sample[position] in lost:
+            candidates = (plan.replacement(0, int(planned.draw[position]), attempt) for attempt in range(1, 17))
+            assert found[position][1] == next(sample for sample in candidates if sample not in lost)
+        else:
+            assert found[position] == expected[position]
+    assert other_proof != proof
+    assert_same_batches_for_any_world_size(opener(mixture), 200, global_batch=20, worlds=(2, 5))
+    assert_resumes_exactly(opener(mixture), 200, global_batch=40, others=((20, 2),))
+
+
+def test_damage_is_reported_in_the_state_and_goes_along(copied: Path) -> None:
+    damage(copied, (3, 77))
+    with open_loader(mix(copied, ONLY_DIGITS), seed=5, global_batch=50) as loader:
+        for _ in range(4):
+            batch = next(loader)
+        state = loader.state_dict(batch)
+        assert "crc32" in loader.damaged["digits"][3]
+    assert state["damaged"] == {"digits": [3, 77]}
+    with open_loader(mix(copied, ONLY_DIGITS), seed=5, global_batch=50, state=state) as loader:
+        assert loader.state_dict()["damaged"] == {"digits": [3, 77]}
+
+
+def test_more_damage_than_the_limit_stops_the_run(copied: Path) -> None:
+    damage(copied, range(0, 44, 4))
+    with (
+        open_loader(mix(copied, ONLY_DIGITS), seed=5, global_batch=20) as loader,
+        pytest.raises(TooMuchDamage, match=r"digits: 11 damaged samples found, 10 allowed.*hjepa-shards verify"),
+    ):
+        list(islice(loader, 10))
+
+
+def test_a_sample_whose_replacements_are_all_damaged_stops_the_run(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "_DAMAGE_LEAST", 1000)
+    damage(copied, range(200))
+    with (
+        open_loader(mix(copied, ONLY_DIGITS), seed=5, global_batch=4) as loader,
+        pytest.raises(TooMuchDamage, match="16 replacements are all damaged"),
+    ):
+        next(loader)
+
+
+@pytest.mark.parametrize("name", ["digits-train-000001.tar", "digits-train-000001.tar.index"])
+def test_a_missing_file_stops_the_run_and_is_never_replaced(
+    copied: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_RETRY_WAITS_S", (0.0, 0.0))
+    (copied / "digits" / "train" / name).unlink()
+    with (
+        open_loader(mix(copied, ONLY_DIGITS), seed=5, global_batch=100) as loader,
+        pytest.raises(ShardError, match=r"000001.tar.*failed 3 times: No such file") as caught,
+    ):
+        list(islice(loader, 2))
+    assert not isinstance(caught.value, TooMuchDamage)
+    assert loader.damaged == {}
+
+
+# ---- evaluation
+
+
+@pytest.mark.parametrize("world", range(1, 6))
+def test_an_evaluation_counts_each_sample_once(shards: Path, world: int) -> None:
+    folder = shards / "digits" / "test"
+    for limit in (None, 101, 3):
+        ranks = [
+            list(read_split(folder, image_size=8, batch=16, rank=rank, world=world, limit=limit, threads=1))
+            for rank in range(world)
+        ]
+        assert len({tuple(len(batch.images) for batch in batches) for batches in ranks}) == 1
+        counted = [int(s) for batches in ranks for batch in batches for s in batch.samples[batch.valid]]
+        assert counted == list(range(limit or 200))
+
+
+def test_an_evaluation_shows_the_whole_image_in_manifest_order(shards: Path) -> None:
+    folder = shards / "digits" / "test"
+    manifest = load_manifest(folder)
+    reader = SampleReader(LocalStore(folder, manifest), manifest)
+    for batch in read_split(folder, image_size=8, batch=64, threads=2):
+        for i, sample in enumerate(batch.samples):
+            located = reader.locate(int(sample))
+            assert batch.labels[i] == located.label
+            assert np.array_equal(batch.images[i], reader.pixels(located))  # digits are 8x8
+
+
+def test_an_evaluation_stops_at_a_damaged_sample(copied: Path) -> None:
+    damage(copied, [60])
+    with pytest.raises(ChecksumMismatch):
+        list(read_split(copied / "digits" / "train", image_size=8, batch=50, threads=2))
