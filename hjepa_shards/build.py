@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from hjepa_shards.config import flatten
 from hjepa_shards.encode import (
     EXTENSIONS,
     JPEG_256,
@@ -150,7 +151,7 @@ def _build_split(
                 progress(done, len(samples))
 
         _run(job, tasks, options.workers, advance)
-        records = [json.loads(record_path(folder, name).read_text()) for name in names]
+        records = [_read_journal(record_path(folder, name)) for name in names]
         manifest = _manifest_of(source, split, raw, plan, samples, keys, records)
         save_manifest(folder, manifest)
         return manifest
@@ -188,9 +189,10 @@ def _fixed_plan(
     if options.samples_per_shard is not None:
         asked["samples_per_shard"] = options.samples_per_shard
     if path.exists():
-        plan = json.loads(path.read_text())
+        plan = _read_journal(path)
+        before, now = flatten(plan), flatten(asked)
         differences = [
-            f"{key}: {plan.get(key)} before, {value} now" for key, value in asked.items() if plan.get(key) != value
+            f"{key}: {before.get(key)} before, {value} now" for key, value in now.items() if before.get(key) != value
         ]
         if differences:
             raise BuildMismatch(
@@ -210,6 +212,15 @@ def _fixed_plan(
     }
     write_atomically(path, json.dumps(plan, sort_keys=True, indent=1).encode())
     return plan
+
+
+def _read_journal(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise BuildMismatch(
+            f"{path}: not the JSON that was written; remove {path.parent.parent} to start again"
+        ) from error
 
 
 def _digest_of_list(samples: Sequence[RawSample], class_names: Sequence[str]) -> str:

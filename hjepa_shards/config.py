@@ -5,6 +5,7 @@ nearest known one; nothing is silently ignored.
 """
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +49,14 @@ def parse(model: type[Model], content: dict[str, Any], where: str) -> Model:
     except ValidationError as error:
         lines = [_explain(model, detail) for detail in error.errors(include_url=False)]
         raise InputError(f"{where}: " + "; ".join(dict.fromkeys(lines))) from error
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys: {"a": {"b": 1}} is {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def _explain(model: type[BaseModel], detail: Any) -> str:

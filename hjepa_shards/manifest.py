@@ -92,6 +92,11 @@ class Manifest:
         return self.shard_names[shard]
 
 
+def built_splits(folder: Path) -> list[str]:
+    """The splits that stand below a source's folder, sorted."""
+    return sorted(path.parent.name for path in folder.glob(f"*/{FILE_NAME}"))
+
+
 def shard_pattern(source: str, split: str) -> str:
     return f"{source}-{split}-%06d.tar"
 

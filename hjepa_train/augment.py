@@ -9,7 +9,7 @@ Axes: B images, H W pixels, C channels (RGB).
 import torch
 from torch import Tensor
 
-from hjepa_shards.rng import derive_key
+from hjepa_shards import derive_key
 from hjepa_train.draws import BITS, draw_integers
 
 GRAY = (299, 587, 114)

@@ -29,8 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hjepa_shards.errors import InputError, ResumeMismatch
-from hjepa_shards.files import sync_folder
+from hjepa_shards import InputError, ResumeMismatch, sync_folder
 
 FORMAT = 1
 _MODEL, _OPTIMIZER, _STATE, _FILES = "model.safetensors", "optimizer.pt", "state.json", "files.json"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hjepa_shards.terminal import console, run_app
+from hjepa_shards import console, run_app
 from hjepa_train.evaluate import evaluate
 from hjepa_train.report import as_rich, did_it_learn, did_it_run_right, read_run, write_report
 from hjepa_train.run import load_run_config, train

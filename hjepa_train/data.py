@@ -2,8 +2,8 @@
 
 import torch
 
-from hjepa_shards.loader import Batch as Loaded
-from hjepa_shards.mixture import DataConfig
+from hjepa_shards import Batch as Loaded
+from hjepa_shards import DataConfig
 from hjepa_train.augment import augment, normalise
 from hjepa_train.objectives.base import Batch
 

@@ -7,6 +7,7 @@ encoder untrained, with the very weights that the run began with.
 
 import copy
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hjepa_shards.errors import InputError
-from hjepa_shards.files import write_atomically
-from hjepa_shards.loader import read_split
-from hjepa_shards.manifest import FILE_NAME
-from hjepa_shards.mixture import DataConfig, load_mixture
+from hjepa_shards import DataConfig, InputError, built_splits, load_mixture, read_split, write_atomically
 from hjepa_train import checkpoint
 from hjepa_train.backbones import Backbone
 from hjepa_train.data import to_evaluation_images
@@ -32,9 +29,12 @@ _PIXELS_SIDE = 32
 """Raw pixels of larger images are averaged down to this side: 150,528 dimensions would drown any probe."""
 
 
-def evaluate(folder: Path, *, source: str | None = None, **changes: Any) -> dict[str, Any]:
+def evaluate(
+    folder: Path, *, source: str | None = None, known_rows: Sequence[dict[str, Any]] = (), **changes: Any
+) -> dict[str, Any]:
     """Probe a run's latest checkpoint on a labelled source; also written to evaluation.json and report.md.
 
+    known_rows: rows that need no probing, such as the pixels' from another run's evaluation on the same images.
     changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in report.py.
     """
     config = load_run_config(folder / CONFIG_FILE)
@@ -51,10 +51,14 @@ def evaluate(folder: Path, *, source: str | None = None, **changes: Any) -> dict
     split = settings.split or _test_split(root / name)
     bank, bank_labels = _read(root / name / "train", config.data, settings.bank, settings.crop_share, device)
     test, test_labels = _read(root / name / split, config.data, settings.test, settings.crop_share, device)
-    features = {
-        "raw pixels": (_pixels(bank), _pixels(test)),
-        "PCA-30": pca(_pixels(bank), _pixels(test)),
-        **{name: (_pooled(encoder, bank), _pooled(encoder, test)) for name, encoder in encoders.items()},
+    known = {row["features"] for row in known_rows}
+    features: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+        "raw pixels": lambda: (_pixels(bank), _pixels(test)),
+        "PCA-30": lambda: pca(_pixels(bank), _pixels(test)),
+        **{
+            name: lambda encoder=encoder: (_pooled(encoder, bank), _pooled(encoder, test))
+            for name, encoder in encoders.items()
+        },
     }
     result = {
         "source": name,
@@ -63,7 +67,15 @@ def evaluate(folder: Path, *, source: str | None = None, **changes: Any) -> dict
         "bank": len(bank),
         "test": len(test),
         "chance": chance(bank_labels, test_labels),
-        "rows": [asdict(probe(key, a, bank_labels, b, test_labels)) for key, (a, b) in features.items()],
+        "rows": [
+            *known_rows,
+            *(
+                asdict(probe(key, of_bank, bank_labels, of_test, test_labels))
+                for key, make in features.items()
+                if key not in known
+                for of_bank, of_test in [make()]
+            ),
+        ],
     }
     _remember(folder / "evaluation.json", result)
     write_report(folder)
@@ -82,7 +94,7 @@ def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, 
 
 
 def _test_split(folder: Path) -> str:
-    found = [split for split in ("test", "val") if (folder / split / FILE_NAME).exists()]
+    found = [split for split in ("test", "val") if split in built_splits(folder)]
     if not found:
         raise InputError(
             f"{folder}: a built split named test or val expected, none found; build it with `hjepa-shards build "

@@ -19,8 +19,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from hjepa_shards.errors import InputError
-from hjepa_shards.files import write_atomically
+from hjepa_shards import InputError, write_atomically
 
 
 def append_metrics(path: Path, row: dict[str, Any]) -> None:

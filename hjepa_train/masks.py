@@ -20,8 +20,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from hjepa_shards.errors import InputError
-from hjepa_shards.rng import derive_key
+from hjepa_shards import InputError, derive_key
 from hjepa_train.draws import below, draw_integers
 
 

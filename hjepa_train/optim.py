@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from hjepa_shards.config import Strict
+from hjepa_shards import Strict
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hjepa_shards.errors import InputError
-from hjepa_shards.rng import derive_key, permutation
+from hjepa_shards import InputError, derive_key, permutation
 
 L2_CANDIDATES = (1e-2, 1e-3, 1e-4, 1e-5)  # of equals the first, most regularised one is taken
 NUM_ITERATIONS = 100

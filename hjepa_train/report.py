@@ -18,8 +18,7 @@ from typing import Any, final
 from rich.table import Table
 from rich.text import Text
 
-from hjepa_shards.errors import InputError
-from hjepa_shards.files import write_atomically
+from hjepa_shards import InputError, write_atomically
 from hjepa_train.checkpoint import latest, read_state
 from hjepa_train.journal import read_metrics
 

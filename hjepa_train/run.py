@@ -5,7 +5,6 @@ runs/<name>/  config.yaml  metrics.jsonl  report.md  evaluation.json  checkpoint
 
 import contextlib
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +13,21 @@ import torch
 import yaml
 from pydantic import Field, field_validator
 
-from hjepa_shards.config import Strict, load_yaml, parse
-from hjepa_shards.errors import InputError, ResumeMismatch
-from hjepa_shards.files import exclusive, write_atomically
-from hjepa_shards.loader import Batch as Loaded
-from hjepa_shards.loader import open_loader
-from hjepa_shards.mixture import DataConfig, Mixture, load_mixture
+from hjepa_shards import Batch as Loaded
+from hjepa_shards import (
+    DataConfig,
+    InputError,
+    Mixture,
+    ResumeMismatch,
+    Strict,
+    exclusive,
+    flatten,
+    load_mixture,
+    load_yaml,
+    open_loader,
+    parse,
+    write_atomically,
+)
 from hjepa_train import checkpoint, schedules
 from hjepa_train.backbones import BACKBONES, Backbone, build_backbone
 from hjepa_train.data import to_micro_batches
@@ -294,7 +302,7 @@ def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) 
     """What decides the numbers must be as it was; the mixture has rules of its own (hjepa_shards/state.py)."""
     free = {"training.device", "training.threads", "training.save_every_steps", "training.keep_checkpoints"}
     decides = ("backbone.", "objective.", "training.", "data.image_size", "data.augmentation.", "data.pixel_")
-    before, now = (dict(_flat(content)) for content in (saved, config.model_dump(mode="json")))
+    before, now = flatten(saved), flatten(config.model_dump(mode="json"))
     differences = [
         f"{key}: {before.get(key)} saved, {now.get(key)} here"
         for key in dict.fromkeys([*before, *now])
@@ -305,14 +313,6 @@ def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) 
             f"{where}: this run was begun otherwise: {'; '.join(differences)}; restore those settings, or "
             "choose another run.name"
         )
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _make_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 Sums stay on the device between log points, so that the host waits for the device only there.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from hjepa_shards.plan import Plan
-from hjepa_shards.terminal import console
+from hjepa_shards import Plan, console, flatten
 from hjepa_train.journal import append_metrics
 
 
@@ -109,8 +107,9 @@ class RunLog:
         shown.append(f"{row['images_per_s']:,.0f} images/s, waiting {row['data_wait']:.0%}")
         self._progress.update(self._task, description="  ".join(shown))
         if self._board:
-            for name, value in _flat(row):
-                self._board.add_scalar(name, value, row["step"])
+            for name, value in flatten(row).items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(name.replace(".", "/"), value, row["step"])
 
     def say(self, text: str) -> None:
         self._progress.console.print(text)
@@ -119,13 +118,3 @@ class RunLog:
         self._progress.stop()
         if self._board:
             self._board.close()
-
-
-def _flat(row: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
-    for name, value in row.items():
-        if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and name != "step" and math.isfinite(value):
-            found.append((prefix + name, float(value)))
-    return found

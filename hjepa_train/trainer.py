@@ -14,10 +14,8 @@ from typing import Any
 
 import torch
 
-from hjepa_shards.errors import InputError
-from hjepa_shards.loader import Batch as Loaded
-from hjepa_shards.loader import Loader
-from hjepa_shards.rng import derive_key
+from hjepa_shards import Batch as Loaded
+from hjepa_shards import InputError, Loader, derive_key
 from hjepa_train.distributed import average_gradients, rank
 from hjepa_train.metrics import Alarms
 from hjepa_train.objectives.base import Batch, Objective

@@ -84,3 +84,12 @@ def test_shards_import_no_torch() -> None:
     everything = ", ".join(f"hjepa_shards.{name}" for name in ORDER["hjepa_shards"])
     code = f"import sys, {everything}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_trainer_uses_the_shard_engine_through_its_public_names_only() -> None:
+    public = set(ast.literal_eval((ROOT / "hjepa_shards/__init__.py").read_text().partition("__all__ = ")[2]))
+    for path in modules_of("hjepa_train").values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "hjepa_shards":
+                assert node.module == "hjepa_shards", f"{path}: {node.module}"
+                assert {alias.name for alias in node.names} <= public, path

@@ -25,7 +25,9 @@ def test_the_tree_lists_every_file_of_the_packages_tools_benchmarks_and_configs(
     assert found == listed
 
 
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"^    (hjepa-(?:shards|train) .+)$", README, flags=re.MULTILINE))))
+@pytest.mark.parametrize(
+    "line", sorted(set(re.findall(r"^    (hjepa-(?:shards|train) .+)$", README, flags=re.MULTILINE)))
+)
 def test_every_command_of_the_readme_is_understood(line: str) -> None:
     program, *arguments = line.partition("#")[0].split()
     app = shards_cli.app if program == "hjepa-shards" else train_cli.app

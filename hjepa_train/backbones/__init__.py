@@ -2,8 +2,7 @@
 
 import torch
 
-from hjepa_shards.config import Strict
-from hjepa_shards.rng import derive_key
+from hjepa_shards import Strict, derive_key
 from hjepa_train.backbones.base import Backbone, Features, Patches
 from hjepa_train.backbones.vit import ViT, VitConfig
 

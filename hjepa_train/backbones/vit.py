@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from hjepa_shards.config import Strict
-from hjepa_shards.errors import InputError
+from hjepa_shards import InputError, Strict
 from hjepa_train.backbones.base import Backbone, Features, Patches
 from hjepa_train.layers import Block, initialise, sincos_positions
 

@@ -1,6 +1,6 @@
 """The objectives a configuration can name."""
 
-from hjepa_shards.config import Strict
+from hjepa_shards import Strict
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.objectives.hjepa import HJepa, HJepaConfig
 

@@ -22,9 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from hjepa_shards.config import Strict
-from hjepa_shards.errors import InputError
-from hjepa_shards.rng import derive_key
+from hjepa_shards import InputError, Strict, derive_key
 from hjepa_train import metrics, schedules
 from hjepa_train.anticollapse import sigreg, vicreg
 from hjepa_train.backbones.base import Backbone

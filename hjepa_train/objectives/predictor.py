@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from hjepa_shards.config import Strict
+from hjepa_shards import Strict
 from hjepa_train.layers import Block, initialise, sincos_positions
 from hjepa_train.masks import Masks
 

@@ -154,7 +154,10 @@ def _wait_for_the_end_of(session: int) -> None:
         (BuildOptions(samples_per_shard=50, limit=200), "samples_per_shard: 48 before, 50 now"),
         (BuildOptions(samples_per_shard=48, limit=100), "num_samples: 200 before, 100 now"),
         (BuildOptions(samples_per_shard=48, limit=200, seed=1), "seed: 0 before, 1 now"),
-        (BuildOptions(samples_per_shard=48, limit=200, settings=EncodeSettings(pixels="jpeg")), "settings: .*jpeg"),
+        (
+            BuildOptions(samples_per_shard=48, limit=200, settings=EncodeSettings(pixels="jpeg")),
+            "settings.pixels: png before, jpeg now",
+        ),
     ],
 )
 def test_other_settings_are_refused_by_name(shards: Path, options: BuildOptions, named: str) -> None:
