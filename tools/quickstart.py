@@ -20,7 +20,7 @@ from hjepa_train.report import Sheet, as_rich, read_run
 
 CONFIG = Path("configs/quickstart.yaml")
 RUN = Path("runs/quickstart")
-KILL_AFTER_STEP = 430
+KILL_AFTER_STEP = 320
 """Half-way, and some logged steps behind a checkpoint, so that there is something to compare."""
 BIN = Path(sys.executable).parent
 

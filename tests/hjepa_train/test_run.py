@@ -9,50 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from hjepa_shards import InputError, ResumeMismatch, build
+from hjepa_shards import InputError, ResumeMismatch
 from hjepa_train import evaluate, load_run_config, train
 from hjepa_train.checkpoint import latest, read_state
 from hjepa_train.journal import read_metrics
+from tests.hjepa_train.tiny import STEPS, tiny_run
 
 TRAIN = str(Path(sys.executable).parent / "hjepa-train")
-STEPS = 60
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shards")
-    build("digits", raw=None, out=root)
-    build("photos", raw=None, out=root, splits=["train"])
-    return root
-
-
-def tiny_run(shards: Path, folder: Path, **changes: Any) -> Path:
-    """A complete run of seconds: 60 steps of 16 images of 16 pixels. changes: "section__key" = value."""
-    content: dict[str, Any] = {
-        "run": {"name": "tiny", "seed": 3, "folder": str(folder)},
-        "data": {
-            "root": str(shards),
-            "strategy": "weighted",
-            "sources": [{"name": "digits", "weight": 0.75}, {"name": "photos", "weight": 0.25}],
-            "epoch_samples": 16 * STEPS // 2,
-            "image_size": 16,
-            "threads": 2,
-        },
-        "backbone": {"vit": {"width": 24, "depth": 2, "heads": 2, "patch": 2}},
-        "objective": {"hjepa": {"levels": 2, "momentum": 0.9, "predictor": {"width": 16, "depth": 1, "heads": 2}}},
-        "training": {"epochs": 2, "global_batch": 16, "threads": 1, "save_every_steps": 7},
-        "evaluation": {"source": "digits", "bank": 300, "test": 100, "crop_share": 1},
-        "logging": {"every_steps": 1, "tensorboard": False},
-    }
-    for key, value in changes.items():
-        section, name = key.split("__")
-        content[section][name] = value
-    path = folder / "run.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 def column(run: Path) -> list[tuple[int, float, float, str]]:
