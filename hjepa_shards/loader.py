@@ -95,7 +95,7 @@ class Loader:
         shape = (num, image_size, image_size, 3)
         self._ring = deque(np.empty(shape, np.uint8) for _ in range(_PREFETCH + 1))
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hjepa-decode")
-        self._plan_lock = threading.Lock()
+        self._plan_lock = threading.Lock()  # the plan keeps a few windows; threads ask it for replacements
         self._pending: deque[_Pending] = deque()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -132,7 +132,8 @@ class Loader:
     # ---- preparing
 
     def _prepare(self) -> None:
-        planned = self.plan.rank_batch(self._position, self._global_batch, self._rank, self._world)
+        with self._plan_lock:
+            planned = self.plan.rank_batch(self._position, self._global_batch, self._rank, self._world)
         images = self._ring.popleft()
         num = len(planned.position)
         pending = _Pending(position=self._position, planned=planned, images=images, num=num)

@@ -33,7 +33,7 @@ def run_app(app: typer.Typer) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command goes on from here (a training run with --resume auto)", file=sys.stderr)
         raise SystemExit(130) from None
 
 

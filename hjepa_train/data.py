@@ -4,7 +4,7 @@ import torch
 
 from hjepa_shards import Batch as Loaded
 from hjepa_shards import DataConfig
-from hjepa_train.augment import augment, normalise
+from hjepa_train.augment import augment
 from hjepa_train.objectives.base import Batch
 
 
@@ -35,9 +35,3 @@ def to_micro_batches(
         )
         for start in range(0, rows, micro_batch)
     ]
-
-
-def to_evaluation_images(loaded: Loaded, config: DataConfig, device: torch.device) -> torch.Tensor:
-    """[n, 3, R, R]: the valid images of a batch, normalised and otherwise untouched."""
-    images = torch.from_numpy(loaded.images[loaded.valid]).to(device)
-    return normalise(images.permute(0, 3, 1, 2).float(), mean=config.pixel_mean, std=config.pixel_std)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from hjepa_shards import DataConfig, InputError, built_splits, load_mixture, read_split, write_atomically
 from hjepa_train import checkpoint
+from hjepa_train.augment import normalise
 from hjepa_train.backbones import Backbone
-from hjepa_train.data import to_evaluation_images
 from hjepa_train.probe import chance, pca, probe
 from hjepa_train.report import write_report
 from hjepa_train.run import CONFIG_FILE, EvaluationConfig, RunConfig, build_parts, choose_device, load_run_config
@@ -49,14 +49,15 @@ def evaluate(
     encoders = _encoders(config, path, device)
     root = Path(config.data.root)
     split = settings.split or _test_split(root / name)
-    bank, bank_labels = _read(root / name / "train", config.data, settings.bank, settings.crop_share, device)
-    test, test_labels = _read(root / name / split, config.data, settings.test, settings.crop_share, device)
+    size = config.data.image_size
+    bank, bank_labels = _read(root / name / "train", size, settings.bank, settings.crop_share, device)
+    test, test_labels = _read(root / name / split, size, settings.test, settings.crop_share, device)
     known = {row["features"] for row in known_rows}
     features: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
         "raw pixels": lambda: (_pixels(bank), _pixels(test)),
         "PCA-30": lambda: pca(_pixels(bank), _pixels(test)),
         **{
-            name: lambda encoder=encoder: (_pooled(encoder, bank), _pooled(encoder, test))
+            name: lambda encoder=encoder: (_pooled(encoder, bank, config.data), _pooled(encoder, test, config.data))
             for name, encoder in encoders.items()
         },
     }
@@ -103,21 +104,26 @@ def _test_split(folder: Path) -> str:
     return found[0]
 
 
-def _read(folder: Path, data: DataConfig, limit: int, crop_share: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images [n, 3, R, R], normalised, and labels [n]."""
-    batches = read_split(folder, image_size=data.image_size, batch=_BATCH, crop_share=crop_share, limit=limit)
-    pairs = [(to_evaluation_images(b, data, device), torch.from_numpy(b.labels[b.valid]).to(device)) for b in batches]
-    return torch.cat([images for images, _ in pairs]), torch.cat([labels for _, labels in pairs])
+def _read(folder: Path, image_size: int, limit: int, crop_share: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images, uint8 [n, 3, R, R], and labels [n]."""
+    batches = read_split(folder, image_size=image_size, batch=_BATCH, crop_share=crop_share, limit=limit)
+    pairs = [
+        (torch.from_numpy(batch.images[batch.valid]), torch.from_numpy(batch.labels[batch.valid])) for batch in batches
+    ]
+    images = torch.cat([images for images, _ in pairs]).permute(0, 3, 1, 2)
+    return images.to(device), torch.cat([labels for _, labels in pairs]).to(device)
 
 
 @torch.no_grad()
-def _pooled(encoder: Backbone, images: Tensor) -> Tensor:
-    return torch.cat([encoder.encode(encoder.embed(part)).pooled_BD for part in images.split(_BATCH)])
+def _pooled(encoder: Backbone, images: Tensor, data: DataConfig) -> Tensor:
+    parts = (normalise(part.float(), mean=data.pixel_mean, std=data.pixel_std) for part in images.split(_BATCH))
+    return torch.cat([encoder.encode(encoder.embed(part)).pooled_BD for part in parts])
 
 
 def _pixels(images: Tensor) -> Tensor:
+    """As they are, neither centred nor scaled: what a probe makes of that is part of the baseline."""
     side = min(_PIXELS_SIDE, images.shape[-1])
-    return F.adaptive_avg_pool2d(images, side).flatten(1)
+    return F.adaptive_avg_pool2d(images.float(), side).flatten(1)
 
 
 def _remember(path: Path, result: dict[str, Any]) -> None:

@@ -178,7 +178,7 @@ def test_another_encoder_is_refused_by_name(shards: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         sys.modules[build.__module__], "encoder_identity", lambda settings: {"pillow": "0.1", "canary": "yellow"}
     )
-    with pytest.raises(BuildMismatch, match=r"encoder: .*canary.* before.*yellow.* now"):
+    with pytest.raises(BuildMismatch, match=r"encoder.canary: \w+ before, yellow now"):
         digits(shards)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from hjepa_shards import AugmentationConfig, Batch, DataConfig, SourceConfig
-from hjepa_train.data import to_evaluation_images, to_micro_batches
+from hjepa_train.data import to_micro_batches
 
 CPU = torch.device("cpu")
 PLAIN = DataConfig(
@@ -18,7 +18,7 @@ PLAIN = DataConfig(
 )
 
 
-def loaded(num: int, valid: int) -> Batch:
+def loaded(num: int) -> Batch:
     rng = np.random.default_rng(0)
     return Batch(
         images=rng.integers(0, 256, (num, 4, 4, 3), dtype=np.uint8),
@@ -26,7 +26,7 @@ def loaded(num: int, valid: int) -> Batch:
         entries=np.arange(num) % 2,
         samples=np.arange(num),
         positions=np.arange(100, 100 + num),
-        valid=np.arange(num) < valid,
+        valid=np.ones(num, np.bool_),
         position=100,
         next_position=100 + num,
         proof=0,
@@ -34,7 +34,7 @@ def loaded(num: int, valid: int) -> Batch:
 
 
 def test_micro_batches_are_consecutive_parts_of_the_batch() -> None:
-    batch = loaded(10, 10)
+    batch = loaded(10)
     parts = to_micro_batches(batch, PLAIN, micro_batch=4, seed=0, device=CPU)
     assert [len(part.images_BCHW) for part in parts] == [4, 4, 2]
     assert {part.rows for part in parts} == {10}
@@ -44,19 +44,15 @@ def test_micro_batches_are_consecutive_parts_of_the_batch() -> None:
 
 
 def test_pixels_are_normalised_by_the_configured_mean_and_deviation() -> None:
-    batch = loaded(3, 3)
+    batch = loaded(3)
     (part,) = to_micro_batches(batch, PLAIN, micro_batch=3, seed=0, device=CPU)
     expected = (batch.images.transpose(0, 3, 1, 2) / 255 - 0.5) / np.array([0.25, 0.5, 1.0])[:, None, None]
     np.testing.assert_allclose(part.images_BCHW.numpy(), expected, atol=1e-6)
 
 
 def test_a_micro_batch_outlives_the_buffer_it_came_from() -> None:
-    batch = loaded(3, 3)
+    batch = loaded(3)
     (part,) = to_micro_batches(batch, PLAIN, micro_batch=3, seed=0, device=CPU)
     before = part.images_BCHW.clone()
     batch.images[:] = 0
     assert torch.equal(part.images_BCHW, before)
-
-
-def test_evaluation_takes_only_valid_rows() -> None:
-    assert to_evaluation_images(loaded(5, 3), PLAIN, CPU).shape == (3, 3, 4, 4)
