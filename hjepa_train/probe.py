@@ -115,21 +115,22 @@ def chance(bank_labels_N: Tensor, test_labels_M: Tensor) -> float:
 
 
 def fit_pca(bank_ND: Tensor) -> Pca:
-    """In float64 on the CPU: not every device has it, and small variances drown in float32."""
+    """In float64 on the CPU: not every device has it, and small variances drown in float32.
+
+    From the smaller of the two products: [D, D], or [N, N] where there are fewer rows than dimensions.
+    """
     exact_ND = bank_ND.detach().to("cpu", torch.float64)
     mean_D = exact_ND.mean(dim=0)
-    exact_ND = exact_ND - mean_D
-    variance_K, axes_DK = torch.linalg.eigh(exact_ND.T @ exact_ND / max(len(exact_ND) - 1, 1))
-    variance_K, axes_DK = variance_K.flip(0), axes_DK.flip(1)
+    exact_ND = (exact_ND - mean_D) / max(len(exact_ND) - 1, 1) ** 0.5
+    few_rows = exact_ND.shape[0] < exact_ND.shape[1]
+    variance_K, vectors_K = torch.linalg.eigh(exact_ND @ exact_ND.T if few_rows else exact_ND.T @ exact_ND)
+    variance_K, vectors_K = variance_K.flip(0), vectors_K.flip(1)
     real_K = variance_K > 1e-9 * variance_K[0].clamp(min=1e-30)
-    return Pca(
-        mean=mean_D.to(bank_ND),
-        axes=axes_DK[:, real_K].to(bank_ND),
-        variance=variance_K[real_K].to(bank_ND),
-    )
+    variance_K, vectors_K = variance_K[real_K], vectors_K[:, real_K]
+    axes_DK = exact_ND.T @ vectors_K / variance_K.sqrt() if few_rows else vectors_K
+    return Pca(mean=mean_D.to(bank_ND), axes=axes_DK.to(bank_ND), variance=variance_K.to(bank_ND))
 
 
-@torch.enable_grad()
 def fit_linear(features_ND: Tensor, labels_N: Tensor, num_classes: int, l2: float) -> tuple[Tensor, Tensor]:
     """Weights [C, D] and biases [C] of a softmax regression."""
     dims = features_ND.shape[1]

@@ -104,7 +104,7 @@ def write_report(folder: Path) -> Path:
 def what_ran(run: Run) -> Sheet:
     last = run.metrics[-1]
     facts = {
-        "steps": _count(last["step"]),
+        "steps": _count(last["step"] + 1),
         "images": _count(last.get("position")),
         "images/s (median)": _number(_summary(median, run.metrics, "images_per_s"), 1),
         "time spent waiting for data": _percent(_summary(fmean, run.metrics, "data_wait")),
