@@ -83,7 +83,7 @@ def test_the_report_says_what_ran(run_folder: Path) -> None:
     text = write_report(run_folder).read_text()
     rows = markdown_rows(text)
     assert text.startswith("# first\n")
-    assert ["steps", "30"] in rows
+    assert ["steps", "31"] in rows
     assert ["images", "1,920"] in rows
     assert ["images/s (median)", "320.0"] in rows
     assert ["time spent waiting for data", "2.00%"] in rows
@@ -158,7 +158,7 @@ def test_a_run_that_still_trains_has_a_report(tmp_path: Path) -> None:
         file.write('{"step": 2, "lo')
     text = write_report(tmp_path).read_text()
     assert "Not evaluated yet" in text
-    assert ["steps", "1"] in markdown_rows(text)
+    assert ["steps", "2"] in markdown_rows(text)
 
 
 def test_names_with_markup_and_bars_are_shown_as_they_are(run_folder: Path) -> None:
