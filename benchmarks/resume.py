@@ -22,7 +22,7 @@ from hjepa_shards import build
 from hjepa_train.journal import read_metrics
 
 CONFIG = Path("configs/cifar10_cpu.yaml")
-STEPS = 400
+STEPS = 300
 
 
 def main() -> None:
