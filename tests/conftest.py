@@ -1,13 +1,16 @@
 """What tests share: a few tiny built splits, and where the real data is."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hjepa_shards.build import BuildOptions, build
+from hjepa_shards.cli import main
 
 SAMPLES_PER_SHARD = 48
+Command = Callable[..., tuple[int, str, str]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,3 +36,17 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("HJEPA_TEST_DATA is not set: the folder with cifar10, odd, coco, ...")
     return Path(folder)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """hjepa-shards in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["hjepa-shards", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capfd.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run

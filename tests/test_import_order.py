@@ -14,7 +14,7 @@ _ORDER = {
         "sources.base sources.pickles sources.cifar sources.tree sources.folder sources.imagenet sources.offline "
         "sources.stl10 sources "
         "writer build index verify counting permutation plan crop mixture state store decode reader loader dryrun "
-        "terminal cli "
+        "terminal commands commands.tables commands.making commands.checking commands.showing cli "
     ),
     "hjepa_train": (
         "distributed draws schedules layers backbones.base backbones.vit backbones masks augment anticollapse metrics "

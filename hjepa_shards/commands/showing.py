@@ -1,0 +1,124 @@
+"""Commands that show what is there or will be: sources, info, plan."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from hjepa_shards.commands.tables import print_manifests, print_remarks, splits_below
+from hjepa_shards.config import load_yaml
+from hjepa_shards.dryrun import Forecast, forecast
+from hjepa_shards.errors import InputError
+from hjepa_shards.manifest import Manifest, load_manifest
+from hjepa_shards.mixture import Mixture, load_mixture_file
+from hjepa_shards.sources import SOURCES
+from hjepa_shards.terminal import console, size
+
+
+def sources_command() -> None:
+    """The raw datasets that `build` knows."""
+    table = Table("source", "what", "layout of --raw", "classes", "images", "download", "stored as")
+    for source in SOURCES.values():
+        layout = source.layout or "none needed"
+        table.add_row(
+            source.name,
+            source.description,
+            layout,
+            source.classes,
+            source.images,
+            source.download,
+            source.pixels,
+        )
+    console.print(table)
+
+
+def info_command(
+    folders: Annotated[list[Path], typer.Argument(help="built splits, or folders above them")],
+) -> None:
+    """What is in built splits."""
+    found = [(folder, load_manifest(folder)) for folder in splits_below(folders)]
+    print_manifests(found)
+    for folder, manifest in found if len(found) == 1 else ():
+        _print_details(folder, manifest)
+
+
+def plan_command(
+    config: Annotated[Path, typer.Argument(help="mix.yaml: a run, or its data section alone")],
+    epochs: Annotated[int | None, typer.Option(help="[default: training.epochs, or 1]")] = None,
+    global_batch: Annotated[int | None, typer.Option(help="[default: training.global_batch, or 256]")] = None,
+    ranks: Annotated[int, typer.Option(help="processes that share a global batch")] = 1,
+) -> None:
+    """What a run will see, before it starts: steps, and samples, passes, repeats, never seen by source."""
+    mixture = load_mixture_file(config)
+    if epochs is None:
+        epochs = _training_number(config, "epochs", otherwise=1)
+    if global_batch is None:
+        global_batch = _training_number(config, "global_batch", otherwise=256)
+    print_forecast(forecast(mixture, epochs=epochs, global_batch=global_batch, ranks=ranks), mixture)
+
+
+def _training_number(config: Path, key: str, otherwise: int) -> int:
+    """A number of a run's `training` section, which a file for the mixture alone does not have."""
+    training = load_yaml(config).get("training")
+    value = training.get(key, otherwise) if isinstance(training, dict) else otherwise
+    if type(value) is not int:
+        raise InputError(f"{config}: training.{key}: a whole number expected, {value!r} found")
+    return value
+
+
+def print_forecast(plan: Forecast, mixture: Mixture) -> None:
+    """The dry run as a table with its warnings."""
+    console.print(
+        f"{plan.epochs:,} epochs of {plan.epoch_samples:,} samples ({mixture.config.strategy}): {plan.steps:,} steps "
+        f"of {plan.global_batch} on each of {plan.ranks} ranks, {plan.samples:,} samples in all"
+    )
+    table = Table("source")
+    for name in (
+        "share",
+        "samples",
+        "an epoch",
+        "in the run",
+        "passes",
+        "repeats",
+        "never seen",
+        "read",
+        "windows",
+    ):
+        table.add_column(name, justify="right")
+    for entry in plan.entries:
+        table.add_row(
+            entry.name,
+            f"{entry.share:.2%}",
+            f"{entry.samples:,}",
+            f"{entry.epoch_draws:,.0f}",
+            f"{entry.draws:,}",
+            f"{entry.passes:.2f}",
+            f"{entry.repeats:,}",
+            f"{entry.never_seen:,}",
+            size(entry.draw_bytes),
+            size(entry.window_bytes),
+        )
+    console.print(table)
+    for warning in plan.warnings:
+        console.print(f"[yellow]note[/yellow] {escape(warning)}")
+
+
+def _print_details(folder: Path, manifest: Manifest) -> None:
+    console.print(f"stored as: {manifest.settings}", markup=False)
+    console.print(f"encoder: {manifest.encoder or 'none (indexed tars)'}", markup=False)
+    for key, value in manifest.provenance.items():
+        console.print(f"{key}: {value}", markup=False)
+    statistics = manifest.statistics
+    if statistics.get("images") and "width" in statistics:
+        width, height = statistics["width"], statistics["height"]
+        console.print(f"width {width[0]}-{width[1]}, height {height[0]}-{height[1]} pixels")
+        for name, (count, total, squares) in zip("RGB", statistics["channel_moments"], strict=True):
+            mean = total / count / 255
+            deviation = max(0.0, squares / count / 255**2 - mean**2) ** 0.5
+            console.print(f"{name}: mean {mean:.4f}, standard deviation {deviation:.4f}")
+    if manifest.class_names:
+        names = ", ".join(manifest.class_names[:20]) + " ..." * (len(manifest.class_names) > 20)
+        console.print(f"classes: {names}", markup=False)
+    print_remarks(manifest)

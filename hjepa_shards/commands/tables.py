@@ -1,0 +1,52 @@
+"""What several commands print or look for: built splits below a folder, their table, their remarks."""
+
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from hjepa_shards.errors import InputError
+from hjepa_shards.manifest import FILE_NAME, Manifest
+from hjepa_shards.terminal import console, size
+
+
+def splits_below(folders: list[Path]) -> list[Path]:
+    """Every folder with a manifest, here or below. InputError where there is none."""
+    found = [path.parent for folder in folders for path in sorted(folder.glob(f"**/{FILE_NAME}"))]
+    if not found:
+        names = ", ".join(str(folder) for folder in folders)
+        raise InputError(
+            f"{names}: no {FILE_NAME} here or below; `hjepa-shards build` writes one, `hjepa-shards index` makes one "
+            "for somebody else's tars"
+        )
+    return found
+
+
+def print_manifests(found: list[tuple[Path, Manifest]]) -> None:
+    """A line a split."""
+    table = Table("split", "samples", "shards", "bytes", "members", "classes", "excluded", "order", "content")
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for folder, manifest in found:
+        table.add_row(
+            escape(str(folder)),
+            f"{manifest.num_samples:,}",
+            f"{manifest.num_shards:,}",
+            size(int(manifest.shard_bytes.sum())),
+            " ".join(manifest.members),
+            str(len(manifest.class_names) or "-"),
+            str(len(manifest.exclusions)),
+            manifest.order_digest[:12],
+            manifest.content_digest[:12],
+        )
+    console.print(table)
+
+
+def print_remarks(manifest: Manifest, most: int = 10) -> None:
+    """Notes and exclusions of a split."""
+    for note in manifest.notes:
+        console.print(f"[yellow]note[/yellow] {escape(note)}")
+    for exclusion in manifest.exclusions[:most]:
+        console.print(f"[yellow]excluded[/yellow] {escape(exclusion['name'])}: {escape(exclusion['reason'])}")
+    if len(manifest.exclusions) > most:
+        console.print(f"... and {len(manifest.exclusions) - most} more, all in the manifest")
