@@ -2,8 +2,10 @@
 
 Three ways to store pixels: `keep` (original bytes where a browser could show them; arrays and all else as PNG), `png`
 (lossless, for arrays and small images) and `jpeg` with a shorter side (smaller, and 3.5x faster to decode than
-ImageNet's originals). Two Pillows write different bytes for the same pixels, so the identity holds the versions *and* a
-digest of three built-in images run through the settings: workers, resumed builds and repairs refuse another one.
+ImageNet's originals). Three encoders: `turbo` (libjpeg-turbo and OpenCV, see shrink.py; PNG by Pillow), `pillow` (its
+draft mode and Lanczos) and `pillow-simd` (the same code, faster). Other versions write other bytes for the same pixels,
+so the identity holds the versions *and* a digest of three built-in images run through the settings: workers, resumed
+builds and repairs refuse another one.
 """
 
 import hashlib
@@ -13,8 +15,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import PIL
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, features
 from pydantic import Field, model_validator
@@ -22,6 +26,7 @@ from pydantic import Field, model_validator
 from hjepa_shards.config import Strict
 from hjepa_shards.errors import DecodeError, InputError
 from hjepa_shards.images import Codec, Colour, ImageInfo, codec_of, info_of, opened, to_rgb
+from hjepa_shards.shrink import decode_small, scaled_size, shrink
 
 EXTENSIONS = {Codec.JPEG: "jpg", Codec.PNG: "png", Codec.WEBP: "webp"}
 """Codecs that are stored; `keep` turns every other one into PNG."""
@@ -37,8 +42,8 @@ class EncodeSettings(Strict):
     """Larger images are scaled down to this many pixels on their shorter side; None: never."""
     quality: int = Field(default=90, ge=1, le=100)
     """JPEG quality."""
-    encoder: Literal["pillow", "pillow-simd"] = "pillow"
-    """Which of the two must be installed; Pillow-SIMD writes other bytes, so it is never picked up silently."""
+    encoder: Literal["turbo", "pillow", "pillow-simd"] = "turbo"
+    """What decodes, scales and stores. The last must be installed, the others refuse it: it writes other bytes."""
 
     @model_validator(mode="after")
     def _keep_is_keep(self) -> "EncodeSettings":
@@ -68,13 +73,30 @@ def encode(image: bytes | NDArray[np.uint8], settings: EncodeSettings) -> Encode
     image: an encoded file, or uint8 pixels [H, W] or [H, W, 3].
     """
     if isinstance(image, np.ndarray):
-        return _store(Image.fromarray(image), PNG if settings.pixels == "keep" else settings)
+        return _store_pixels(image, PNG if settings.pixels == "keep" else settings)
     with opened(image) as opened_image:
         if settings.pixels == "keep":
             return _keep(image, opened_image)
+        if settings.encoder == "turbo" and settings.pixels == "jpeg":
+            info = info_of(image, opened_image)
+            return _jpeg(decode_small(image, opened_image, info, settings.shorter_side), settings)
         if settings.shorter_side is not None:
-            opened_image.draft("RGB", _scaled(opened_image.size, settings.shorter_side))
+            opened_image.draft("RGB", scaled_size(opened_image.size, settings.shorter_side))
         return _store(opened_image, settings)
+
+
+def _store_pixels(pixels: NDArray[np.uint8], settings: EncodeSettings) -> Encoded:
+    if settings.encoder != "turbo" or settings.pixels != "jpeg":
+        return _store(Image.fromarray(pixels), settings)
+    rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+    return _jpeg(shrink(rgb, settings.shorter_side) if settings.shorter_side else rgb, settings)
+
+
+def _jpeg(rgb: NDArray[np.uint8], settings: EncodeSettings) -> Encoded:
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), settings.quality, colorsubsampling="420")
+    height, width = rgb.shape[:2]
+    info = ImageInfo(codec=Codec.JPEG, width=width, height=height, colour=Colour.RGB, orientation=1)
+    return Encoded(data, info, _moments(rgb))
 
 
 def _keep(data: bytes, image: Image.Image) -> Encoded:
@@ -82,7 +104,7 @@ def _keep(data: bytes, image: Image.Image) -> Encoded:
     rgb = to_rgb(image)  # reads every pixel: what cannot be decoded is not kept
     if info.codec not in EXTENSIONS:
         return _store(rgb, PNG)
-    return Encoded(data, info, _moments(rgb))
+    return Encoded(data, info, _moments(np.asarray(rgb)))
 
 
 def _store(image: Image.Image, settings: EncodeSettings) -> Encoded:
@@ -90,7 +112,7 @@ def _store(image: Image.Image, settings: EncodeSettings) -> Encoded:
     if image.mode == "L" and settings.pixels == "png":
         rgb = rgb.convert("L")
     if settings.shorter_side is not None:
-        size = _scaled(rgb.size, settings.shorter_side)
+        size = scaled_size(rgb.size, settings.shorter_side)
         if size != rgb.size:
             rgb = rgb.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)
     rgb.info.clear()  # pixels only: Pillow would carry comments, profiles and transparency over
@@ -107,24 +129,17 @@ def _store(image: Image.Image, settings: EncodeSettings) -> Encoded:
         colour=Colour.GRAY if rgb.mode == "L" else Colour.RGB,
         orientation=1,
     )
-    return Encoded(data, info, _moments(rgb))
+    return Encoded(data, info, _moments(np.asarray(rgb)))
 
 
-def _scaled(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
-    """Width and height with the shorter side at most `shorter_side`, the aspect kept; never enlarged."""
-    width, height = size
-    shorter = min(width, height)
-    if shorter <= shorter_side:
-        return size
-    return round(width * shorter_side / shorter), round(height * shorter_side / shorter)
-
-
-def _moments(rgb: Image.Image) -> NDArray[np.int64]:
-    factor = math.ceil(max(rgb.size) / _STATISTICS_SIDE)
-    small = (rgb.reduce(factor) if factor > 1 else rgb).convert("RGB")
-    counts = np.array(small.histogram(), dtype=np.int64).reshape(3, 256)
-    levels = np.arange(256)
-    return np.stack([counts.sum(1), counts @ levels, counts @ levels**2], axis=1)
+def _moments(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Of every `step`-th pixel: averaging would cost more than it tells about a dataset's mean."""
+    step = math.ceil(max(pixels.shape[:2]) / _STATISTICS_SIDE)
+    some = pixels[::step, ::step].astype(np.int64)
+    if some.ndim == 2:
+        some = np.repeat(some[..., None], 3, axis=2)
+    flat = some.reshape(-1, 3)
+    return np.stack([np.full(3, len(flat)), flat.sum(0), (flat**2).sum(0)], axis=1)
 
 
 def installed_encoder() -> str:
@@ -139,9 +154,12 @@ def installed_encoder() -> str:
 def require_encoder(settings: EncodeSettings) -> None:
     """InputError where the encoder of the settings is not the one that is installed."""
     found = installed_encoder()
-    if found != settings.encoder:
+    expected = "pillow-simd" if settings.encoder == "pillow-simd" else "pillow"
+    if found != expected:
         advice = "`make simd` installs Pillow-SIMD" if found == "pillow" else "say --encoder pillow-simd"
-        raise InputError(f"encoder {settings.encoder} expected, {found} is installed; {advice}, or install the other")
+        raise InputError(
+            f"encoder {settings.encoder}: {expected} expected, {found} is installed; {advice}, or install the other"
+        )
 
 
 def encoder_identity(settings: EncodeSettings) -> dict[str, Any]:
@@ -149,27 +167,31 @@ def encoder_identity(settings: EncodeSettings) -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=16)
     for image in _canary_images():
         digest.update(encode(image, settings).data)
-    return {
+    identity = {
+        "encoder": settings.encoder,
         "pillow": PIL.__version__,
-        "encoder": installed_encoder(),
         "libjpeg_turbo": features.version("libjpeg_turbo"),
         "zlib": features.version("zlib"),
         "canary": digest.hexdigest(),
     }
+    if settings.encoder == "turbo":
+        identity |= {"simplejpeg": simplejpeg.__version__, "opencv": cv2.__version__}
+    return identity
 
 
 def _canary_images() -> list[bytes]:
-    """Three images made by integer arithmetic: a gradient, noise, and stripes with text-like edges; stored as BMP."""
+    """Three images made by integer arithmetic: a gradient, noise, and stripes with text-like edges.
+
+    Stored as BMP and as JPEGs large enough that each way of decoding and scaling is taken by one.
+    """
     y, x = np.mgrid[0:311, 0:427].astype(np.int64)
-    gradient = np.stack([x * 255 // 426, y * 255 // 310, (x + y) * 255 // 736], -1)
-    noise = ((x * 7919 + y * 104729) ** 2 % 65521 % 256)[..., None].repeat(3, -1)
-    stripes = np.stack([(x // 9 % 2) * 255, (y // 5 % 2) * 200, (x * y // 97 % 2) * 255], -1)
-    files = []
-    for pixels in (gradient, noise, stripes):
-        buffer = io.BytesIO()
-        Image.fromarray(pixels.astype(np.uint8)).save(buffer, "BMP")
-        files.append(buffer.getvalue())
-    return files
+    gradient = np.stack([x * 255 // 426, y * 255 // 310, (x + y) * 255 // 736], -1).astype(np.uint8)
+    noise = ((x * 7919 + y * 104729) ** 2 % 65521 % 256).astype(np.uint8)[..., None].repeat(3, -1)
+    stripes = np.stack([(x // 9 % 2) * 255, (y // 5 % 2) * 200, (x * y // 97 % 2) * 255], -1).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(stripes).save(buffer, "BMP")
+    large = np.ascontiguousarray(noise.repeat(2, 0).repeat(2, 1)[:621])
+    return [buffer.getvalue(), simplejpeg.encode_jpeg(gradient, 95), simplejpeg.encode_jpeg(large, 95)]
 
 
 def reason_of(error: DecodeError) -> str:

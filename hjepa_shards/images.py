@@ -136,6 +136,11 @@ def info_of(data: bytes, image: Image.Image) -> ImageInfo:
     return ImageInfo(codec=codec_of(data), width=width, height=height, colour=_colour(image), orientation=orientation)
 
 
+def is_plain_jpeg(info: ImageInfo) -> bool:
+    """Whether libjpeg-turbo alone gives the right pixels: gray or RGB, upright."""
+    return info.codec == Codec.JPEG and info.colour in (Colour.GRAY, Colour.RGB) and info.orientation == 1
+
+
 def inspect(data: bytes) -> ImageInfo:
     """What the header of an encoded image says. DecodeError if it is none."""
     with opened(data) as image:

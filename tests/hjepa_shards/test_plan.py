@@ -30,6 +30,7 @@ from hjepa_shards.plan import (
     slice_of,
     slice_size,
 )
+from hjepa_shards.rng import philox_words
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=25)
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -264,11 +265,16 @@ def test_epochs_and_steps_are_counted_in_positions() -> None:
 
 
 @pytest.mark.parametrize("num_sources", [1, 3, 16])
-def test_4096_positions_are_planned_in_two_milliseconds(num_sources: int) -> None:
+def test_4096_positions_are_planned_in_the_time_of_sorting_32768_numbers(num_sources: int) -> None:
+    """That is 2 to 3 ms on a core at 2.5 GHz with nothing beside it; a clock alone would fail on a busy machine."""
     plan = make_plan([([5000] * 40, source + 1) for source in range(num_sources)], OrderSettings())
-    times = []
+    numbers = philox_words(key=1, count=1 << 15)
+    times, limits = [], []
     for first in range(0, 40 * 4096, 4096):
         begin = time.perf_counter()
         plan.samples(first, first + 4096)
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 0.002
+        middle = time.perf_counter()
+        np.argsort(numbers, kind="stable")
+        times.append(middle - begin)
+        limits.append(time.perf_counter() - middle)
+    assert min(times) < min(limits)
