@@ -12,6 +12,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -50,8 +51,14 @@ def progress_bar(unit: str) -> Iterator[Callable[[str], Callable[[int, int], Non
     with Progress(*columns, console=console) as progress:
 
         def start(description: str) -> Callable[[int, int], None]:
-            task = progress.add_task(description, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
+            tasks: list[TaskID] = []
+
+            def update(done: int, total: int) -> None:
+                if not tasks:  # only now: an error before the first step needs no empty bar above it
+                    tasks.append(progress.add_task(description))
+                progress.update(tasks[0], completed=done, total=total)
+
+            return update
 
         yield start
 

@@ -48,3 +48,10 @@ def test_a_progress_bar_takes_done_and_total(unit: str) -> None:
         advance = start("x [y]")
         advance(1, 10)
         advance(10, 10)
+
+
+def test_no_bar_is_drawn_before_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError), progress_bar("images") as start:
+        start("digits")
+        raise InputError("no such folder")
+    assert "digits" not in capsys.readouterr().out
