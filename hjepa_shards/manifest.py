@@ -14,10 +14,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from hjepa_shards.errors import ManifestError
 from hjepa_shards.files import write_atomically
@@ -103,6 +104,11 @@ def shard_pattern(source: str, split: str) -> str:
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, whole or not at all."""
+    write_atomically(folder / FILE_NAME, manifest_bytes(manifest))
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The content of `manifest.json`."""
     named = {"pattern": manifest.shard_names} if isinstance(manifest.shard_names, str) else {}
     content: dict[str, Any] = {
         "format": "hjepa-shards",
@@ -133,7 +139,7 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
     }
     lines = ",\n".join(f'"{key}": {json.dumps(value, sort_keys=True)}' for key, value in content.items())
     body = ("{\n" + lines).encode()
-    write_atomically(folder / FILE_NAME, body + (_CHECKSUM_LINE % _checksum(body)).encode())
+    return body + (_CHECKSUM_LINE % _checksum(body)).encode()
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -147,41 +153,95 @@ def load_manifest(folder: Path) -> Manifest:
             "for tars that somebody else wrote"
         ) from error
     body = _checked_body(path, data)
-    content = json.loads(body + b"}")
+    try:
+        content = json.loads(body + b"}")
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise ManifestError(f"{path}: JSON expected, {error}; build or index again") from error
     if content.get("format") != "hjepa-shards" or content.get("version") != VERSION:
         raise ManifestError(
             f"{path}: format hjepa-shards version {VERSION} expected, {content.get('format')} version "
             f"{content.get('version')} found; use the hjepa-shards that wrote it"
         )
     try:
-        return _from_json(content)
-    except KeyError as error:
+        return _from_content(_Content.model_validate(content))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the whole"
         raise ManifestError(
-            f"{path}: no key {error} in it; it was written by another hjepa-shards: build or index again"
+            f"{path}: {place}: {first['msg']}; it was written by another hjepa-shards: build or index again"
         ) from error
 
 
-def _from_json(content: dict[str, Any]) -> Manifest:
-    shards = content["shards"]
+_Count = Annotated[int, Field(ge=0, lt=2**48)]
+_FileName = Annotated[str, Field(pattern=r"^[^/%\x00]+\.tar$")]
+
+
+class _Columns(BaseModel, strict=True):
+    """The shards, as they stand in the file: a pattern or names, and columns of one length."""
+
+    pattern: Annotated[str, Field(pattern=r"^[^/%\x00]*%06d[^/%\x00]*\.tar$")] | None = None
+    names: list[_FileName] | None = None
+    samples: list[_Count]
+    bytes: list[_Count]
+    sha256: list[str]
+    index_sha256: list[str]
+    keys_digest: list[str]
+
+    @model_validator(mode="after")
+    def _columns_agree(self) -> Self:
+        columns = [self.bytes, self.sha256, self.index_sha256, self.keys_digest]
+        if (self.pattern is None) == (self.names is None):
+            raise ValueError("a pattern or names expected")
+        if any(
+            len(column) != len(self.samples) for column in columns + ([self.names] if self.names is not None else [])
+        ):
+            raise ValueError("columns of one length expected")
+        return self
+
+
+class _Content(BaseModel, strict=True):
+    """The file. Whatever else stands in it is left alone."""
+
+    source: str
+    split: str
+    class_names: list[str]
+    class_groups: list[str]
+    notes: list[str]
+    members: list[str] = Field(min_length=1)
+    shards: _Columns
+    encoder: dict[str, Any] | None
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+    exclusions: list[dict[str, Any]]
+    renamed: dict[str, list[Any]]
+    statistics: dict[str, Any]
+
+
+def _from_content(content: _Content) -> Manifest:
+    shards = content.shards
+    names = shards.names if shards.names is not None else shards.pattern
+    assert names is not None
     return Manifest(
-        source=content["source"],
-        split=content["split"],
-        class_names=content["class_names"],
-        class_groups=content["class_groups"],
-        notes=content["notes"],
-        members=content["members"],
-        shard_names=shards["pattern"] if "pattern" in shards else shards["names"],
-        shard_samples=np.array(shards["samples"], dtype=np.int64),
-        shard_bytes=np.array(shards["bytes"], dtype=np.int64),
-        shard_sha256=shards["sha256"],
-        index_sha256=shards["index_sha256"],
-        keys_digest=shards["keys_digest"],
-        encoder=content["encoder"],
-        settings=content["settings"],
-        provenance=content["provenance"],
-        exclusions=content["exclusions"],
-        renamed=content["renamed"],
-        statistics=content["statistics"],
+        source=content.source,
+        split=content.split,
+        class_names=content.class_names,
+        class_groups=content.class_groups,
+        notes=content.notes,
+        members=content.members,
+        shard_names=names,
+        shard_samples=np.array(shards.samples, dtype=np.int64),
+        shard_bytes=np.array(shards.bytes, dtype=np.int64),
+        shard_sha256=shards.sha256,
+        index_sha256=shards.index_sha256,
+        keys_digest=shards.keys_digest,
+        encoder=content.encoder,
+        settings=content.settings,
+        provenance=content.provenance,
+        exclusions=content.exclusions,
+        renamed=content.renamed,
+        statistics=content.statistics,
     )
 
 
