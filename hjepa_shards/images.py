@@ -14,12 +14,24 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from hjepa_shards.errors import DecodeError
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused as decompression bombs (Pillow's own limit: a quarter gigabyte of RGB)."""
+
+MAX_SCANNED_PIXELS = 20 * MAX_PIXELS
+"""A progressive JPEG of 650 kB can hold 2,000 scans of the largest image and take minutes; real ones have about ten."""
+
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "PCX", "ICO", "JPEG2000", "AVIF", "SGI", "QOI"),
+)
+"""What is tried. Pillow knows more, among them EPS, for which it would start Ghostscript on a stranger's bytes."""
+
+_START_OF_SCAN = b"\xff\xda"
+_PNG_EXIF = (b"eXIf", b"exif", b"XML:com.adobe.xmp")
+"""One of them stands in a PNG that has EXIF. To find none Pillow decodes all of it: 40 times as long as keeping it."""
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -115,23 +127,46 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     boundary, the only one, catches everything.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DecodeError(f"{image.width} x {image.height} pixels, {MAX_PIXELS} allowed (decompression bomb)")
-            if image.width == 0 or image.height == 0:
-                raise DecodeError(f"{image.width} x {image.height} pixels: an empty image")
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            num_pixels = image.width * image.height
+            if num_pixels > MAX_PIXELS:
+                raise DecodeError(f"a decompression bomb: {image.width} x {image.height} pixels")
+            if num_pixels == 0:
+                raise DecodeError(f"an empty image: {image.width} x {image.height} pixels")
+            if image.info.get("progressive") and (scans := too_many_scans(data, num_pixels)):
+                raise DecodeError(f"a decompression bomb: {scans} scans of {image.width} x {image.height} pixels")
             yield image
     except DecodeError:
         raise
     except Exception as error:
-        # a manifest quotes this, so no address of an object may stand in it
-        said = re.sub(r" at 0x[0-9a-f]+", "", str(error))
-        raise DecodeError(f"{type(error).__name__}: {said}" if said else type(error).__name__) from error
+        raise DecodeError(_reason(error, data)) from error
+
+
+def too_many_scans(data: bytes, num_pixels: int) -> int:
+    """The number of scans of a progressive JPEG where they are too many for its size; else 0."""
+    scans = data.count(_START_OF_SCAN)
+    return scans if scans * num_pixels > MAX_SCANNED_PIXELS else 0
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    """Why an image is left out: the rule, then what the decoder said. A manifest quotes it."""
+    said = re.sub(r" at 0x[0-9a-f]+", "", str(error))  # no address of an object may stand there
+    match error:
+        case UnidentifiedImageError():
+            return "no image of a known format" if data else "an empty file"
+        case Image.DecompressionBombError():
+            return f"a decompression bomb: {said}"
+        case EOFError():
+            return "cut short"
+    if "truncated" in said or "not enough image data" in said:
+        return f"cut short: {said}"
+    return f"damaged: {type(error).__name__}: {said}" if said else f"damaged: {type(error).__name__}"
 
 
 def info_of(data: bytes, image: Image.Image) -> ImageInfo:
     """What an opened image's header says; `data` are its bytes."""
-    orientation = _orientation(image)
+    has_exif = image.format != "PNG" or any(mark in data for mark in _PNG_EXIF)
+    orientation = _orientation(image) if has_exif else 1
     width, height = image.size if orientation < 5 else image.size[::-1]
     return ImageInfo(codec=codec_of(data), width=width, height=height, colour=_colour(image), orientation=orientation)
 
@@ -153,8 +188,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if orientation != 1:
         image = image.transpose(_UPRIGHT[orientation])
     if image.mode in ("I", "I;16", "I;16B"):
-        deep = np.asarray(image, dtype=np.int64)
-        image = Image.fromarray((np.clip(deep, 0, 65535) >> 8).astype(np.uint8))
+        deep = np.asarray(image)
+        upper = (deep if deep.dtype.itemsize == 2 else deep.clip(0, 65535)) >> 8
+        image = Image.fromarray(upper.astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

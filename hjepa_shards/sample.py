@@ -8,12 +8,8 @@ that is too long for a tar header, or that occurs twice, gets its first 60 bytes
 
 import hashlib
 import unicodedata
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
-
-from hjepa_shards.errors import InputError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 MAX_KEY_BYTES = 90
@@ -32,11 +28,6 @@ class RawSample:
     captions: tuple[str, ...] = ()
 
 
-def sort_samples(samples: Sequence[RawSample]) -> list[RawSample]:
-    """The one order of a raw split: by UTF-8 bytes of the NFC name, then by index, whatever the file system says."""
-    return sorted(samples, key=lambda s: (unicodedata.normalize("NFC", s.name).encode(), s.index))
-
-
 def extension_of(name: str) -> str:
     """Lower-case image extension of a name, '' where it has none that we know."""
     extension = name.rpartition(".")[2].lower() if "." in name else ""
@@ -51,33 +42,13 @@ def plain_key(name: str) -> str:
     return quote(stem, safe="").replace(".", "%2E").replace("~", "%7E")
 
 
-def encode_keys(samples: Sequence[RawSample]) -> list[str]:
-    """A unique key for each sample, a function of the whole list and of nothing else.
-
-    InputError for two names that differ only in how Unicode composes their letters.
-    """
-    plain = [plain_key(sample.name) for sample in samples]
-    times = Counter(plain)
-    keys = [
-        key if times[key] == 1 and len(key) <= MAX_KEY_BYTES else _digest_key(key, sample)
-        for key, sample in zip(plain, samples, strict=True)
-    ]
-    if len(set(keys)) < len(keys):
-        twice = next(key for key, count in Counter(keys).items() if count > 1)
-        names = [sample.name for key, sample in zip(keys, samples, strict=True) if key == twice]
-        raise InputError(
-            f"{names[0]!a} and {names[1]!a}: two names that differ expected, these are one and the same in Unicode's "
-            "composed form; rename or remove one"
-        )
-    return keys
+def digest_key(name: str, index: int) -> str:
+    """The key of a name whose plain key is too long or not unique: the first 60 bytes of that, and a digest."""
+    name = unicodedata.normalize("NFC", name)
+    digest = hashlib.blake2b(f"{len(name)}:{name}:{index}".encode(), digest_size=8).hexdigest()
+    return f"{plain_key(name)[:60]}-{digest}"
 
 
 def decode_key(key: str) -> str:
     """The name (without extension) behind a key that is not in `renamed`."""
     return unquote(key)
-
-
-def _digest_key(key: str, sample: RawSample) -> str:
-    name = unicodedata.normalize("NFC", sample.name)
-    digest = hashlib.blake2b(f"{len(name)}:{name}:{sample.index}".encode(), digest_size=8).hexdigest()
-    return f"{key[:60]}-{digest}"

@@ -7,11 +7,12 @@ lists once, workers read. So a split travels as its settings and loads again wha
 
 import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import numpy as np
 
@@ -43,6 +44,12 @@ class RawSplit(ABC):
     """The wider group of each class (CIFAR-100's coarse labels); empty where there are none."""
     provenance: Provenance
 
+    def prepare(self, scratch: Path) -> None:  # noqa: B027 (most sources have nothing to prepare)
+        """Called once, before the samples are listed: what must be unpacked or fetched first goes below `scratch`.
+
+        The builder keeps that folder over a kill and removes it when the split is built.
+        """
+
     @cached_property
     def samples(self) -> Sequence[RawSample]:
         """Every sample, in any order; (name, index) is unique."""
@@ -54,7 +61,10 @@ class RawSplit(ABC):
 
     @abstractmethod
     def read(self, sample: RawSample) -> bytes | np.ndarray:
-        """The encoded image as it is on disk, or pixels: uint8, [H, W, 3] RGB or [H, W] gray."""
+        """The encoded image as it is on disk, or pixels: uint8, [H, W, 3] RGB or [H, W] gray.
+
+        DecodeError where the raw data has this sample but no image for it: it is left out by name, with that reason.
+        """
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -67,6 +77,23 @@ class RawSplit(ABC):
             for name, value in self.__dict__.items()
             if not isinstance(getattr(type(self), name, None), cached_property)
         }
+
+
+@final
+class Remarks:
+    """Oddities of raw data, counted by kind, for `RawSplit.notes`."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+
+    def add(self, kind: str, where: str) -> None:
+        self._counts[kind] += 1
+        self._first.setdefault(kind, where)
+
+    def lines(self) -> tuple[str, ...]:
+        """A line a kind: how many, and where the first is."""
+        return tuple(f"{count:,} {kind}; the first: {self._first[kind]}" for kind, count in self._counts.items())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +109,9 @@ class Source:
     """Images by split, for people."""
     download: Literal["yes", "manual", "no need"]
     splits: tuple[str, ...]
+    """Those that the raw data may have; whoever made it named them where `names_splits`."""
+    names_splits: bool = False
+    """Any split may be asked for: `splits` holds the usual ones."""
     default_splits: tuple[str, ...]
     """What is built when no split is named."""
     pixels: Literal["png", "keep", "jpeg"]
@@ -90,6 +120,10 @@ class Source:
     """A class list (`--classes FILE`) chooses and orders the classes."""
     open: Callable[[Path | None, str, Path | None], RawSplit]
     """(raw folder, split, class list) -> split. Call it through `open_split`, which checks the three."""
+    open_pattern: Callable[[str, str, Path | None], RawSplit] | None = None
+    """The same for a brace pattern or URLs (`--raw 'dir/train-{000..012}.tar'`); None: a folder only."""
+    open_list: Callable[[Path | None, str, Path], RawSplit] | None = None
+    """(folder of the images, split, `--list FILE` that names them) -> split; None: no list can be given."""
 
 
 def raw_folder(raw: Path | None, inner: tuple[str, ...], needed: tuple[str, ...], advice: str) -> Path:

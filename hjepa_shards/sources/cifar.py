@@ -54,7 +54,7 @@ CIFAR100_GROUPS = {
 _GROUP_OF = {name: group for group, names in CIFAR100_GROUPS.items() for name in names}
 CIFAR100_CLASSES = tuple(sorted(_GROUP_OF))
 
-_PUBLISHED_MD5 = {
+PUBLISHED_MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
     "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
@@ -191,11 +191,11 @@ def _kind(value: Any) -> str:
 
 
 def _compared_with_published(path: Path) -> str:
-    if path.name not in _PUBLISHED_MD5 or not path.is_file():
+    if path.name not in PUBLISHED_MD5 or not path.is_file():
         return ""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
-    return f"md5 {_PUBLISHED_MD5[path.name]} expected, {found} found; "
+    return f"md5 {PUBLISHED_MD5[path.name]} expected, {found} found; "
 
 
 def _open(editions: tuple[Edition, ...], raw: Path | None, split: str, classes: Path | None) -> CifarSplit:

@@ -1,29 +1,78 @@
-"""ImageNet as a tree of synset folders, whole or filtered by a class list; ImageNet-100 is the published list of CMC.
+"""ImageNet, whole or filtered by a class list; ImageNet-100 is the published list of CMC.
 
-A label is the index in the sorted list of chosen synsets: for all 1,000 this is the usual numbering.
+It is read as it stands: folders of synsets, all validation files in one folder, or the official tars. A sample has the
+same name, <synset>/<file>, and so the same shard in each of them. A label is the index in the sorted list of chosen
+synsets: for all 1,000 this is the usual numbering.
 """
 
-import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
+from typing import final
 
-from hjepa_shards.errors import InputError
-from hjepa_shards.sources.base import Provenance, Source, raw_folder
-from hjepa_shards.sources.tree import TreeSplit, entries
+from hjepa_shards.errors import InputError, ShardError
+from hjepa_shards.sample import RawSample, extension_of
+from hjepa_shards.sources.base import Provenance, RawSplit, Source, raw_folder
+from hjepa_shards.sources.imagenet_val import SYNSET, FlatVal, val_synsets
+from hjepa_shards.sources.raw_files import FolderFiles, RawFiles, TarFiles
+from hjepa_shards.sources.tar_members import TarMember, tar_members
+from hjepa_shards.sources.tree import entries
 
-_SYNSET = re.compile(r"n\d{8}")
 _UNPACKED = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
-"""Where Kaggle's archive has train/."""
+"""Where Kaggle's archive has train/ and val/."""
 _ADVICE = (
-    "register at https://image-net.org/download.php, fetch ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, "
-    "unpack them to train/<synset>/*.JPEG and val/<synset>/*.JPEG, and give the folder that holds train and val"
+    "register at https://image-net.org/download.php, fetch ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar and "
+    "give the folder that holds the two; or unpack them to train/<synset>/*.JPEG and val/, and give the folder that "
+    "holds train and val"
 )
+_LAYOUT = "train/<synset>/*.JPEG, val/[<synset>/]*.JPEG, or ILSVRC2012_img_{train,val}.tar"
 _PROVENANCE = Provenance(
     upstream="ILSVRC 2012, https://image-net.org",
     licence="terms of access of image-net.org: research and education, not commercial",
     citation="O. Russakovsky et al.: ImageNet Large Scale Visual Recognition Challenge, IJCV 2015",
 )
+_SCANNING_THREADS = 8
+"""They wait for the disk; the inner tars are far apart."""
+_VAL_IMAGES_A_CLASS = 50
+
+
+@final
+class SynsetSplit(RawSplit):
+    """The images of some synsets, whatever else the files hold. Bytes are read as they are."""
+
+    provenance = _PROVENANCE
+
+    def __init__(self, files: RawFiles, synsets: tuple[str, ...], published: int | None) -> None:
+        """files: named <synset>/<file>. published: number of images that there should be, where it is known."""
+        self.files = files
+        self.synsets = synsets
+        self.class_names = tuple(map(_class_name, synsets))
+        self.published = published
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        filled = {sample.label for sample in self.samples}
+        empty = [synset for label, synset in enumerate(self.synsets) if label not in filled]
+        notes = [f"classes without an image: {', '.join(empty)}"] if empty else []
+        if self.published not in (None, len(self.samples)):
+            notes.append(f"{len(self.samples):,} images found, {self.published:,} were published")
+        return tuple(notes)
+
+    def list_samples(self) -> Sequence[RawSample]:
+        labels = {synset: label for label, synset in enumerate(self.synsets)}
+        samples = [
+            RawSample(name=name, index=0, label=labels[synset])
+            for name in self.files.names()
+            if (synset := name.partition("/")[0]) in labels
+        ]
+        if not samples:
+            raise InputError(f"{self.files.where}: images expected, none found; is it the right folder?")
+        return samples
+
+    def read(self, sample: RawSample) -> bytes:
+        return self.files.read(sample.name)
 
 
 @cache
@@ -43,7 +92,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         words = line.partition("#")[0].split()
         if not words:
             continue
-        if not _SYNSET.fullmatch(words[0]):
+        if not SYNSET.fullmatch(words[0]):
             raise InputError(f"{path}, line {number}: a synset such as n01440764 expected, {words[0]!r} found")
         if words[0] in synsets:
             raise InputError(f"{path}, line {number}: {words[0]} again, first on line {synsets[words[0]]}; remove one")
@@ -53,19 +102,70 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return tuple(sorted(synsets))
 
 
-def _open(shipped: str, raw: Path | None, split: str, classes: Path | None) -> TreeSplit:
+def _open(
+    shipped: str, published: Mapping[str, int], raw: Path | None, split: str, classes: Path | None
+) -> SynsetSplit:
     synsets = read_classes(classes) if classes else tuple(line.split()[0] for line in _shipped(shipped))
-    root = raw_folder(raw, _UNPACKED, (split,), _ADVICE) / split
-    found = {entry.name for entry in entries(root) if entry.is_dir()}
+    files, found = _opened(raw, split, synsets)
     missing = [synset for synset in synsets if synset not in found]
     if missing:
         shown = ", ".join(_class_name(synset) for synset in missing[:5])
         more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
         raise InputError(
-            f"{root}: {len(synsets):,} class folders expected, {len(synsets) - len(missing):,} of them found; "
+            f"{files.where}: {len(synsets):,} classes expected, {len(synsets) - len(missing):,} of them found; "
             f"missing: {shown}{more}; {_ADVICE}, or choose what you have with --classes FILE"
         )
-    return TreeSplit(root, folders=synsets, class_names=tuple(map(_class_name, synsets)), provenance=_PROVENANCE)
+    own = _VAL_IMAGES_A_CLASS * len(synsets) if split == "val" else None
+    return SynsetSplit(files, synsets, own if classes else published[split])
+
+
+def _opened(raw: Path | None, split: str, synsets: tuple[str, ...]) -> tuple[RawFiles, set[str]]:
+    """The images of a split as <synset>/<file>, wherever they are, and the synsets that there are."""
+    name = f"ILSVRC2012_img_{split}.tar"
+    unpacked = raw is not None and any((raw / inner / split).is_dir() for inner in ("", *_UNPACKED))
+    if raw is not None and not unpacked and (raw / name).is_file():
+        if split == "val":
+            return _flat(TarFiles(raw / name), [raw])
+        return _packed(raw / name, synsets)
+    folder = raw_folder(raw, _UNPACKED, (split,), f"{name} would do as well; {_ADVICE}" if raw else _ADVICE)
+    found = entries(folder / split)
+    folders = {entry.name for entry in found if entry.is_dir()}
+    loose = [entry.name for entry in found if extension_of(entry.name) and entry.name not in folders]
+    if split != "val" or not loose:
+        return FolderFiles(folder / split, [synset for synset in synsets if synset in folders]), folders
+    if folders:
+        raise InputError(
+            f"{folder / split}: all files in one folder, or one folder a synset, expected; {len(loose):,} files "
+            f"({loose[0]} the first) and {len(folders):,} folders found; finish moving them, or unpack them again"
+        )
+    return _flat(FolderFiles(folder / split), [folder, raw or folder])
+
+
+def _flat(files: RawFiles, folders: Iterable[Path]) -> tuple[RawFiles, set[str]]:
+    flat = FlatVal(files, val_synsets(folders, tuple(synset_names())))
+    return flat, {name.partition("/")[0] for name in flat.names()}
+
+
+def _packed(path: Path, synsets: tuple[str, ...]) -> tuple[RawFiles, set[str]]:
+    """The training tar: a tar with a tar of images for each synset."""
+    inner = {member.name.removesuffix(".tar"): member for member in tar_members(path) if member.name.endswith(".tar")}
+    if not inner:
+        raise ShardError(f"{path}: a tar of tars, as n01440764.tar, expected, none of them in it; fetch it again")
+    chosen = {synset: inner[synset] for synset in synsets if synset in inner}
+    return TarFiles(path, partial(_members_of, chosen)), set(inner)
+
+
+def _members_of(inner: Mapping[str, TarMember], path: Path) -> Iterator[TarMember]:
+    """The files of the inner tars as <synset>/<file>."""
+
+    def scan(synset: str) -> list[TarMember]:
+        _, start, num_bytes = inner[synset]
+        members = tar_members(path, start, start + num_bytes)
+        return [TarMember(f"{synset}/{member.name}", member.offset, member.num_bytes) for member in members]
+
+    with ThreadPoolExecutor(_SCANNING_THREADS) as threads:
+        for members in threads.map(scan, inner):
+            yield from members
 
 
 def _class_name(synset: str) -> str:
@@ -79,7 +179,7 @@ def _shipped(name: str) -> list[str]:
 IMAGENET = Source(
     name="imagenet",
     description="ILSVRC 2012: photographs of a thousand kinds of things",
-    layout="train/<synset>/*.JPEG, val/<synset>/*.JPEG",
+    layout=_LAYOUT,
     classes="1,000",
     images="train 1,281,167, val 50,000 of about 500x375",
     download="manual",
@@ -87,12 +187,12 @@ IMAGENET = Source(
     default_splits=("train", "val"),
     pixels="jpeg",
     takes_classes=True,
-    open=partial(_open, "imagenet1000.tsv"),
+    open=partial(_open, "imagenet1000.tsv", {"train": 1_281_167, "val": 50_000}),
 )
 IMAGENET100 = Source(
     name="imagenet100",
     description="a hundred classes of ImageNet: the published list, or your own with --classes FILE",
-    layout="train/<synset>/*.JPEG, val/<synset>/*.JPEG",
+    layout=_LAYOUT,
     classes="100",
     images="train 126,689, val 5,000 of about 500x375",
     download="manual",
@@ -100,5 +200,5 @@ IMAGENET100 = Source(
     default_splits=("train", "val"),
     pixels="jpeg",
     takes_classes=True,
-    open=partial(_open, "imagenet100.txt"),
+    open=partial(_open, "imagenet100.txt", {"train": 126_689, "val": 5_000}),
 )

@@ -161,7 +161,7 @@ def _digit_rows(split: str) -> list[int]:
 
 def _load_digits() -> tuple[np.ndarray, np.ndarray]:
     """uint8 [1797, 8, 8] ink in 0..16, int64 [1797] labels."""
-    path = _inside_sklearn("datasets/data/digits.csv.gz")
+    path = inside_sklearn("datasets/data/digits.csv.gz")
     with gzip.open(path, "rt", encoding="ascii") as lines:
         table = np.array([line.split(",") for line in lines], dtype=np.float64).astype(np.int64)
     if table.shape != (NUM_DIGITS, _DIGIT * _DIGIT + 1):
@@ -176,12 +176,13 @@ def _load_photos(split: str) -> list[np.ndarray]:
     columns = slice(_TRAIN_FROM, None) if split == "train" else slice(_TRAIN_FROM)
     regions = []
     for name in _PHOTO_NAMES:
-        with Image.open(_inside_sklearn(f"datasets/images/{name}.jpg")) as photo:
+        with Image.open(inside_sklearn(f"datasets/images/{name}.jpg")) as photo:
             regions.append(np.asarray(photo.convert("RGB"))[:, columns])
     return regions
 
 
-def _inside_sklearn(relative: str) -> Path:
+def inside_sklearn(relative: str) -> Path:
+    """A file that ships with scikit-learn. InputError where it is not installed."""
     spec = importlib.util.find_spec("sklearn")
     folders = (spec.submodule_search_locations or []) if spec else []
     for folder in folders:

@@ -46,15 +46,18 @@ class TreeSplit(RawSplit):
         return samples
 
     def read(self, sample: RawSample) -> bytes:
-        path = self.root / sample.name
-        try:
-            if "\\x" in sample.name and not path.exists():
-                path = self.root / _original(sample.name)
-            return path.read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"{path}: cannot be read: {error.strerror or error}; make it readable or remove it"
-            ) from error
+        return read_file(self.root, sample.name)
+
+
+def read_file(root: Path, name: str) -> bytes:
+    """The bytes of a file below `root`, by its name as `proper_text`. InputError where it cannot be read."""
+    path = root / name
+    try:
+        if "\\x" in name and not path.exists():
+            path = root / _original(name)
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}; make it readable or remove it") from error
 
 
 def image_names(root: Path, folder: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Images in folders, their own and ImageNet's: order, names, labels, and what is odd about real trees."""
+"""Images in folders: order, names, labels, and what is odd about real trees."""
 
 import os
 import pickle
@@ -8,7 +8,6 @@ import pytest
 
 from hjepa_shards.errors import InputError
 from hjepa_shards.sources import open_split
-from hjepa_shards.sources.imagenet import synset_names
 
 
 def put(root: Path, *names: str) -> Path:
@@ -19,8 +18,8 @@ def put(root: Path, *names: str) -> Path:
     return root
 
 
-def listed(raw: Path, split: str = "train", source: str = "folder") -> list[tuple[str, int]]:
-    return [(sample.name, sample.label) for sample in open_split(source, raw, split).samples]
+def listed(raw: Path, split: str = "train") -> list[tuple[str, int]]:
+    return [(sample.name, sample.label) for sample in open_split("folder", raw, split).samples]
 
 
 # ---- folder
@@ -107,70 +106,3 @@ def test_a_split_travels_small(tmp_path: Path) -> None:
     parcel = pickle.dumps(split)
     assert len(parcel) < 1024
     assert pickle.loads(parcel).read(sample) == split.read(sample)
-
-
-# ---- ImageNet
-
-
-def chosen(folder: Path, *synsets: str) -> Path:
-    path = folder / "classes.txt"
-    path.write_text("# mine\n" + "\n".join(synsets) + "\n\n")
-    return path
-
-
-def test_labels_follow_the_sorted_class_list_not_the_folders(tmp_path: Path) -> None:
-    put(
-        tmp_path, "train/n02119789/b.JPEG", "train/n01440764/a.JPEG", "train/n01443537/c.JPEG", "train/n02119789/d.JPEG"
-    )
-    put(tmp_path, "val/n02119789/e.JPEG", "val/n01440764/f.JPEG")
-    classes = chosen(tmp_path, "n02119789 kit fox", "n01440764")
-    split = open_split("imagenet100", tmp_path, "train", classes=classes)
-    assert [(sample.name, sample.label) for sample in split.samples] == [
-        ("n01440764/a.JPEG", 0),
-        ("n02119789/b.JPEG", 1),
-        ("n02119789/d.JPEG", 1),
-    ]
-    assert split.class_names == ("n01440764 tench, Tinca tinca", "n02119789 kit fox, Vulpes macrotis")
-    assert len(open_split("imagenet100", tmp_path, "val", classes=classes).samples) == 2
-
-
-def test_the_shipped_lists_are_the_published_ones(tmp_path: Path) -> None:
-    put(tmp_path, *(f"train/{synset}/1.JPEG" for synset in synset_names()))
-    whole = open_split("imagenet", tmp_path, "train")
-    assert [sample.label for sample in whole.samples] == list(range(1000))
-    assert [whole.class_names[label].split()[1].strip(",") for label in (0, 1, 999)] == ["tench", "goldfish", "toilet"]
-    hundred = open_split("imagenet100", tmp_path, "train")
-    assert len(hundred.samples) == len(hundred.class_names) == 100
-    assert set(hundred.class_names) < set(whole.class_names)
-    assert hundred.class_names[0].startswith("n01558993 ")
-    if "HJEPA_TEST_DATA" in os.environ:
-        published = (Path(os.environ["HJEPA_TEST_DATA"]) / "imagenet" / "imagenet100.txt").read_text().split()
-        assert [name.split()[0] for name in hundred.class_names] == published
-
-
-def test_missing_classes_are_named(tmp_path: Path) -> None:
-    put(tmp_path, "train/n01440764/a.JPEG")
-    with pytest.raises(InputError, match=r"1,000 class folders expected, 1 of them found; missing: n01443537 goldfish"):
-        open_split("imagenet", tmp_path, "train")
-    with pytest.raises(InputError, match=r"val expected, train found; register at https://image-net.org"):
-        open_split("imagenet", tmp_path, "val")
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (["n01440764", "tench"], r"line 3: a synset such as n01440764 expected, 'tench' found"),
-        (["n01440764", "n01440764"], r"line 3: n01440764 again, first on line 2"),
-        ([], "none found"),
-    ],
-)
-def test_a_wrong_class_list_names_the_line(tmp_path: Path, lines: list[str], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        open_split("imagenet100", tmp_path, "train", classes=chosen(tmp_path, *lines))
-
-
-def test_an_empty_class_of_imagenet_is_named(tmp_path: Path) -> None:
-    put(tmp_path, "train/n01440764/a.JPEG")
-    (tmp_path / "train" / "n01443537").mkdir()
-    classes = chosen(tmp_path, "n01440764", "n01443537")
-    assert open_split("imagenet", tmp_path, "train", classes=classes).notes == ("classes without an image: n01443537",)

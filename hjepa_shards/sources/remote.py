@@ -1,0 +1,122 @@
+"""Files at a URL (https://, s3://, gs:// and what else fsspec knows), over a line that breaks and goes on.
+
+Every file system raises errors of its own, so this boundary catches them all: what may be better at the next try is
+tried again, five times and longer apart each time, from the byte where it stopped.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from hjepa_shards.errors import InputError, ShardError
+
+Result = TypeVar("Result")
+
+_CHUNK_BYTES = 1 << 20
+_TRIES = 5
+_FIRST_WAIT_S = 0.5
+"""After the first failure in a row; three times as long after each further one."""
+_HOPELESS = frozenset({400, 401, 403, 404, 405, 410})
+"""HTTP answers that the next try would not change."""
+
+
+def is_remote(location: str) -> bool:
+    return "://" in location
+
+
+def remote_glob(pattern: str) -> list[str]:
+    """The URLs that a pattern with stars finds."""
+    files, path = _file_system(pattern)
+    return [files.unstrip_protocol(str(found)) for found in _tried(pattern, lambda: files.glob(path))]
+
+
+def remote_info(url: str) -> tuple[int | None, str]:
+    """Size in bytes, None where the server does not say; and what else changes when the file does."""
+    files, path = _file_system(url)
+    info = _tried(url, lambda: files.info(path))
+    versions = [str(info[key]) for key in sorted(info) if key.lower() in ("etag", "last-modified", "lastmodified")]
+    return info.get("size"), " ".join(versions)
+
+
+def remote_bytes(url: str, num_bytes: int | None) -> Iterator[bytes]:
+    """The file, piece by piece. ShardError where it is not `num_bytes` long.
+
+    num_bytes: as `remote_info` said.
+    """
+    files, path = _file_system(url)
+    at = failures = 0
+    while num_bytes is None or at < num_bytes:
+        try:
+            with _opened_at(files, path, at) as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    yield chunk
+                    at += len(chunk)
+                    failures = 0
+            if num_bytes is None:
+                return
+            if at < num_bytes:
+                raise EOFError(f"{at:,} bytes came, {num_bytes:,} expected")
+        except Exception as error:
+            failures += 1
+            _wait_or_give_up(url, error, failures)
+    if at > num_bytes:
+        raise ShardError(f"{url}: {num_bytes:,} bytes expected, {at:,} came: it changed; run the same command again")
+
+
+def said(error: BaseException) -> str:
+    """What an error of some library says, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL and the path in it."""
+    try:
+        return url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url}: cannot be opened: {said(error)}") from error
+
+
+@contextmanager
+def _opened_at(files: fsspec.AbstractFileSystem, path: str, at: int) -> Iterator[Any]:
+    """A file from byte `at` on; from an HTTP server that cannot begin there, what stands before is read and dropped."""
+    if "http" not in files.protocol:
+        with files.open(path, "rb") as file:
+            file.seek(at)
+            yield file
+        return
+    asked = {"headers": {"Range": f"bytes={at}-"}} if at else {}
+    with files.open(path, "rb", block_size=0, **asked) as file:
+        response: Any = getattr(file, "r")  # noqa: B009 (of HTTP files only, which fsspec's types do not say)
+        unwanted = 0 if response.status == 206 else at
+        while unwanted:
+            dropped = len(file.read(min(unwanted, _CHUNK_BYTES)))
+            if not dropped:
+                raise EOFError("shorter than before")
+            unwanted -= dropped
+        yield file
+
+
+def _tried(url: str, call: Callable[[], Result]) -> Result:
+    failures = 0
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            failures += 1
+            _wait_or_give_up(url, error, failures)
+
+
+def _wait_or_give_up(url: str, error: Exception, failures: int) -> None:
+    """Sleep, longer each time. InputError where another try would be in vain."""
+    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
+    missing = isinstance(error, FileNotFoundError) and error.__cause__ is None
+    if missing or status in _HOPELESS or isinstance(error, PermissionError) or failures == _TRIES:
+        what = f"answer {status}" if status else said(error.__cause__ or error)
+        raise InputError(
+            f"{url}: cannot be fetched ({what}); check the address and the line, then run the same command again"
+        ) from error
+    time.sleep(_FIRST_WAIT_S * 3 ** (failures - 1))

@@ -1,0 +1,125 @@
+"""The list of a split: one order, unique keys, and columns that hold what objects did."""
+
+import pickle
+import re
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hjepa_shards.errors import InputError
+from hjepa_shards.listing import Listing, sorted_listing
+from hjepa_shards.sample import RawSample, decode_key, extension_of, plain_key
+
+NAMES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=60)
+SAMPLES = [
+    RawSample(name=f"{'ab'[i % 2]}/ü{i}.jpg", index=i, label=i % 3 - 1, captions=("eins", "zwei ä") * (i % 2))
+    for i in range(7)
+]
+
+
+def sample(name: str, index: int = 0) -> RawSample:
+    return RawSample(name=name, index=index)
+
+
+def keys_of(*samples: RawSample) -> list[str]:
+    return [key for key, _ in sorted_listing(samples)]
+
+
+def names_of(listing: Listing) -> list[tuple[str, int]]:
+    return [(found.name, found.index) for _, found in listing]
+
+
+def test_samples_come_back_as_they_were() -> None:
+    listing = sorted_listing(SAMPLES)
+    assert sorted((found for _, found in listing), key=lambda s: s.index) == SAMPLES
+    assert [found for _, found in pickle.loads(pickle.dumps(listing))] == [found for _, found in listing]
+
+
+def test_the_order_is_that_of_composed_utf8_bytes_then_index() -> None:
+    names = ["b", "B", "a\u0308", "z", "\u00e4a", "a", "10", "9"]
+    ordered = [name for name, _ in names_of(sorted_listing([sample(name) for name in names]))]
+    assert ordered == ["10", "9", "B", "a", "b", "z", "a\u0308", "\u00e4a"]
+    rows = [sample("a", 10), sample("b", 1), sample("a", 9)]
+    assert names_of(sorted_listing(rows)) == [("a", 9), ("a", 10), ("b", 1)]
+
+
+@given(st.lists(NAMES, unique_by=lambda name: unicodedata.normalize("NFC", name), max_size=8))
+def test_any_names_give_unique_short_keys_that_decode_to_the_name(names: list[str]) -> None:
+    listing = sorted_listing([sample(name) for name in names])
+    keys = [key for key, _ in listing]
+    assert len(set(keys)) == len(names)
+    for i, key in enumerate(keys):
+        assert len(key.encode()) <= 90
+        if key in listing.renamed():
+            assert listing.renamed()[key] == (listing.names[i], 0)
+        else:
+            composed = unicodedata.normalize("NFC", listing.names[i])
+            extension = extension_of(composed)
+            assert decode_key(key) == (composed[: -len(extension) - 1] if extension else composed)
+
+
+def test_names_that_share_a_key_get_a_digest_each() -> None:
+    keys = keys_of(sample("a.jpg"), sample("a.png"), sample("b.png"), sample("b.png", 1), sample("c.png"))
+    assert len(set(keys)) == 5
+    assert all(re.fullmatch(r"[ab]-[0-9a-f]{16}", key) for key in keys[:4])
+    assert keys[4] == "c"
+
+
+def test_a_key_is_at_most_90_bytes_and_then_begins_with_60_of_its_name() -> None:
+    longest, longer = keys_of(sample("x" * 90), sample("y" * 91))
+    assert longest == "x" * 90
+    assert re.fullmatch(r"y{60}-[0-9a-f]{16}", longer)
+
+
+def test_a_plain_key_that_looks_like_the_digest_of_another_is_refused() -> None:
+    long = "y" * 91
+    (digest,) = keys_of(sample(long))
+    with pytest.raises(InputError, match="two names that differ"):
+        keys_of(sample(long), sample(digest))
+
+
+def test_two_spellings_of_one_unicode_name_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"e\\u0301.*xe9|xe9.*e\\u0301"):
+        keys_of(sample("caf\u00e9.jpg"), sample("cafe\u0301.jpg"))
+
+
+def test_a_name_that_is_no_text_is_refused_and_captions_are_mended() -> None:
+    with pytest.raises(InputError, match=r"udc80.*rename"):
+        keys_of(sample("a\udc80.jpg"))
+    ((_, mended),) = sorted_listing([RawSample(name="a", index=0, captions=("half \ud83d a pair",))])
+    assert mended.captions == ("half ? a pair",)
+
+
+def test_a_slice_has_the_keys_of_the_whole() -> None:
+    listing = sorted_listing([sample("a.jpg"), sample("a.png"), sample("b.png"), *SAMPLES])
+    chosen = np.array([5, 0, 3])
+    everything = list(listing)
+    assert list(listing.take(chosen)) == [everything[i] for i in chosen]
+    assert listing.places_of(["b"]) == {"b": 6}  # behind a-..., a-..., a/ü0, a/ü2, a/ü4, a/ü6
+    with pytest.raises(InputError, match="'zz'"):
+        listing.places_of(["b", "zz"])
+
+
+def test_the_digest_sees_every_column() -> None:
+    base = RawSample(name="ab", index=0, label=1, captions=("c",))
+    others = [
+        RawSample(name="ac", index=0, label=1, captions=("c",)),
+        RawSample(name="ab", index=1, label=1, captions=("c",)),
+        RawSample(name="ab", index=0, label=2, captions=("c",)),
+        RawSample(name="ab", index=0, label=1, captions=("c", "")),
+    ]
+    digests = {sorted_listing([one]).digest(("x",)) for one in (base, *others)}
+    digests.add(sorted_listing([base]).digest(("y",)))
+    digests.add(sorted_listing([base, base.__class__(name="ab", index=1)]).digest(("x",)))
+    assert len(digests) == 7
+    assert sorted_listing([base]).digest(("x",)) in digests
+
+
+def test_a_million_samples_take_little() -> None:
+    """Some fifty bytes and the name; objects and keys took 300."""
+    listing = sorted_listing([sample(f"n{i % 10:08}/n{i % 10:08}_{i}.JPEG", i) for i in range(10_000)])
+    assert len(pickle.dumps(listing)) < 10_000 * 75
+    assert listing.key(0) == plain_key(listing.names[0])
