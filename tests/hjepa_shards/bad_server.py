@@ -1,0 +1,128 @@
+"""A real HTTP server that fails as it is told to: one `Answer` a request, in order; after the last it is flawless."""
+
+import re
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """How one request is answered; as asked for, but for what is said here."""
+
+    status: int | None = None
+    """With an empty body."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """More of them, or others."""
+    body: bytes | None = None
+    """Other bytes than the file's."""
+    ends_after: int | None = None
+    """Bytes of the body, then the connection is closed."""
+    resets: bool = False
+    """It is closed with a reset."""
+    stalls: bool = False
+    """It stays open instead, in silence."""
+    ignores_range: bool = False
+    ignores_if_range: bool = False
+    mistakes_range: bool = False
+    """Another part comes than was asked for."""
+    chunked: bool = False
+    """Without Content-Length."""
+    pause_s: float = 0.0
+    """After each 16 kB."""
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {}
+        """By path, without the slash before it."""
+        self.etag: str | None = '"1"'
+        self.script: list[Answer] = []
+        self.otherwise = Answer()
+        self.requests: list[tuple[str, str | None, str | None]] = []
+        """(path, Range, If-Range) of each."""
+        self.over = threading.Event()
+
+    def url(self, name: str = "") -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/{name}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients go away in these tests."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_GET(self) -> None:
+        asked, condition = self.headers["Range"], self.headers["If-Range"]
+        self.server.requests.append((self.path, asked, condition))
+        answer = self.server.script.pop(0) if self.server.script else self.server.otherwise
+        self.close_connection = True
+        data = self.server.files.get(self.path.rpartition("/")[2])
+        if answer.body is not None:
+            data = answer.body
+        if answer.status is not None or data is None:
+            self._head(answer, answer.status or 404, {"Content-Length": "0"})
+            return
+        headers = {"ETag": self.server.etag} if self.server.etag else {}
+        status, first, whole = 200, 0, len(data)
+        applies = answer.ignores_if_range or condition in (None, self.server.etag)
+        if asked and not answer.ignores_range and applies:
+            status, first = 206, int(re.fullmatch(r"bytes=(\d+)-", asked)[1])  # type: ignore[index]
+            first //= 1 + answer.mistakes_range
+            if first >= whole:
+                self._head(answer, 416, {"Content-Range": f"bytes */{whole}", "Content-Length": "0"})
+                return
+            headers["Content-Range"] = f"bytes {first}-{whole - 1}/{whole}"
+            data = data[first:]
+        headers |= {"Transfer-Encoding": "chunked"} if answer.chunked else {"Content-Length": str(len(data))}
+        self._head(answer, status, headers)
+        self._body(answer, data)
+
+    def _head(self, answer: Answer, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (headers | answer.headers).items():
+            self.send_header(name, value)
+        self.send_header("Connection", "close")
+        self.end_headers()
+
+    def _body(self, answer: Answer, data: bytes) -> None:
+        sent = data[: answer.ends_after]
+        for start in range(0, len(sent), 16_384):
+            piece = sent[start : start + 16_384]
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if answer.chunked else piece)
+            if answer.pause_s:
+                self.server.over.wait(answer.pause_s)
+        if answer.chunked and answer.ends_after is None:
+            self.wfile.write(b"0\r\n\r\n")
+        self.wfile.flush()
+        if answer.stalls:
+            self.server.over.wait(30)
+        if answer.resets:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.over.set()
+            server.shutdown()
+            thread.join()
