@@ -1,55 +1,40 @@
 """Raw dataset -> shards: a pure function of (input list, settings, encoder).
 
-    list, sorted -> shuffled under the build's seed -> slices of `samples_per_shard`; slice j is shard j
-
-The slices are fixed in `.journal/plan.json` before any task runs; each finished shard leaves a record there; the
-manifest is made from the records alone. So any number of workers and kills gives the same bytes, and running the same
-command again does only what is missing. An image that no decoder reads is left out of its slice and named in the
-manifest; nothing else moves.
+The slices are fixed before any task runs (`blueprint.py`); each finished shard leaves a record; the manifest is made
+from plan and records alone (`merge.py`). So any number of workers, machines, parts and kills gives the same bytes, and
+running the same command again does only what is missing. An image that no decoder reads is left out of its slice and
+named in the manifest; nothing else moves.
 """
 
-import contextlib
-import hashlib
-import json
-import multiprocessing
-import os
-import threading
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import numpy as np
-
-from hjepa_shards.config import flatten
-from hjepa_shards.encode import (
-    EXTENSIONS,
-    JPEG_256,
-    KEEP,
-    PNG,
-    EncodeSettings,
-    encode,
-    encoder_identity,
-    require_encoder,
-)
-from hjepa_shards.errors import BuildMismatch, DecodeError, InputError
-from hjepa_shards.files import exclusive, write_atomically
-from hjepa_shards.manifest import FILE_NAME, Manifest, load_manifest, save_manifest, shard_pattern
-from hjepa_shards.rng import derive_key, permutation
-from hjepa_shards.sample import RawSample, encode_keys, extension_of, plain_key, sort_samples
+from hjepa_shards.blueprint import BuildPlan, RawList, fix_plan, order_of, shuffled_slice, take_list
+from hjepa_shards.cluster import run_on_cluster
+from hjepa_shards.encode import JPEG_256, KEEP, PNG, EncodeSettings, require_encoder
+from hjepa_shards.errors import InputError
+from hjepa_shards.exclusions import read_exclusions
+from hjepa_shards.manifest import Manifest
+from hjepa_shards.merge import finish, is_finished, mark_of
 from hjepa_shards.sources import SOURCES, open_split
 from hjepa_shards.sources.base import RawSplit
-from hjepa_shards.writer import JOURNAL, Members, add_statistics, record_path, write_shard
+from hjepa_shards.target import Target, is_url, target_at
+from hjepa_shards.tasks import Job, Run, Task, run_in_processes
+from hjepa_shards.writer import Members
 
 DEFAULT_SHARD_MB = 180
-_PROBED_SAMPLES = 256
 _DEFAULT_SETTINGS = {"keep": KEEP, "png": PNG, "jpeg": JPEG_256}
 
-Progress = Callable[[int, int], None]
-"""Called with (samples done, samples in all)."""
+
+class Progress(Protocol):
+    """Hears how far a build is."""
+
+    def __call__(self, done: int, total: int, num_bytes: int, /) -> None:
+        """done, total: samples; num_bytes: raw bytes read so far."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,41 +52,95 @@ class BuildOptions:
     """Only the first samples of the sorted list."""
     classes: Path | None = None
     """A file with one class a line, in place of the published list (imagenet100)."""
+    list_file: Path | None = None
+    """A file that names images and captions (image-text), where it is not found beside them."""
+    exclude: Path | None = None
+    """A file that names samples to be left out (`exclusions.py`)."""
     workers: int = 1
+    """Processes on this machine."""
+    cluster: str | None = None
+    """Address of a Ray cluster that does the work instead."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Part `number` (from 1) of `of`: it builds the shards whose number is number - 1 modulo `of`."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """`3/8`. InputError for anything else."""
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise InputError(f"--part: i/n with i from 1 to n expected, such as 3/8, {text!r} found")
+        return cls(number=int(match[1]), of=int(match[2]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltPart:
+    """What of a split one part has built."""
+
+    where: str
+    num_shards: int
+    """Of this part."""
+    of_shards: int
+    """Of the whole split."""
 
 
 def build(
     source: str,
     *,
-    raw: Path | None,
-    out: Path,
+    raw: str | Path | None,
+    out: str | Path,
     splits: Sequence[str] = (),
     options: BuildOptions | None = None,
     progress: Progress | None = None,
 ) -> list[Manifest]:
     """Build `out/<source>/<split>` for each split (all that the raw data has, if none is named).
 
-    Continues where a killed build stopped. InputError for a wrong folder or option, BuildMismatch where `out` holds
-    a build with other settings, input or encoder.
+    out: a folder, or a URL that fsspec knows. Continues where a killed build stopped. InputError for a wrong folder or
+    option, BuildMismatch where `out` holds a build with other settings, input or encoder.
     """
     options = options or BuildOptions()
-    settings = options.settings or default_settings(source)
-    require_encoder(settings)
-    known = SOURCES[source]
-    unknown = [split for split in splits if split not in known.splits]
-    if unknown:
-        raise InputError(f"{source} has no split {unknown[0]!r}; it has {', '.join(known.splits)}")
-    for name in ("samples_per_shard", "limit", "workers", "shard_mb"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')}: a positive number expected, {value} found")
-    opened = [
-        (split, open_split(source, raw, split, classes=options.classes)) for split in splits or known.default_splits
-    ]
-    return [
-        _build_split(source, split, raw_split, out / source / split, settings, options, progress)
-        for split, raw_split in opened
-    ]
+    manifests = []
+    for split, opened in _opened(source, raw, splits, options):
+        target = _target(out, source, split, options)
+        listed = _listed(target, source, split, opened, options)
+        target.prepare()
+        with target.alone():
+            plan = _plan(target, source, split, listed, options)
+            target.remove_leftovers()
+            build_missing(target, plan, listed, range(plan.num_shards), _way(options), progress)
+            manifests.append(finish(target, plan))
+    return manifests
+
+
+def build_part(
+    source: str,
+    *,
+    raw: str | Path | None,
+    out: str | Path,
+    part: Part,
+    splits: Sequence[str] = (),
+    options: BuildOptions | None = None,
+    progress: Progress | None = None,
+) -> list[BuiltPart]:
+    """One part of the same build, beside others on this or other machines; `merge` makes the manifests."""
+    options = options or BuildOptions()
+    parts = []
+    for split, opened in _opened(source, raw, splits, options):
+        target = _target(out, source, split, options)
+        listed = _listed(target, source, split, opened, options)
+        target.prepare()
+        with target.alone_with(mark_of(part.number, part.of)):
+            plan = _plan(target, source, split, listed, options)
+            shards = range(part.number - 1, plan.num_shards, part.of)
+            target.remove_leftovers(tuple(Path(plan.shard_name(shard)).stem for shard in shards))
+            build_missing(target, plan, listed, shards, _way(options), progress)
+        parts.append(BuiltPart(where=target.where, num_shards=len(shards), of_shards=plan.num_shards))
+    return parts
 
 
 def default_settings(source: str) -> EncodeSettings:
@@ -111,287 +150,96 @@ def default_settings(source: str) -> EncodeSettings:
     return _DEFAULT_SETTINGS[SOURCES[source].pixels]
 
 
-def _build_split(
-    source: str,
-    split: str,
-    raw: RawSplit,
-    folder: Path,
-    settings: EncodeSettings,
-    options: BuildOptions,
-    progress: Progress | None,
-) -> Manifest:
-    samples = sort_samples(raw.samples)[: options.limit]
-    if not samples:
+def build_missing(
+    target: Target, plan: BuildPlan, listed: RawList, shards: Sequence[int], way: Run, progress: Progress | None
+) -> None:
+    """Those of `shards` that are not in the target yet."""
+    names = target.names()
+    todo = [shard for shard in shards if not is_finished(names, plan.shard_name(shard))]
+    order = order_of(plan)
+    total = sum(_num_samples(plan, shard) for shard in shards)
+    done = total - sum(_num_samples(plan, shard) for shard in todo)
+    num_bytes = 0
+
+    def report(samples: int, raw_bytes: int) -> None:
+        nonlocal done, num_bytes
+        done, num_bytes = done + samples, num_bytes + raw_bytes
+        if progress:
+            progress(done, total, num_bytes)
+
+    report(0, 0)
+    if todo:
+        job = Job(target, listed.raw, Members(**plan.members), plan.encode_settings(), dict(plan.encoder))
+        way(
+            job,
+            (Task(plan.shard_name(shard), shuffled_slice(plan, listed.listing, order, shard)) for shard in todo),
+            report,
+        )
+
+
+def _num_samples(plan: BuildPlan, shard: int) -> int:
+    """Of the slice, before any image in it turns out to be broken."""
+    return min(plan.samples_per_shard, plan.num_samples - shard * plan.samples_per_shard)
+
+
+def _opened(
+    source: str, raw: str | Path | None, splits: Sequence[str], options: BuildOptions
+) -> list[tuple[str, RawSplit]]:
+    """Every split, opened before the first is built: what is wrong with the last is said at once."""
+    if source not in SOURCES:
+        raise InputError(f"no source named {source!r}; known: {', '.join(SOURCES)}")
+    require_encoder(_settings(source, options))
+    for name in ("samples_per_shard", "limit", "workers", "shard_mb"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')}: a positive number expected, {value} found")
+    if options.cluster and raw is not None and Path(raw).exists():
+        raw = Path(raw).resolve()  # workers on other machines stand in other folders
+    return [
+        (split, open_split(source, raw, split, classes=options.classes, list_file=options.list_file))
+        for split in splits or SOURCES[source].default_splits
+    ]
+
+
+def _listed(target: Target, source: str, split: str, raw: RawSplit, options: BuildOptions) -> RawList:
+    """The list that is cut into shards."""
+    raw.prepare(target.scratch)
+    listed = take_list(raw)
+    if options.exclude is not None:
+        reasons = read_exclusions(options.exclude, source, split)
+        listed = listed.without({place: reasons[key] for key, place in listed.listing.places_of(reasons).items()})
+    if options.limit is not None:
+        listed = listed.first(options.limit)
+    if not len(listed.listing):
         raise InputError(f"{source} {split}: no images found in the raw data")
-    keys = encode_keys(samples)
-    try:
-        (folder / JOURNAL).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made: {error.strerror}; choose another folder with --out") from error
-    with exclusive(folder / JOURNAL, "another process is building here; wait for it to end"):
-        plan = _fixed_plan(folder, source, split, raw, samples, settings, options)
-        order = permutation(derive_key(options.seed, "build", source, split), len(samples))
-        per_shard = plan["samples_per_shard"]
-        members = Members(**plan["members"])
-        num_shards = -(-len(samples) // per_shard)
-        names = [shard_pattern(source, split) % shard for shard in range(num_shards)]
-        slices = [order[shard * per_shard : (shard + 1) * per_shard] for shard in range(num_shards)]
-        job = _Job(folder, raw, samples, keys, members, settings, plan["encoder"])
-        todo = [shard for shard in range(num_shards) if not _is_finished(folder, names[shard])]
-        if not todo and (folder / FILE_NAME).exists():
-            return load_manifest(folder)
-        _remove_leftovers(folder)
-        done = len(samples) - sum(len(slices[shard]) for shard in todo)
-        tasks = [(names[shard], slices[shard]) for shard in todo]
-
-        def advance(num_samples: int) -> None:
-            nonlocal done
-            done += num_samples
-            if progress:
-                progress(done, len(samples))
-
-        _run(job, tasks, options.workers, advance)
-        records = [_read_journal(record_path(folder, name)) for name in names]
-        manifest = _manifest_of(source, split, raw, plan, samples, keys, records)
-        save_manifest(folder, manifest)
-        return manifest
+    return listed
 
 
-def _is_finished(folder: Path, name: str) -> bool:
-    """Whether a shard was written and still stands; one that was removed since is written again."""
-    record, path = record_path(folder, name), folder / name
-    return record.exists() and path.exists() and path.with_name(f"{name}.index").exists()
+def _target(out: str | Path, source: str, split: str, options: BuildOptions) -> Target:
+    if options.cluster and not is_url(out):
+        out = Path(out).resolve()
+    return target_at(out, source, split)
 
 
-# ---- the plan of a build, fixed before any task runs
-
-
-def _fixed_plan(
-    folder: Path,
-    source: str,
-    split: str,
-    raw: RawSplit,
-    samples: Sequence[RawSample],
-    settings: EncodeSettings,
-    options: BuildOptions,
-) -> dict[str, Any]:
-    """`.journal/plan.json`: read and compared if there is one, else made and written."""
-    path = folder / JOURNAL / "plan.json"
-    asked: dict[str, Any] = {
-        "source": source,
-        "split": split,
-        "settings": settings.model_dump(),
-        "seed": options.seed,
-        "input_digest": _digest_of_list(samples, raw.class_names),
-        "num_samples": len(samples),
-        "encoder": encoder_identity(settings),
-    }
-    if options.samples_per_shard is not None:
-        asked["samples_per_shard"] = options.samples_per_shard
-    if path.exists():
-        plan = _read_journal(path)
-        before, now = flatten(plan), flatten(asked)
-        differences = [
-            f"{key}: {before.get(key)} before, {value} now" for key, value in now.items() if before.get(key) != value
-        ]
-        if differences:
-            raise BuildMismatch(
-                f"{folder}: holds a build made otherwise ({'; '.join(differences)}); build into another folder, "
-                "or remove this one to start again"
-            )
-        return plan
-    if any(folder.glob("*.tar")):
-        raise BuildMismatch(f"{folder}: holds tars but no build journal; build into another folder")
-    plan = asked | {
-        "samples_per_shard": options.samples_per_shard or _samples_per_shard(raw, samples, settings, options),
-        "members": {
-            "image": _image_extension(samples, settings),
-            "labels": any(sample.label >= 0 for sample in samples),
-            "captions": any(sample.captions for sample in samples),
-        },
-    }
-    write_atomically(path, json.dumps(plan, sort_keys=True, indent=1).encode())
-    return plan
-
-
-def _read_journal(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise BuildMismatch(
-            f"{path}: not the JSON that was written; remove {path.parent.parent} to start again"
-        ) from error
-
-
-def _digest_of_list(samples: Sequence[RawSample], class_names: Sequence[str]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for sample in samples:
-        text = json.dumps([sample.name, sample.index, sample.label, sample.captions])
-        digest.update(text.encode())
-    digest.update(json.dumps(list(class_names)).encode())
-    return digest.hexdigest()
-
-
-def _samples_per_shard(
-    raw: RawSplit, samples: Sequence[RawSample], settings: EncodeSettings, options: BuildOptions
-) -> int:
-    """Aimed bytes / mean encoded bytes of the first samples of the list, rounded to a multiple of 256."""
-    sizes = []
-    for sample in samples[:_PROBED_SAMPLES]:
-        with contextlib.suppress(DecodeError):
-            sizes.append(len(encode(raw.read(sample), settings).data))
-    if not sizes:
-        raise InputError(
-            f"none of the first {min(len(samples), _PROBED_SAMPLES)} files can be decoded, "
-            f"{samples[0].name} among them; is this a folder of images?"
-        )
-    target = options.shard_mb * 2**20 / np.mean(sizes)
-    return max(256, round(target / 256) * 256)
-
-
-def _image_extension(samples: Sequence[RawSample], settings: EncodeSettings) -> str:
-    """One extension for a whole split; `keep` takes the commonest (readers go by magic bytes)."""
-    if settings.pixels != "keep":
-        return "jpg" if settings.pixels == "jpeg" else "png"
-    stored = Counter(extension_of(sample.name).replace("jpeg", "jpg") for sample in samples)
-    known = {extension: stored[extension] for extension in EXTENSIONS.values()}
-    commonest = max(known, key=lambda extension: known[extension])
-    return commonest if known[commonest] else "png"
-
-
-# ---- running the tasks
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What every shard task of a split shares."""
-
-    folder: Path
-    raw: RawSplit
-    samples: list[RawSample]
-    keys: list[str]
-    members: Members
-    settings: EncodeSettings
-    encoder: dict[str, Any]
-
-    def run(self, task: "_Task", on_sample: Callable[[], None]) -> None:
-        name, indices = task
-        chosen = [(self.keys[i], self.samples[i]) for i in indices.tolist()]
-        write_shard(self.folder, name, self.raw, chosen, self.members, self.settings, on_sample)
-
-
-_Task = tuple[str, np.ndarray]
-_POLL_S = 0.2
-_worker_job: _Job
-_worker_done: Any
-
-
-def _run(job: _Job, tasks: Sequence[_Task], workers: int, advance: Callable[[int], None]) -> None:
-    """Run the tasks; `advance` hears how many samples were done since the last time."""
-    if workers == 1 or len(tasks) <= 1:
-        for task in tasks:
-            job.run(task, lambda: advance(1))
-        return
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    with ProcessPoolExecutor(
-        min(workers, len(tasks)), mp_context=context, initializer=_start_worker, initargs=(job, counter)
-    ) as pool:
-        waiting = {pool.submit(_run_in_worker, task) for task in tasks}
-        seen = 0
-        try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-                count = counter.value
-                advance(count - seen)
-                seen = count
-        except BrokenProcessPool as error:
-            raise InputError(
-                f"{job.folder}: a worker process was killed (out of memory?); run the same command again, with fewer "
-                "--workers if it was memory"
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _start_worker(job: _Job, counter: Any) -> None:
-    global _worker_job, _worker_done
-    _worker_job, _worker_done = job, counter
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A build killed with -9 takes its workers along; they would wait for tasks for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _run_in_worker(task: _Task) -> None:
-    found = encoder_identity(_worker_job.settings)
-    if found != _worker_job.encoder:
-        raise BuildMismatch(
-            f"this worker encodes as {found}, the build as {_worker_job.encoder}; give it the same libraries"
-        )
-
-    def count() -> None:
-        with _worker_done.get_lock():
-            _worker_done.value += 1
-
-    _worker_job.run(task, count)
-
-
-# ---- around the tasks
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for path in [*folder.glob(".*.tmp"), *(folder / JOURNAL).glob(".*.tmp")]:
-        path.unlink()
-
-
-def _manifest_of(
-    source: str,
-    split: str,
-    raw: RawSplit,
-    plan: dict[str, Any],
-    samples: Sequence[RawSample],
-    keys: Sequence[str],
-    records: Sequence[dict[str, Any]],
-) -> Manifest:
-    raw_digest = hashlib.blake2b("".join(r["raw_digest"] for r in records).encode(), digest_size=16)
-    return Manifest(
-        source=source,
-        split=split,
-        class_names=raw.class_names,
-        class_groups=raw.class_groups,
-        notes=raw.notes,
-        members=Members(**plan["members"]).extensions(),
-        shard_names=shard_pattern(source, split),
-        shard_samples=np.array([r["samples"] for r in records], dtype=np.int64),
-        shard_bytes=np.array([r["bytes"] for r in records], dtype=np.int64),
-        shard_sha256=[r["sha256"] for r in records],
-        index_sha256=[r["index_sha256"] for r in records],
-        keys_digest=[r["keys_digest"] for r in records],
-        encoder=plan["encoder"],
-        settings={
-            **plan["settings"],
-            "samples_per_shard": plan["samples_per_shard"],
-            "seed": plan["seed"],
-        },
-        provenance={
-            "input_digest": plan["input_digest"],
-            "raw_digest": raw_digest.hexdigest(),
-            **raw.provenance.as_dict(),
-        },
-        exclusions=[exclusion for r in records for exclusion in r["exclusions"]],
-        renamed={
-            key: [sample.name, sample.index]
-            for key, sample in zip(keys, samples, strict=True)
-            if key != plain_key(sample.name)
-        },
-        statistics=add_statistics([r["statistics"] for r in records]),
+def _plan(target: Target, source: str, split: str, listed: RawList, options: BuildOptions) -> BuildPlan:
+    return fix_plan(
+        target,
+        source,
+        split,
+        listed,
+        _settings(source, options),
+        seed=options.seed,
+        samples_per_shard=options.samples_per_shard,
+        shard_bytes=options.shard_mb * 2**20,
     )
+
+
+def _settings(source: str, options: BuildOptions) -> EncodeSettings:
+    return options.settings or default_settings(source)
+
+
+def _way(options: BuildOptions) -> Run:
+    """Where the tasks run."""
+    if options.cluster:
+        return partial(run_on_cluster, address=options.cluster)
+    return partial(run_in_processes, workers=options.workers)

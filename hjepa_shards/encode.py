@@ -27,6 +27,7 @@ from hjepa_shards.config import Strict
 from hjepa_shards.errors import DecodeError, InputError
 from hjepa_shards.images import Codec, Colour, ImageInfo, codec_of, info_of, opened, to_rgb
 from hjepa_shards.shrink import decode_small, scaled_size, shrink
+from hjepa_shards.structure import is_whole, plain_jpeg
 
 EXTENSIONS = {Codec.JPEG: "jpg", Codec.PNG: "png", Codec.WEBP: "webp"}
 """Codecs that are stored; `keep` turns every other one into PNG."""
@@ -63,17 +64,21 @@ class Encoded:
 
     data: bytes
     info: ImageInfo
-    moments: NDArray[np.int64]
-    """[3, 3]: pixels, sum and sum of squares of each RGB channel, of at most 64 pixels a side."""
+    moments: NDArray[np.int64] | None
+    """[3, 3]: pixels, sum and sum of squares of each RGB channel, of at most 64 pixels a side; None: not decoded."""
 
 
 def encode(image: bytes | NDArray[np.uint8], settings: EncodeSettings) -> Encoded:
-    """Decode fully and store by the settings. DecodeError where no decoder can read it.
+    """Store by the settings. DecodeError where no decoder can read it.
+
+    What is kept as it is is decoded only where its parts are not all there (structure.py).
 
     image: an encoded file, or uint8 pixels [H, W] or [H, W, 3].
     """
     if isinstance(image, np.ndarray):
         return _store_pixels(image, PNG if settings.pixels == "keep" else settings)
+    if settings.pixels == "keep" and (info := plain_jpeg(image)) is not None:
+        return Encoded(image, info, None)
     with opened(image) as opened_image:
         if settings.pixels == "keep":
             return _keep(image, opened_image)
@@ -101,10 +106,11 @@ def _jpeg(rgb: NDArray[np.uint8], settings: EncodeSettings) -> Encoded:
 
 def _keep(data: bytes, image: Image.Image) -> Encoded:
     info = info_of(data, image)
-    rgb = to_rgb(image)  # reads every pixel: what cannot be decoded is not kept
     if info.codec not in EXTENSIONS:
-        return _store(rgb, PNG)
-    return Encoded(data, info, _moments(np.asarray(rgb)))
+        return _store(to_rgb(image), PNG)
+    if not is_whole(data):
+        to_rgb(image)  # in doubt, the decoder judges: it raises what `opened` makes a DecodeError
+    return Encoded(data, info, None)
 
 
 def _store(image: Image.Image, settings: EncodeSettings) -> Encoded:
@@ -130,6 +136,12 @@ def _store(image: Image.Image, settings: EncodeSettings) -> Encoded:
         orientation=1,
     )
     return Encoded(data, info, _moments(np.asarray(rgb)))
+
+
+def moments_of(data: bytes) -> NDArray[np.int64]:
+    """The moments of an image that was kept as it is. DecodeError where no decoder can read it."""
+    with opened(data) as image:
+        return _moments(np.asarray(to_rgb(image)))
 
 
 def _moments(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:

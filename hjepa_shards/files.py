@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
     InputError where the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -37,23 +38,52 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def create_atomically(path: Path, data: bytes) -> bool:
+    """`data` as the whole content of `path`, unless it exists already. Whether it was this call that made it."""
+    temporary = _temporary(path)
+    with writing(path):
+        try:
+            write_atomically(temporary, data)
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links, such as exFAT
+            if path.exists():
+                return False
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    return True
+
+
 @contextmanager
 def exclusive(folder: Path, otherwise: str) -> Iterator[None]:
     """One process at a time in `folder`; the lock goes with the process, whatever kills it.
 
     InputError with `otherwise` where another process holds it.
     """
-    path = folder / ".lock"
+    with _locked(folder / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB, otherwise):
+        yield
+
+
+@contextmanager
+def shared(folder: Path, part: Path, otherwise: str) -> Iterator[None]:
+    """Several processes in `folder`, none of which has it `exclusive`, each alone with its file `part`, which stays."""
+    with (
+        _locked(folder / ".lock", fcntl.LOCK_SH | fcntl.LOCK_NB, otherwise),
+        _locked(part, fcntl.LOCK_EX | fcntl.LOCK_NB, otherwise),
+    ):
+        yield
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around whatever writes `path`: InputError with the free space where that fails."""
     try:
-        file = path.open("w")
+        yield
     except OSError as error:
         raise InputError(_advice(path, error)) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{folder}: {otherwise}") from error
-        yield
 
 
 def sync_folder(folder: Path) -> None:
@@ -63,6 +93,25 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path, operation: int, otherwise: str) -> Iterator[None]:
+    with writing(path):
+        file = path.open("w")
+    with file:
+        try:
+            fcntl.flock(file, operation)
+        except BlockingIOError as error:
+            raise InputError(f"{path.parent}: {otherwise}") from error
+        except OSError:
+            pass  # a file system without locks, as clusters have them: then nobody is kept out
+        yield
+
+
+def _temporary(path: Path) -> Path:
+    """A hidden name beside `path` that no other process on any machine has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def _advice(path: Path, error: OSError) -> str:

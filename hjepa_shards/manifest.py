@@ -152,6 +152,8 @@ def load_manifest(folder: Path) -> Manifest:
             f"{path}: no manifest here; `hjepa-shards build` writes one, `hjepa-shards index {folder}` makes one "
             "for tars that somebody else wrote"
         ) from error
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read: {error.strerror or error}; mend that, then run again") from error
     body = _checked_body(path, data)
     try:
         content = json.loads(body + b"}")

@@ -1,9 +1,10 @@
 """The tar format, both ways: members appended with fixed metadata, members of anybody's tar found.
 
 Written headers are plain ustar with time, owner and mode fixed, so that equal samples are equal bytes. Names are short
-enough for ustar by construction (`sample.encode_keys`).
+enough for ustar by construction (`sample.MAX_KEY_BYTES`).
 """
 
+import hashlib
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,17 +17,19 @@ BLOCK_BYTES = 512
 
 
 class TarWriter:
-    """Appends members to a binary file; `close` writes the end of the archive but leaves the file open."""
+    """Appends members to a binary file; `close` writes the end of the archive but leaves the file open.
+
+    Size and sha256 of all that was written are known without reading it again.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.num_bytes = 0
+        self.sha256 = hashlib.sha256()
 
     def add(self, name: str, data: bytes) -> int:
         """Append one member. Returns the offset of its first data byte."""
-        header = tarfile.TarInfo(name)
-        header.size, header.mode, header.mtime = len(data), 0o644, 0
-        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        self._write(_header(name, len(data)))
         offset = self.num_bytes
         self._write(data)
         self._write(bytes(-len(data) % BLOCK_BYTES))
@@ -37,7 +40,22 @@ class TarWriter:
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
+        self.sha256.update(data)
         self.num_bytes += len(data)
+
+
+_MODE_AND_OWNER = b"0000644\0" + 2 * b"0000000\0"
+_TIME = b"%011o\0" % 0
+_KIND_AND_REST = b"0".ljust(101, b"\0") + b"ustar\x0000".ljust(255, b"\0")
+_FIXED_SUM = sum(_MODE_AND_OWNER + _TIME + 8 * b" " + _KIND_AND_REST)
+
+
+def _header(name: str, num_bytes: int) -> bytes:
+    """What `tarfile` makes of it, in a tenth of its time."""
+    named, sized = name.encode(), b"%011o\0" % num_bytes
+    assert (len(named) <= 100, len(sized)) == (True, 12), f"{name}: {num_bytes} bytes"
+    checksum = b"%06o\0 " % (_FIXED_SUM + sum(named) + sum(sized))
+    return b"".join((named.ljust(100, b"\0"), _MODE_AND_OWNER, sized, _TIME, checksum, _KIND_AND_REST))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +70,13 @@ class Member:
     num_bytes: int
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """Key and extension (lower case) of a member's name, cut as webdataset does: at the first dot of its last part."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
 def scan(path: Path) -> Iterator[Member]:
     """The regular files of an uncompressed tar, in order. ShardError where it is not one or is cut short."""
     try:
@@ -59,16 +84,15 @@ def scan(path: Path) -> Iterator[Member]:
             total = path.stat().st_size
             for info in tar:
                 if info.isreg():
-                    folder, slash, base = info.name.rpartition("/")
-                    stem, _, extension = base.partition(".")
+                    key, extension = split_name(info.name)
                     if info.offset_data + info.size > total:
                         raise ShardError(
                             f"{path}: {info.name} should end at byte {info.offset_data + info.size}, the file has "
                             f"{total}; it was cut short: fetch it again"
                         )
                     yield Member(
-                        key=f"{folder}{slash}{stem}",
-                        extension=extension.lower(),
+                        key=key,
+                        extension=extension,
                         offset=info.offset_data,
                         num_bytes=info.size,
                     )

@@ -6,24 +6,33 @@ function of (samples, settings, encoder): the same slice gives the same bytes on
 
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
+from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hjepa_shards.encode import Encoded, EncodeSettings, encode, reason_of
+from hjepa_shards.encode import Encoded, EncodeSettings, encode, moments_of, reason_of
 from hjepa_shards.errors import DecodeError
-from hjepa_shards.files import whole_file, write_atomically
+from hjepa_shards.listing import Listing
 from hjepa_shards.sample import RawSample
 from hjepa_shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, ROW, digest_of_keys, key_hash, pack
 from hjepa_shards.sources.base import RawSplit
 from hjepa_shards.tar import TarWriter
+from hjepa_shards.target import JOURNAL, Target
 
-JOURNAL = ".journal"
+__all__ = ["JOURNAL", "Members", "Statistics", "add_statistics", "record_name", "sha256_of", "write_shard"]
+
+MEASURED_EVERY = 64
+"""Of the images that are kept as they are, one in so many is decoded, for the channel statistics."""
+
 _COPY_BYTES = 1 << 20
+
+Report = Callable[[int, int], None]
+"""Called with (samples, raw bytes) that were done since the last call."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,37 +51,42 @@ class Members:
         return HAS_LABELS * self.labels | (HAS_TEXT | HAS_JSON) * self.captions
 
 
-def record_path(folder: Path, shard_name: str) -> Path:
-    return folder / JOURNAL / f"{Path(shard_name).stem}.json"
+def record_name(shard_name: str) -> str:
+    """The journal record of a shard, relative to its folder."""
+    return f"{JOURNAL}/{Path(shard_name).stem}.json"
 
 
 def write_shard(
-    folder: Path,
+    target: Target,
     shard_name: str,
     raw: RawSplit,
-    samples: Sequence[tuple[str, RawSample]],
+    samples: Listing,
     members: Members,
     settings: EncodeSettings,
-    on_sample: Callable[[], None],
+    report: Report,
 ) -> None:
-    """Encode `samples` (with their keys, in order) into `folder/shard_name`, its sidecar and its record."""
-    path = folder / shard_name
+    """Encode `samples`, in order, into the shard `shard_name`, its sidecar and its record."""
     exclusions: list[dict[str, Any]] = []
     raw_digest = hashlib.blake2b(digest_size=16)
     statistics = Statistics()
-    with whole_file(path) as file:
+    with target.new_file(shard_name) as file:
         shard = _ShardFile(TarWriter(file), members)
-        for key, sample in samples:
-            image = raw.read(sample)
-            raw_digest.update(hashlib.blake2b(_bytes_of(image), digest_size=16).digest())
+        for place, (key, sample) in enumerate(samples):
+            num_bytes = 0
             try:
+                image = raw.read(sample)
+                num_bytes, checksum = _size_and_checksum(image)
+                raw_digest.update(b"%d %d " % (num_bytes, checksum))
                 encoded = encode(image, settings)
+                moments = encoded.moments
+                if moments is None and place % MEASURED_EVERY == 0:
+                    moments = moments_of(encoded.data)
             except DecodeError as error:
                 exclusions.append({"name": sample.name, "index": sample.index, "reason": reason_of(error)})
             else:
-                shard.add(key, sample, encoded)
-                statistics.add(encoded)
-            on_sample()
+                shard.add(key, sample, encoded, checksum if encoded.data is image else crc32(encoded.data))
+                statistics.add(encoded.info.width, encoded.info.height, moments)
+            report(1, num_bytes)
         shard.tar.close()
     keys_digest = digest_of_keys(shard.keys)
     index = pack(
@@ -81,18 +95,18 @@ def write_shard(
         tar_bytes=shard.tar.num_bytes,
         keys_digest=keys_digest,
     )
-    write_atomically(path.with_name(path.name + ".index"), index)
+    target.write(f"{shard_name}.index", index)
     record = {
         "samples": len(shard.keys),
         "bytes": shard.tar.num_bytes,
-        "sha256": sha256_of(path),
+        "sha256": shard.tar.sha256.hexdigest(),
         "index_sha256": hashlib.sha256(index).hexdigest(),
         "keys_digest": keys_digest.hex(),
         "raw_digest": raw_digest.hexdigest(),
         "exclusions": exclusions,
         "statistics": statistics.as_dict(),
     }
-    write_atomically(record_path(folder, shard_name), json.dumps(record, sort_keys=True).encode())
+    target.write(record_name(shard_name), json.dumps(record, sort_keys=True).encode())
 
 
 def sha256_of(path: Path) -> str:
@@ -103,8 +117,10 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _bytes_of(image: bytes | np.ndarray) -> bytes:
-    return image if isinstance(image, bytes) else image.tobytes()
+def _size_and_checksum(image: bytes | NDArray[np.uint8]) -> tuple[int, int]:
+    """Bytes and crc32 of a raw image. A digest of each would cost half as much again as the shard's sha256."""
+    data = image if isinstance(image, bytes) else np.ascontiguousarray(image).data
+    return len(image) if isinstance(image, bytes) else image.nbytes, crc32(data)
 
 
 @final
@@ -117,7 +133,8 @@ class _ShardFile:
         self.keys: list[str] = []
         self.rows: list[tuple[int, ...]] = []
 
-    def add(self, key: str, sample: RawSample, encoded: Encoded) -> None:
+    def add(self, key: str, sample: RawSample, encoded: Encoded, checksum: int) -> None:
+        """checksum: crc32 of the encoded image."""
         info = encoded.info
         image_offset = self.tar.add(f"{key}.{self.members.image}", encoded.data)
         if self.members.labels:
@@ -132,8 +149,8 @@ class _ShardFile:
         self.keys.append(key)
         self.rows.append(
             (image_offset, text_offset, json_offset, key_hash(key))
-            + (len(encoded.data), zlib.crc32(encoded.data), len(text), zlib.crc32(text))
-            + (len(json_text), zlib.crc32(json_text), info.width, info.height, sample.label)
+            + (len(encoded.data), checksum, len(text), crc32(text))
+            + (len(json_text), crc32(json_text), info.width, info.height, sample.label)
             + (info.codec, info.colour, info.orientation, 0, 0, 0)
         )
 
@@ -146,9 +163,11 @@ class Statistics:
         self._sizes: list[tuple[int, int]] = []
         self._moments = np.zeros((3, 3), dtype=np.int64)
 
-    def add(self, encoded: Encoded) -> None:
-        self._sizes.append((encoded.info.width, encoded.info.height))
-        self._moments += encoded.moments
+    def add(self, width: int, height: int, moments: NDArray[np.int64] | None) -> None:
+        """moments: as of `Encoded`, None where they were not measured."""
+        self._sizes.append((width, height))
+        if moments is not None:
+            self._moments += moments
 
     def as_dict(self) -> dict[str, Any]:
         sizes = np.array(self._sizes, dtype=np.int64).reshape(-1, 2)

@@ -1,61 +1,133 @@
-"""Commands that make shards or what stands beside them: build, index."""
+"""Commands that make shards or what stands beside them: build, merge, repair, index."""
 
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
-from hjepa_shards.build import DEFAULT_SHARD_MB, BuildOptions, build, default_settings
+from hjepa_shards.build import DEFAULT_SHARD_MB, BuildOptions, Part, build, build_part, default_settings
 from hjepa_shards.commands.tables import print_manifests, print_remarks
 from hjepa_shards.config import parse
 from hjepa_shards.encode import EncodeSettings
 from hjepa_shards.errors import InputError
 from hjepa_shards.index import index_tars
-from hjepa_shards.terminal import progress_bar
+from hjepa_shards.manifest import Manifest
+from hjepa_shards.merge import merge, unmerged_below
+from hjepa_shards.repair import repair
+from hjepa_shards.target import target_at
+from hjepa_shards.terminal import Advance, console, progress_bar, size
+
+BUILT_WITH_EXCLUSIONS = 3
+"""Exit code: all is built, but for images that no decoder reads."""
+
+_Raw = Annotated[str | None, typer.Option(help="folder of the raw data; or tars, as 'x-{000..012}.tar'")]
+_Classes = Annotated[Path | None, typer.Option(help="file with one class a line")]
+_ListFile = Annotated[Path | None, typer.Option("--list", help="file of images and captions")]
+_Workers = Annotated[int, typer.Option(help="processes")]
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def build_command(
     source: Annotated[str, typer.Argument(help="one of `hjepa-shards sources`")],
-    raw: Annotated[Path | None, typer.Option(help="folder of the raw data")] = None,
-    out: Annotated[Path, typer.Option(help="root of all shards")] = Path("data/shards"),
+    raw: _Raw = None,
+    out: Annotated[str, typer.Option(help="root of all shards: a folder, or a URL as s3://bucket/x")] = "data/shards",
     split: Annotated[list[str] | None, typer.Option(help="only this split (may be repeated)")] = None,
     pixels: Annotated[
         Literal["keep", "png", "jpeg"] | None,
         typer.Option(help="how to store pixels [default: the source's]"),
     ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="original bytes: --pixels keep")] = False,
     shorter_side: Annotated[int | None, typer.Option(help="scale larger images down to this")] = None,
-    quality: Annotated[int, typer.Option(help="of JPEG")] = 90,
+    quality: Annotated[int | None, typer.Option(help="of JPEG [default: 90]")] = None,
     encoder: Annotated[
-        Literal["pillow", "pillow-simd"], typer.Option(help="must be the one installed; their bytes differ")
-    ] = "pillow",
+        Literal["turbo", "pillow", "pillow-simd"], typer.Option(help="what decodes and scales; their bytes differ")
+    ] = "turbo",
     shard_mb: Annotated[int, typer.Option(help="aimed size of a shard, MiB")] = DEFAULT_SHARD_MB,
     samples_per_shard: Annotated[int | None, typer.Option(help="instead of --shard-mb")] = None,
     seed: Annotated[int, typer.Option(help="of the shuffle over shards")] = 0,
     limit: Annotated[int | None, typer.Option(help="only so many samples of each split")] = None,
-    classes: Annotated[Path | None, typer.Option(help="file with one class a line")] = None,
-    workers: Annotated[int, typer.Option(help="processes")] = 1,
+    classes: _Classes = None,
+    list_file: _ListFile = None,
+    exclude: Annotated[
+        Path | None, typer.Option(help="samples to leave out, as `duplicates --out` writes them")
+    ] = None,
+    workers: _Workers = _CORES,
+    cluster: Annotated[
+        str | None, typer.Option(help="do the work on this Ray cluster: auto, host:6379 or ray://host:10001")
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="i/n: only the i-th of n parts; `merge` puts them together")] = None,
 ) -> None:
-    """Turn a raw dataset into shards. Killed? The same command goes on."""
-    if pixels is None and shorter_side is not None:
-        raise InputError("--shorter-side: say --pixels jpeg or --pixels png with it")
-    settings = default_settings(source)
-    if pixels is not None:
-        chosen = {"pixels": pixels, "shorter_side": shorter_side, "quality": quality}
-        settings = parse(EncodeSettings, chosen, "how to store pixels")
+    """Turn a raw dataset into shards. Killed? The same command goes on. Exit code 3: images had to be left out."""
     options = BuildOptions(
-        settings=settings.model_copy(update={"encoder": encoder}),
+        settings=_settings(source, "keep" if keep and pixels is None else pixels, shorter_side, quality, encoder),
         shard_mb=shard_mb,
         samples_per_shard=samples_per_shard,
         seed=seed,
         limit=limit,
         classes=classes,
+        list_file=list_file,
+        exclude=exclude,
         workers=workers,
+        cluster=cluster,
     )
+    if keep and pixels not in (None, "keep"):
+        raise InputError(f"--keep and --pixels {pixels}: one of them expected")
+    if part is not None:
+        chosen = Part.parse(part)
+        with progress_bar("images") as start:
+            parts = build_part(
+                source, raw=raw, out=out, part=chosen, splits=split or (), options=options, progress=start(source)
+            )
+        for built in parts:
+            console.print(
+                f"part {part} is built: {built.num_shards} of {built.of_shards} shards of {built.where}", markup=False
+            )
+        console.print(f"when all are: hjepa-shards merge {str(out).rstrip('/')}/{source}", markup=False)
+        return
     with progress_bar("images") as start:
-        manifests = build(source, raw=raw, out=out, splits=split or (), options=options, progress=start(source))
-    print_manifests([(out / source / manifest.split, manifest) for manifest in manifests])
-    for manifest in manifests:
-        print_remarks(manifest)
+        timed = _Timed(start(source))
+        manifests = build(source, raw=raw, out=out, splits=split or (), options=options, progress=timed)
+    timed.say()
+    _end([(target_at(out, source, manifest.split).where, manifest) for manifest in manifests])
+
+
+def merge_command(
+    folders: Annotated[list[str], typer.Argument(help="splits that were built in parts, or what stands above them")],
+) -> None:
+    """Write the manifests of splits of which all parts are built."""
+    _end([(where, merge(where)) for folder in folders for where in unmerged_below(folder)])
+
+
+def repair_command(
+    folder: Annotated[Path, typer.Argument(help="a built split")],
+    raw: _Raw = None,
+    classes: _Classes = None,
+    list_file: _ListFile = None,
+    workers: _Workers = _CORES,
+) -> None:
+    """Make broken and missing shards again, from raw, byte for byte what the manifest says."""
+    with progress_bar("images") as start:
+        done = repair(
+            folder,
+            raw=raw,
+            classes=classes,
+            list_file=list_file,
+            workers=workers,
+            progress=start(f"repair {folder}"),
+        )
+    for name in done.repaired:
+        console.print(f"[green]repaired[/green] {escape(name)}")
+    for problem in done.left:
+        console.print(f"[red]wrong[/red] {escape(f'{problem.path}: {problem.what}')}")
+    if done.left:
+        raise InputError(f"{folder}: {len(done.left)} files are not right, and no build makes them so")
+    console.print(f"[green]right[/green] {escape(str(folder))}")
 
 
 def index_command(
@@ -68,3 +140,64 @@ def index_command(
         manifest = index_tars(folder, source=source, split=split, progress=start(f"index {folder}"))
     print_manifests([(folder, manifest)])
     print_remarks(manifest)
+
+
+def _settings(
+    source: str, pixels: str | None, shorter_side: int | None, quality: int | None, encoder: str
+) -> EncodeSettings:
+    """The source's own way of storing pixels, or the one asked for."""
+    chosen: dict[str, Any] = default_settings(source).model_dump() if pixels is None else {"pixels": pixels}
+    for name, value in (("shorter_side", shorter_side), ("quality", quality)):
+        if value is None:
+            continue
+        if chosen["pixels"] != "jpeg" and (pixels is None or name == "quality"):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: pixels would be stored as {chosen['pixels']}; say --pixels jpeg with it")
+        chosen[name] = value
+    return parse(EncodeSettings, {**chosen, "encoder": encoder}, "how to store pixels")
+
+
+class _Timed:
+    """A progress callback that can say afterwards how fast it went."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._samples = self._bytes = 0
+        self._last = (0, 0)
+        self._began = time.monotonic()
+
+    def __call__(self, done: int, total: int, num_bytes: int, /) -> None:
+        if num_bytes:  # else: done by an earlier run
+            self._samples += done - self._last[0]
+            self._bytes += num_bytes - self._last[1]
+        self._last = (done, num_bytes)
+        self._advance(done, total, num_bytes)
+
+    def say(self) -> None:
+        took_s = time.monotonic() - self._began
+        if self._samples:
+            console.print(
+                f"{self._samples:,} images in {took_s:,.1f} s: {self._samples / took_s:,.0f} images/s, "
+                f"{size(self._bytes / took_s)}/s of raw data"
+            )
+
+
+def _end(built: Sequence[tuple[str, Manifest]]) -> None:
+    """The summary of a build; leaves with its own exit code where images had to be left out."""
+    print_manifests(built)
+    failed = 0
+    for _, manifest in built:
+        asked = manifest.settings["list_excluded"]
+        if asked:
+            console.print(f"{manifest.name}: {asked:,} samples left out on request")
+        for reason, count in _by_reason(manifest.exclusions[asked:]):
+            console.print(f"[yellow]excluded[/yellow] {count:,} of {manifest.name}: {escape(reason)}")
+        failed += len(manifest.exclusions) - asked
+        print_remarks(manifest)
+    if failed:
+        raise typer.Exit(BUILT_WITH_EXCLUSIONS)
+
+
+def _by_reason(exclusions: Sequence[Any], most: int = 10) -> list[tuple[str, int]]:
+    """The commonest reasons, numbers in them left out, and how many images each has cost."""
+    return Counter(re.sub(r"\d[\d,.]*", "N", entry["reason"]) for entry in exclusions).most_common(most)

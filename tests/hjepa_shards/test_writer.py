@@ -10,10 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hjepa_shards.encode import PNG, encode
+from hjepa_shards.encode import KEEP, PNG, encode, moments_of
+from hjepa_shards.listing import sorted_listing
 from hjepa_shards.sample import RawSample
 from hjepa_shards.sources.base import Provenance, RawSplit
-from hjepa_shards.writer import JOURNAL, Members, Statistics, add_statistics, record_path, write_shard
+from hjepa_shards.target import FolderTarget
+from hjepa_shards.writer import (
+    MEASURED_EVERY,
+    Members,
+    Statistics,
+    add_statistics,
+    record_name,
+    sha256_of,
+    write_shard,
+)
 
 RNG = np.random.Generator(np.random.Philox(2))
 IMAGES = [RNG.integers(0, 256, (5 + i, 7, 3), dtype=np.uint8) for i in range(4)]
@@ -33,12 +43,13 @@ class InMemory(RawSplit):
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
-    (tmp_path / JOURNAL).mkdir()
-    seen: list[None] = []
+    target = FolderTarget(tmp_path)
+    target.prepare()
+    seen: list[tuple[int, int]] = []
     members = Members(image="png", labels=True, captions=True)
-    keyed = [(f"s{i}", sample) for i, sample in enumerate(SAMPLES)]
-    write_shard(tmp_path, "a-b-000000.tar", InMemory(), keyed, members, PNG, lambda: seen.append(None))
-    assert len(seen) == 4
+    listing = sorted_listing(SAMPLES)
+    write_shard(target, "a-b-000000.tar", InMemory(), listing, members, PNG, lambda *done: seen.append(done))
+    assert seen == [(1, 6 if i == 2 else (5 + i) * 7 * 3) for i in range(4)]
     return tmp_path / "a-b-000000.tar"
 
 
@@ -69,18 +80,45 @@ def test_the_sidecars_offsets_and_checksums_are_those_of_the_tar(shard: Path) ->
 
 
 def test_the_record_holds_what_the_manifest_needs(shard: Path) -> None:
-    record = json.loads(record_path(shard.parent, shard.name).read_text())
+    record = json.loads((shard.parent / record_name(shard.name)).read_text())
     assert (record["samples"], record["bytes"]) == (3, shard.stat().st_size)
     assert [(e["name"], e["index"]) for e in record["exclusions"]] == [("s2.png", 0)]
     assert record["statistics"]["images"] == 3
     assert record["statistics"]["height"] == [5, 8, 5 + 6 + 8]
 
 
+def test_digests_are_those_of_the_files(shard: Path) -> None:
+    record = json.loads((shard.parent / record_name(shard.name)).read_text())
+    assert record["sha256"] == sha256_of(shard)
+    assert record["index_sha256"] == sha256_of(shard.with_name(shard.name + ".index"))
+
+
+def test_of_kept_images_a_few_are_measured_and_none_is_changed(tmp_path: Path) -> None:
+    samples = [RawSample(name=f"{i:03}.png", index=i) for i in range(MEASURED_EVERY + 2)]
+    files = [encode(np.full((4, 4, 3), i, np.uint8), PNG).data for i in range(len(samples))]
+
+    class Files(InMemory):
+        def read(self, sample: RawSample) -> bytes:
+            return files[sample.index]
+
+    target = FolderTarget(tmp_path)
+    target.prepare()
+    members = Members(image="png", labels=False, captions=False)
+    write_shard(target, "a.tar", Files(), sorted_listing(samples), members, KEEP, lambda *done: None)
+    with tarfile.open(tmp_path / "a.tar") as tar:
+        assert [tar.extractfile(name).read() for name in tar.getnames()] == files  # type: ignore[union-attr]
+    record = json.loads(target.read(record_name("a.tar")))
+    expected = moments_of(files[0]) + moments_of(files[MEASURED_EVERY])
+    assert record["statistics"]["channel_moments"] == expected.tolist()
+    assert record["statistics"]["images"] == len(samples)
+
+
 def test_statistics_of_parts_add_up_to_those_of_the_whole() -> None:
     def of(images: Sequence[np.ndarray]) -> dict[str, object]:
         statistics = Statistics()
         for image in images:
-            statistics.add(encode(image, PNG))
+            encoded = encode(image, PNG)
+            statistics.add(encoded.info.width, encoded.info.height, encoded.moments)
         return statistics.as_dict()
 
     whole = of(IMAGES)

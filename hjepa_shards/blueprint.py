@@ -1,0 +1,239 @@
+"""What is to be built, fixed in `.journal/plan.json` before any task runs.
+
+    list, sorted -> without the excluded -> shuffled under the build's seed -> slices of `samples_per_shard`;
+    slice j is shard j
+
+The plan holds all of a manifest that is known before an image is encoded; so the manifest follows from plan and records
+alone, on a machine that never saw the raw data. Whoever comes first writes the plan; whoever comes later (a build that
+goes on, another part, a repair) compares, and is refused by name where settings, input or encoder differ.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hjepa_shards.config import flatten
+from hjepa_shards.encode import EXTENSIONS, EncodeSettings, encode, encoder_identity
+from hjepa_shards.errors import BuildMismatch, DecodeError, InputError
+from hjepa_shards.listing import Listing, sorted_listing
+from hjepa_shards.manifest import shard_pattern
+from hjepa_shards.rng import derive_key, permutation
+from hjepa_shards.sample import extension_of
+from hjepa_shards.sources.base import RawSplit
+from hjepa_shards.target import JOURNAL, Target
+from hjepa_shards.writer import Members
+
+PLAN = f"{JOURNAL}/plan.json"
+_PROBED_SAMPLES = 256
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildPlan:
+    """The content of plan.json."""
+
+    source: str
+    split: str
+    settings: Mapping[str, Any]
+    """How pixels are stored."""
+    encoder: Mapping[str, Any]
+    seed: int
+    """Of the shuffle that decides which sample goes into which shard."""
+    input_digest: str
+    num_samples: int
+    """Of the list that is cut into shards."""
+    samples_per_shard: int
+    excluded: Sequence[Mapping[str, Any]]
+    """Samples left out on request, before the list was cut: name, index, reason."""
+    members: Mapping[str, Any]
+    class_names: Sequence[str]
+    class_groups: Sequence[str]
+    notes: Sequence[str]
+    provenance: Mapping[str, str]
+    renamed: Mapping[str, Sequence[Any]]
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_samples // self.samples_per_shard)
+
+    def shard_name(self, shard: int) -> str:
+        return shard_pattern(self.source, self.split) % shard
+
+    def encode_settings(self) -> EncodeSettings:
+        return EncodeSettings.model_validate(dict(self.settings))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RawList:
+    """A raw split, its samples in order, and what was left out of them on request."""
+
+    raw: RawSplit
+    listing: Listing
+    excluded: Sequence[Mapping[str, Any]]
+    notes: Sequence[str]
+
+    def digest(self) -> str:
+        return self.listing.digest(self.raw.class_names)
+
+    def without(self, reasons: Mapping[int, str]) -> "RawList":
+        """Without the samples at some places; reasons: why, by place."""
+        stay = np.ones(len(self.listing), np.bool_)
+        stay[list(reasons)] = False
+        excluded = []
+        for place in sorted(reasons):
+            sample = self.listing.sample(place)
+            excluded.append({"name": sample.name, "index": sample.index, "reason": reasons[place]})
+        return replace(self, listing=self.listing.take(np.flatnonzero(stay)), excluded=excluded)
+
+    def first(self, num_samples: int) -> "RawList":
+        return replace(self, listing=self.listing.take(np.arange(min(num_samples, len(self.listing)))))
+
+
+def take_list(raw: RawSplit) -> RawList:
+    """The sorted list of a raw split, which forgets its own: two lists of ImageNet are half a gigabyte."""
+    listing = sorted_listing(raw.samples)
+    notes = raw.notes
+    vars(raw).pop("samples", None)
+    return RawList(raw, listing, (), notes)
+
+
+def shuffled_slice(plan: BuildPlan, listing: Listing, order: NDArray[np.int64], shard: int) -> Listing:
+    """The samples of one shard, in order."""
+    start = shard * plan.samples_per_shard
+    return listing.take(order[start : start + plan.samples_per_shard])
+
+
+def order_of(plan: BuildPlan) -> NDArray[np.int64]:
+    """int64 [samples]: the places of the sorted list in the order in which they are cut into shards."""
+    return permutation(derive_key(plan.seed, "build", plan.source, plan.split), plan.num_samples)
+
+
+def fix_plan(
+    target: Target,
+    source: str,
+    split: str,
+    listed: RawList,
+    settings: EncodeSettings,
+    *,
+    seed: int,
+    samples_per_shard: int | None,
+    shard_bytes: int,
+) -> BuildPlan:
+    """The plan of `target`: the one that stands there, compared with what is asked for, or a new one.
+
+    samples_per_shard: None lets a new plan choose it, for shards of about `shard_bytes`.
+    """
+    asked: dict[str, Any] = {
+        "source": source,
+        "split": split,
+        "settings": settings.model_dump(),
+        "encoder": encoder_identity(settings),
+        "seed": seed,
+        "input_digest": listed.digest(),
+        "num_samples": len(listed.listing),
+        "excluded": list(listed.excluded),
+    }
+    if samples_per_shard is not None:
+        asked["samples_per_shard"] = samples_per_shard
+    found = read_plan(target)
+    if found is None:
+        names = target.names()
+        if PLAN not in names and any(name.endswith(".tar") for name in names):
+            raise BuildMismatch(f"{target.where}: holds tars but no build journal; build into another folder")
+        asked.setdefault("samples_per_shard", _samples_per_shard(listed, settings, shard_bytes))
+        plan = _new_plan(listed, settings, asked)
+        if target.create(PLAN, _packed(plan)):
+            return plan
+        found = read_plan(target)  # another part was faster
+        assert found is not None
+    if different := differences(dataclasses.asdict(found), asked):
+        raise BuildMismatch(
+            f"{target.where}: holds a build made otherwise ({different}); build into another folder, or remove this "
+            "one to start again"
+        )
+    return found
+
+
+def read_plan(target: Target) -> BuildPlan | None:
+    """The plan that stands in `target`, if any."""
+    try:
+        data = target.read(PLAN)
+    except FileNotFoundError:
+        return None
+    try:
+        return BuildPlan(**json.loads(data))
+    except (ValueError, TypeError) as error:
+        raise BuildMismatch(
+            f"{target.where}/{PLAN}: not a plan that this hjepa-shards wrote ({error}); remove {target.where} to start "
+            "again"
+        ) from error
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Whatever is in `now` and was otherwise before, named; '' where nothing is."""
+    was = flatten(before)
+    return "; ".join(
+        f"{key}: {_shown(was.get(key))} before, {_shown(value)} now"
+        for key, value in flatten(now).items()
+        if was.get(key) != value
+    )
+
+
+def _new_plan(listed: RawList, settings: EncodeSettings, asked: Mapping[str, Any]) -> BuildPlan:
+    raw, listing = listed.raw, listed.listing
+    members = Members(
+        image=_image_extension(listing.names, settings),
+        labels=bool((listing.labels >= 0).any()),
+        captions=any(map(bool, listing.captions)),
+    )
+    plan = BuildPlan(
+        **asked,
+        members=dataclasses.asdict(members),
+        class_names=raw.class_names,
+        class_groups=raw.class_groups,
+        notes=listed.notes,
+        provenance=raw.provenance.as_dict(),
+        renamed=listing.renamed(),
+    )
+    return BuildPlan(**json.loads(_packed(plan)))  # as it will be read
+
+
+def _packed(plan: BuildPlan) -> bytes:
+    return json.dumps(dataclasses.asdict(plan), sort_keys=True, indent=1).encode()
+
+
+def _shown(value: Any) -> str:
+    return f"{len(value)} samples" if isinstance(value, list) else str(value)
+
+
+def _samples_per_shard(listed: RawList, settings: EncodeSettings, shard_bytes: int) -> int:
+    """Aimed bytes / mean encoded bytes of the first samples of the list, rounded to a multiple of 256."""
+    probed = range(min(len(listed.listing), _PROBED_SAMPLES))
+    sizes = []
+    for i in probed:
+        with contextlib.suppress(DecodeError):
+            sizes.append(len(encode(listed.raw.read(listed.listing.sample(i)), settings).data))
+    if not sizes:
+        raise InputError(
+            f"{listed.listing.names[0]}: an image expected, neither it nor any of the first {len(probed)} files can be "
+            "decoded; is this a folder of images?"
+        )
+    return max(256, round(shard_bytes / float(np.mean(sizes)) / 256) * 256)
+
+
+def _image_extension(names: Iterable[str], settings: EncodeSettings) -> str:
+    """One extension for a whole split; `keep` takes the commonest (readers go by magic bytes)."""
+    if settings.pixels != "keep":
+        return "jpg" if settings.pixels == "jpeg" else "png"
+    stored = Counter(extension_of(name).replace("jpeg", "jpg") for name in names)
+    known = {extension: stored[extension] for extension in EXTENSIONS.values()}
+    commonest = max(known, key=lambda extension: known[extension])
+    return commonest if known[commonest] else "png"

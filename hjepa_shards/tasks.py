@@ -1,0 +1,149 @@
+"""Shard tasks, and two ways to run them: in this process, or over a pool of processes.
+
+A task is a shard's name and its slice of the list; everything that tasks share is the job. Where a task runs changes
+nothing about the bytes. A worker refuses a job that was planned with another encoder than its own.
+"""
+
+import functools
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, final
+
+from hjepa_shards.encode import EncodeSettings, encoder_identity
+from hjepa_shards.errors import BuildMismatch, InputError
+from hjepa_shards.listing import Listing
+from hjepa_shards.sources.base import RawSplit
+from hjepa_shards.target import Target
+from hjepa_shards.writer import Members, Report, write_shard
+
+_POLL_S = 0.2
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every shard task of a split shares."""
+
+    target: Target
+    raw: RawSplit
+    members: Members
+    settings: EncodeSettings
+    encoder: dict[str, Any]
+    """The identity that the build was planned with."""
+
+    def require_encoder(self) -> None:
+        """BuildMismatch where this process encodes otherwise than the build."""
+        found = _identity(self.settings.model_dump_json())
+        if found != self.encoder:
+            raise BuildMismatch(
+                f"this worker encodes as {found}, the build as {self.encoder}; give it the same libraries"
+            )
+
+    def run(self, task: "Task", report: Report) -> None:
+        write_shard(self.target, task.shard_name, self.raw, task.samples, self.members, self.settings, report)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One shard."""
+
+    shard_name: str
+    samples: Listing
+
+
+Run = Callable[[Job, Iterable[Task], Report], None]
+"""A way to run tasks; `Report` hears of samples and raw bytes as they are done."""
+
+
+def run_here(job: Job, tasks: Iterable[Task], report: Report) -> None:
+    """One task after the other, in this process."""
+    for task in tasks:
+        job.run(task, report)
+
+
+def run_in_processes(job: Job, tasks: Iterable[Task], report: Report, workers: int) -> None:
+    """Tasks over a pool of processes, each with one more task waiting for it; here, if one process is enough."""
+    left = iter(tasks)
+    first = list(islice(left, workers))
+    if len(first) <= 1:
+        return run_here(job, chain(first, left), report)
+    left = chain(first, left)
+    # what this process imported is imported once more, not once a worker; macOS cannot fork behind its frameworks
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    done = context.Array("q", 2)  # samples, raw bytes
+    with ProcessPoolExecutor(len(first), mp_context=context, initializer=_start_worker, initargs=(job, done)) as pool:
+        waiting = {pool.submit(_run_in_worker, task) for task in islice(left, 2 * workers)}
+        seen = (0, 0)
+        try:
+            while waiting:
+                ended, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    future.result()
+                    waiting |= {pool.submit(_run_in_worker, task) for task in islice(left, 1)}
+                now = (done[0], done[1])
+                report(now[0] - seen[0], now[1] - seen[1])
+                seen = now
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"{job.target.where}: a worker process was killed (out of memory?); run the same command again, with "
+                "fewer --workers if it was memory"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+_worker_job: Job
+_worker_done: Any
+
+
+def _start_worker(job: Job, done: Any) -> None:
+    global _worker_job, _worker_done
+    _worker_job, _worker_done = job, done
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A build killed with -9 takes its workers along; they would wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run_in_worker(task: Task) -> None:
+    _worker_job.require_encoder()
+    counted = [0, 0]
+    last = time.monotonic()
+
+    def flush() -> None:
+        with _worker_done.get_lock():
+            _worker_done[0] += counted[0]
+            _worker_done[1] += counted[1]
+        counted[:] = 0, 0
+
+    def report(num_samples: int, num_bytes: int) -> None:
+        nonlocal last
+        counted[0] += num_samples
+        counted[1] += num_bytes
+        if (now := time.monotonic()) - last > _POLL_S:
+            last = now
+            flush()
+
+    _worker_job.run(task, report)
+    flush()
+
+
+@functools.cache
+def _identity(settings: str) -> dict[str, Any]:
+    """Of this process, which does not change while it runs; three images are encoded to know it."""
+    return encoder_identity(EncodeSettings.model_validate_json(settings))
