@@ -1,20 +1,27 @@
-"""Are the shards the ones that the manifest describes? Every bit is looked at; lost samples are named.
+"""Are the files the ones that the manifest describes? Every bit is looked at; lost samples are named.
 
 Files are compared by size and sha256. Where a shard differs, its samples are read one by one, so that the report says
-which of them are lost and which still have the bytes that were written.
+which of them are lost and which still have the bytes that were written. A file that cannot be read is a problem of
+that file. Whether right files hold right samples is another question (`contents.py`).
 """
 
-import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, final
 from zlib import crc32
 
-from hjepa_shards.errors import SidecarError
-from hjepa_shards.manifest import Manifest, load_manifest
-from hjepa_shards.sidecar import Sidecar
-from hjepa_shards.tar import scan
+import numpy as np
+
+from hjepa_shards.keys import keys_of
+from hjepa_shards.manifest import FILE_NAME, Manifest, load_manifest
+from hjepa_shards.sidecar import HEADER_BYTES, ROW
+from hjepa_shards.target import JOURNAL
+from hjepa_shards.threads import in_threads
 from hjepa_shards.writer import sha256_of
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,83 +32,150 @@ class Problem:
     what: str
     lost_samples: tuple[int, ...] = ()
     """Their indices in manifest order."""
+    lost_keys: tuple[str | None, ...] = ()
+    """The key of each, None where the shard no longer tells it."""
+    shard: int | None = None
+    """The shard that this file belongs to, None where it belongs to none."""
 
 
-def verify(folder: Path, progress: Callable[[int, int], None] | None = None) -> list[Problem]:
-    """Everything that is wrong with a built split; empty when all is well. ManifestError if it has no manifest.
+def verify(folder: Path, progress: Progress | None = None, workers: int = 1) -> list[Problem]:
+    """Everything that is wrong with the files of a split; empty when all is well. ManifestError if it has no manifest.
 
-    progress: called with (bytes done, bytes in all).
+    workers: threads, which share out the files.
     """
     manifest = load_manifest(folder)
+    files = _Files(folder, manifest)
     total = int(manifest.shard_bytes.sum())
     problems: list[Problem] = []
     done = 0
-    for shard in range(manifest.num_shards):
-        problems += _problems_of(folder, manifest, shard)
+    for shard, found in enumerate(in_threads(files.problems_of, range(manifest.num_shards), workers)):
+        problems += found
         done += int(manifest.shard_bytes[shard])
         if progress:
             progress(done, total)
     return problems + list(_strangers(folder, manifest))
 
 
-def _problems_of(folder: Path, manifest: Manifest, shard: int) -> Iterator[Problem]:
-    path = folder / manifest.shard_name(shard)
-    index_path = path.with_name(path.name + ".index")
-    first = int(manifest.shard_samples[:shard].sum())
-    everything = tuple(range(first, first + int(manifest.shard_samples[shard])))
-    index_is_right = index_path.exists() and sha256_of(index_path) == manifest.index_sha256[shard]
-    built = manifest.encoder is not None
-    again = "remove it and run the same `hjepa-shards build`, or fetch it again" if built else "fetch it again"
-    index_again = again if built else "`hjepa-shards index` makes it again"
-    if not index_path.exists():
-        yield Problem(path=index_path, what=f"is missing; {index_again}")
-    elif not index_is_right:
-        yield Problem(path=index_path, what=f"sha256 differs from the manifest's; {index_again}")
-    if not path.exists():
-        yield Problem(path=path, what=f"is missing; {again}", lost_samples=everything)
-        return
-    size, expected = path.stat().st_size, int(manifest.shard_bytes[shard])
-    if size != expected:
-        what = f"{expected} bytes expected, {size} found; {again}"
-    elif sha256_of(path) != manifest.shard_sha256[shard]:
-        what = f"sha256 differs from the manifest's; {again}"
-    else:
-        return
-    lost = _lost(path, index_path, first) if index_is_right else everything
-    yield Problem(path=path, what=what, lost_samples=lost)
+def without_manifest(folder: Path) -> list[Problem]:
+    """Folders, here or below, that hold tars or an unfinished build but no manifest."""
+    problems = []
+    marked = {path.parent for pattern in ("**/*.tar", f"**/{JOURNAL}") for path in folder.glob(pattern)}
+    for path in sorted(marked):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or (path / FILE_NAME).exists():
+            continue
+        tars = f"{len(list(path.glob('*.tar')))} tars, no {FILE_NAME}"
+        if (path / JOURNAL).exists():
+            what = f"{tars}: an unfinished build; run the same `hjepa-shards build` to its end"
+        else:
+            what = f"{tars}: `hjepa-shards index` makes one for tars that somebody else wrote"
+        problems.append(Problem(path=path, what=what))
+    return problems
 
 
-def _lost(path: Path, index_path: Path, first: int) -> tuple[int, ...]:
-    """The samples of a damaged shard whose image, text or json is not what was written."""
-    lost = []
-    rows = Sidecar(index_path).checked_rows()
-    with path.open("rb") as file:
-        for i, row in enumerate(rows):
-            for member in ("image", "text", "json"):
-                file.seek(int(row[f"{member}_offset"]))
-                num_bytes = int(row[f"{member}_bytes"])
-                data = file.read(num_bytes)
-                if len(data) != num_bytes or crc32(data) != row[f"{member}_crc32"]:
-                    lost.append(first + i)
-                    break
-    return tuple(lost)
+@final
+class _Files:
+    """The files of one split, compared with its manifest."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._starts = np.cumsum(manifest.shard_samples) - manifest.shard_samples
+        built = manifest.encoder is not None
+        self._again = "`hjepa-shards repair` makes it again, or fetch it again" if built else "fetch it again"
+        self._index_again = self._again if built else "`hjepa-shards index` makes it again"
+
+    def problems_of(self, shard: int) -> list[Problem]:
+        manifest = self.manifest
+        tar = self.folder / manifest.shard_name(shard)
+        index = tar.with_name(tar.name + ".index")
+        num_samples = int(manifest.shard_samples[shard])
+        index_bytes = HEADER_BYTES + num_samples * ROW.itemsize
+        index_differs = self._difference(index, index_bytes, shard, manifest.index_sha256, ".index")
+        tar_differs = self._difference(tar, int(manifest.shard_bytes[shard]), shard, manifest.shard_sha256, "")
+        problems = []
+        if index_differs:
+            problems.append(Problem(path=index, what=f"{index_differs}; {self._index_again}", shard=shard))
+        if tar_differs:
+            rows = _readable_rows(index, num_samples)
+            lost = _lost(tar, rows)
+            if index_differs and tar.exists():
+                tar_differs += ", and so does its index: samples that it no longer describes count as lost"
+            keys = keys_of(tar, [rows[i] for i in lost if rows[i] is not None])
+            named = iter(keys)
+            problems.append(
+                Problem(
+                    path=tar,
+                    what=f"{tar_differs}; {self._again}",
+                    lost_samples=tuple(int(self._starts[shard]) + i for i in lost),
+                    lost_keys=tuple(None if rows[i] is None else next(named) for i in lost),
+                    shard=shard,
+                )
+            )
+        return problems
+
+    def _difference(self, path: Path, num_bytes: int, shard: int, sha256: Any, suffix: str) -> str:
+        """How a file differs from what was written; "" where it does not.
+
+        sha256, suffix: of the files of this kind, by shard.
+        """
+        try:
+            found_bytes = path.stat().st_size
+            if found_bytes != num_bytes:
+                return f"{num_bytes} bytes expected, {found_bytes} found"
+            found = sha256_of(path)
+        except FileNotFoundError:
+            return "is missing"
+        except OSError as error:
+            return f"cannot be read: {error.strerror or error}"
+        if found == sha256[shard]:
+            return ""
+        if found in sha256:
+            return f"sha256 is that of {self.manifest.shard_name(list(sha256).index(found))}{suffix}: swapped"
+        return "sha256 differs from the manifest's"
+
+
+def _readable_rows(index: Path, num_samples: int) -> list[Any]:
+    """The rows of a sidecar, whatever else is wrong with it; None where a row does not match its checksum."""
+    try:
+        with index.open("rb") as file:
+            file.seek(HEADER_BYTES)
+            data = file.read(num_samples * ROW.itemsize)
+    except OSError:
+        data = b""
+    rows = np.frombuffer(data[: len(data) // ROW.itemsize * ROW.itemsize], dtype=ROW)
+    whole = [rows[i] if crc32(rows[i].tobytes()[:-4]) == rows[i]["row_crc32"] else None for i in range(len(rows))]
+    return whole + [None] * (num_samples - len(rows))
+
+
+def _lost(tar: Path, rows: list[Any]) -> list[int]:
+    """The samples of a damaged shard whose image, text or json is not what was written, or that no row describes."""
+    try:
+        with tar.open("rb") as file:
+
+            def is_whole(row: Any, member: str) -> bool:
+                try:
+                    file.seek(int(row[f"{member}_offset"]))
+                    data = file.read(int(row[f"{member}_bytes"]))
+                except (OSError, ValueError):
+                    return False
+                return len(data) == row[f"{member}_bytes"] and crc32(data) == row[f"{member}_crc32"]
+
+            return [
+                i
+                for i, row in enumerate(rows)
+                if row is None or not all(is_whole(row, member) for member in ("image", "text", "json"))
+            ]
+    except OSError:
+        return list(range(len(rows)))
 
 
 def _strangers(folder: Path, manifest: Manifest) -> Iterator[Problem]:
-    """Shards and sidecars that the manifest does not know."""
+    """Shards and sidecars that the manifest does not know, and what a killed build left."""
     names = {manifest.shard_name(shard) for shard in range(manifest.num_shards)}
     known = names | {f"{name}.index" for name in names}
     for path in sorted([*folder.glob("*.tar"), *folder.glob("*.tar.index")]):
         if path.name not in known:
             yield Problem(path=path, what="is not in the manifest; remove it or build into another folder")
-
-
-def keys_of(folder: Path, manifest: Manifest, shard: int) -> list[str]:
-    """The keys of a shard's samples, in the sidecar's order, read from the tar's headers."""
-    path = folder / manifest.shard_name(shard)
-    by_offset = {member.offset: member.key for member in scan(path)}
-    rows = Sidecar(path.with_name(path.name + ".index")).checked_rows()
-    try:
-        return [by_offset[int(row["image_offset"])] for row in rows]
-    except (KeyError, tarfile.TarError) as error:
-        raise SidecarError(f"{path}: no member starts where the sidecar says; index the tars again") from error
+    for path in sorted(folder.glob(".*.tmp")):
+        yield Problem(path=path, what="was left by a killed build; remove it")

@@ -1,33 +1,120 @@
-"""Commands that look at shards and say what is wrong: verify."""
+"""Commands that look at shards and say what is wrong: verify, duplicates."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from hjepa_shards.commands.tables import splits_below
+from hjepa_shards.contents import verify_deep
+from hjepa_shards.duplicates import DEFAULT_NEAR, KINDS, Duplicates, find_duplicates
+from hjepa_shards.errors import InputError, ShardError
 from hjepa_shards.terminal import console, progress_bar
-from hjepa_shards.verify import verify
+from hjepa_shards.threads import num_cores
+from hjepa_shards.verify import Problem, verify, without_manifest
 
 
 def verify_command(
     folders: Annotated[list[Path], typer.Argument(help="built splits, or folders above them")],
+    deep: Annotated[bool, typer.Option("--deep", help="also decode every image and compare rows with tars")] = False,
+    workers: Annotated[int | None, typer.Option(help="threads (default: cores)")] = None,
 ) -> None:
-    """Compare every file with its manifest; name lost samples. Exit code 1 if anything is wrong."""
-    wrong = 0
-    for folder in splits_below(folders):
+    """Compare every file with its manifest; name lost samples. Exit code 1: something is wrong; 2: cannot be judged."""
+    workers = _checked(workers)
+    unfinished = list({problem.path: problem for folder in folders for problem in without_manifest(folder)}.values())
+    try:
+        splits = splits_below(folders)
+    except InputError:
+        if not unfinished:
+            raise
+        splits = []
+    wrong, lost, unjudged = len(unfinished), 0, []
+    _print_problems(unfinished)
+    for folder in dict.fromkeys(splits):
         with progress_bar("bytes") as start:
-            problems = verify(folder, start(f"verify {folder}"))
-        for problem in problems:
-            lost = f"; {len(problem.lost_samples)} samples lost: " if problem.lost_samples else ""
-            what = f"{problem.path}: {problem.what}{lost}{_some(problem.lost_samples)}"
-            console.print(f"[red]wrong[/red] {escape(what)}")
+            try:
+                check = verify_deep if deep else verify
+                problems = check(folder, start(f"verify {folder}"), workers)
+            except (InputError, ShardError) as error:
+                unjudged.append(error)
+                continue
+        _print_problems(problems)
         wrong += len(problems)
+        lost += len({sample for problem in problems for sample in problem.lost_samples})
         if not problems:
             console.print(f"[green]right[/green] {escape(str(folder))}")
+    if wrong:
+        console.print(f"{wrong:,} problems, {lost:,} samples lost")
+    for error in unjudged[:-1]:
+        print(f"error: {error}", file=sys.stderr)
+    if unjudged:
+        raise unjudged[-1]
     raise typer.Exit(1 if wrong else 0)
 
 
-def _some(samples: tuple[int, ...], most: int = 10) -> str:
-    return ", ".join(map(str, samples[:most])) + (" ..." if len(samples) > most else "")
+def duplicates_command(
+    folders: Annotated[
+        list[Path], typer.Argument(help="built splits, or folders above them; the first ones keep theirs")
+    ],
+    near: Annotated[
+        int, typer.Option(help="bits of 64 that two pictures' hashes may differ in, 0 to 15")
+    ] = DEFAULT_NEAR,
+    out: Annotated[Path | None, typer.Option(help="list of copies to leave out, for `build --exclude`")] = None,
+    report: Annotated[Path | None, typer.Option(help="all groups of copies as JSON, for `report`")] = None,
+    workers: Annotated[int | None, typer.Option(help="threads (default: cores)")] = None,
+) -> None:
+    """Find copies of images (exact, near, mirrored) in splits, across them, and leaks into val and test."""
+    splits = splits_below(folders)
+    with progress_bar("images") as start:
+        found = find_duplicates(splits, near=near, workers=_checked(workers), start=start)
+    _print_relations(found)
+    for remark in found.remarks:
+        console.print(f"[yellow]note[/yellow] {escape(remark)}")
+    if out is not None:
+        found.save_exclusions(out)
+        console.print(f"{escape(str(out))}: {len(found.exclusions):,} copies to leave out; `build --exclude` takes it")
+    if report is not None:
+        found.save_report(report)
+        console.print(f"{escape(str(report))}: {len(found.groups):,} groups of copies")
+
+
+def _print_relations(found: Duplicates) -> None:
+    if not found.relations:
+        console.print(f"[green]no copies[/green] among {found.num_samples:,} images")
+        return
+    table = Table("", "images of", "that are copies of images in")
+    for name in (*KINDS, "all", "share"):
+        table.add_column(name, justify="right")
+    for relation in found.relations:
+        one, other = relation.first, relation.second
+        side = 0 if relation.leak else 1
+        subject, place = (one, other) if relation.leak else (other, one if one != other else "itself")
+        total = relation.totals[side]
+        table.add_row(
+            "[red]leak[/red]" if relation.leak else "",
+            escape(subject),
+            escape(place),
+            *(f"{relation.images[kind][side]:,}" for kind in KINDS),
+            f"{total:,}",
+            f"{total / found.samples_of[subject]:.2%}",
+        )
+    console.print(table)
+
+
+def _checked(workers: int | None) -> int:
+    if workers is None:
+        return num_cores()
+    if workers < 1:
+        raise InputError(f"--workers: a positive number expected, {workers} found")
+    return workers
+
+
+def _print_problems(problems: list[Problem], most: int = 10) -> None:
+    for problem in problems:
+        lost = list(zip(problem.lost_samples, problem.lost_keys, strict=True))
+        names = ", ".join(f"{sample} ({key})" if key else str(sample) for sample, key in lost[:most])
+        samples = f"; {len(lost):,} samples lost: {names}{' ...' * (len(lost) > most)}" if lost else ""
+        console.print(f"[red]wrong[/red] {escape(f'{problem.path}: {problem.what}{samples}')}")
