@@ -1,0 +1,78 @@
+"""Commands about the machine itself: doctor."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from hjepa_shards.capacity import Disk
+from hjepa_shards.doctor import Examination, Speed, examine
+from hjepa_shards.terminal import console, size
+
+
+def doctor_command(
+    folder: Annotated[Path, typer.Option(help="where shards are or will be")] = Path("data/shards"),
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Versions, decoders and their speed, cores, memory, disk, GPU; and what would make it faster. Takes 20 seconds."""
+    if as_json:
+        print(json.dumps(asdict(examine(folder)), indent=1, default=str))
+        return
+    with console.status("measuring"):
+        found = examine(folder)
+    _print_speeds(found)
+    _print_machine(found)
+    console.print(", ".join(f"{name} {version}" for name, version in found.versions.items()), markup=False)
+    table = Table.grid(padding=(0, 1))
+    for advice in found.advice:
+        table.add_row("[yellow]advice[/yellow]", f"{escape(advice.what)}\n[dim]because {escape(advice.why)}[/dim]")
+    console.print(table if found.advice else "[green]right[/green] nothing to advise")
+
+
+def _print_speeds(found: Examination) -> None:
+    table = Table("a JPEG of 500 x 375", "images/s a core", "")
+    table.columns[1].justify = "right"
+    for what, speeds in (("decode", found.decoders), ("build, 256 pixels", found.encoders)):
+        for speed in speeds:
+            table.add_row(f"{what}: {speed.name}", _rate(speed), escape(speed.remark))
+        table.add_section()
+    console.print(table)
+
+
+def _rate(speed: Speed) -> str:
+    return "-" if speed.images_per_s is None else f"{speed.images_per_s:,.0f}"
+
+
+def _print_machine(found: Examination) -> None:
+    table = Table("this process has", "")
+    cores, files = found.cores, found.open_files
+    quota = "" if cores.quota is None else f", time of {cores.quota:g}"
+    table.add_row("cores", f"{cores.usable:g} ({cores.machine} in the machine, {cores.allowed} allowed{quota})")
+    limit = "" if found.memory.limit is None else f", limited to {size(found.memory.limit)}"
+    table.add_row("memory", f"{size(found.memory.machine)}{limit}")
+    soft, hard = ("any number" if n < 0 else f"{n:,}" for n in (files.soft, files.hard))
+    table.add_row("open files", f"{soft} (up to {hard})")
+    table.add_row("disk of the shards", _disk(found.shards))
+    table.add_row("temporary files", _disk(found.temporary))
+    table.add_row("GPU", escape(_gpu(found)))
+    console.print(table)
+
+
+def _disk(disk: Disk) -> str:
+    parts = [f"{disk.folder}:", disk.kind, f"{size(disk.free_bytes)} free"]
+    parts += [f"reads {size(disk.read_bytes_per_s)}/s"] if disk.read_bytes_per_s is not None else []
+    parts += [f"({disk.remark})"] if disk.remark else []
+    return escape(" ".join(part for part in parts if part))
+
+
+def _gpu(found: Examination) -> str:
+    torch = found.torch
+    seen = "; ".join(found.gpus) or ("Apple's, through MPS" if torch.get("mps") else "none")
+    if not torch or "error" in torch:
+        return seen
+    built = f"CUDA {torch['cuda build']}" if torch["cuda build"] else "no CUDA"
+    return f"{seen}; PyTorch is built with {built} and sees {', '.join(torch['devices']) or 'none'}"

@@ -1,0 +1,59 @@
+"""What an epoch of a mixture takes from each source: shares, draws, passes; also while some are not built yet."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hjepa_shards.manifest import Manifest
+from hjepa_shards.mixture import DataConfig, Mixture
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceStats:
+    """What a mixture takes from one entry; None where it depends on a source that is not built."""
+
+    samples: int | None
+    share: float | None
+    """Of the draws."""
+    epoch_samples: float | None
+    """Expected draws an epoch."""
+    passes: float | None
+    """Over all its samples, an epoch."""
+
+
+def dataset_stats(mixture: Mixture) -> dict[str, SourceStats]:
+    """Size, share, expected samples and passes an epoch, by entry."""
+    total = sum(mixture.weights)
+    return {
+        entry.name: _stats(entry.num_samples, weight / total, mixture.epoch_samples)
+        for entry, weight in zip(mixture.entries, mixture.weights, strict=True)
+    }
+
+
+def expected_stats(data: DataConfig, manifests: Sequence[Manifest | None]) -> dict[str, SourceStats]:
+    """As `dataset_stats`, with holes for what is not built."""
+    sizes = [manifest.num_samples if manifest else None for manifest in manifests]
+    epoch = expected_epoch(data, manifests)
+    weights: list[float | None] = [source.weight for source in data.sources]
+    if data.strategy != "weighted":
+        weights = [1] * len(sizes) if data.strategy == "balanced" else [*sizes]
+    known = [weight for weight in weights if weight is not None]
+    total = math.fsum(known) if len(known) == len(weights) else None
+    return {
+        source.entry_name: _stats(size, weight / total if weight is not None and total else None, epoch)
+        for source, size, weight in zip(data.sources, sizes, weights, strict=True)
+    }
+
+
+def expected_epoch(data: DataConfig, manifests: Sequence[Manifest | None]) -> int | None:
+    """Positions in an epoch."""
+    known = [manifest.num_samples for manifest in manifests if manifest]
+    if data.epoch_samples or len(known) < len(manifests):
+        return data.epoch_samples
+    return len(known) * max(known) if data.strategy == "balanced" else sum(known)
+
+
+def _stats(samples: int | None, share: float | None, epoch: int | None) -> SourceStats:
+    draws = None if share is None or epoch is None else share * epoch
+    passes = None if draws is None or samples is None else draws / samples
+    return SourceStats(samples=samples, share=share, epoch_samples=draws, passes=passes)
