@@ -3,6 +3,8 @@
 from hjepa_shards.build import BuildOptions, build
 from hjepa_shards.config import Strict, flatten, load_yaml, parse
 from hjepa_shards.crop import AugmentationConfig
+from hjepa_shards.doctor import Advice, Examination, examine
+from hjepa_shards.download import download, space_needed
 from hjepa_shards.dryrun import EntryForecast, Forecast, forecast
 from hjepa_shards.encode import EncodeSettings
 from hjepa_shards.errors import (
@@ -17,19 +19,25 @@ from hjepa_shards.errors import (
     SidecarError,
     TooMuchDamage,
 )
+from hjepa_shards.fetch import Patience, Watcher
 from hjepa_shards.files import exclusive, sync_folder, write_atomically
 from hjepa_shards.index import index_tars
 from hjepa_shards.loader import Batch, Loader, open_loader, read_split
 from hjepa_shards.manifest import Manifest, built_splits, load_manifest
+from hjepa_shards.mixfile import MixtureFile, parse_source, write_mixture
 from hjepa_shards.mixture import DataConfig, Mixture, SourceConfig, load_mixture, load_mixture_file
 from hjepa_shards.plan import Plan, Planned, order_proof
+from hjepa_shards.rawcheck import check_raw_files, check_raw_splits
+from hjepa_shards.report import write_report
 from hjepa_shards.rng import derive_key, permutation
+from hjepa_shards.shares import SourceStats, dataset_stats
 from hjepa_shards.sources import SOURCES
 from hjepa_shards.terminal import console, run_app
 from hjepa_shards.verify import Problem, verify
 
 __all__ = [
     "SOURCES",
+    "Advice",
     "AugmentationConfig",
     "Batch",
     "BuildMismatch",
@@ -39,12 +47,15 @@ __all__ = [
     "DecodeError",
     "EncodeSettings",
     "EntryForecast",
+    "Examination",
     "Forecast",
     "InputError",
     "Loader",
     "Manifest",
     "ManifestError",
     "Mixture",
+    "MixtureFile",
+    "Patience",
     "Plan",
     "Planned",
     "Problem",
@@ -53,12 +64,19 @@ __all__ = [
     "ShardTruncated",
     "SidecarError",
     "SourceConfig",
+    "SourceStats",
     "Strict",
     "TooMuchDamage",
+    "Watcher",
     "build",
     "built_splits",
+    "check_raw_files",
+    "check_raw_splits",
     "console",
+    "dataset_stats",
     "derive_key",
+    "download",
+    "examine",
     "exclusive",
     "flatten",
     "forecast",
@@ -70,10 +88,14 @@ __all__ = [
     "open_loader",
     "order_proof",
     "parse",
+    "parse_source",
     "permutation",
     "read_split",
     "run_app",
+    "space_needed",
     "sync_folder",
     "verify",
     "write_atomically",
+    "write_mixture",
+    "write_report",
 ]

@@ -2,18 +2,29 @@
 
 import typer
 
-from hjepa_shards.commands.checking import verify_command
-from hjepa_shards.commands.making import build_command, index_command
+from hjepa_shards.commands.checking import duplicates_command, verify_command
+from hjepa_shards.commands.fetching import download_command, verify_raw_command
+from hjepa_shards.commands.machine import doctor_command
+from hjepa_shards.commands.making import build_command, index_command, merge_command, repair_command
+from hjepa_shards.commands.reporting import mix_command, report_command
 from hjepa_shards.commands.showing import info_command, plan_command, sources_command
 from hjepa_shards.terminal import run_app
 
 _COMMANDS = {
     "sources": sources_command,
+    "download": download_command,
+    "verify-raw": verify_raw_command,
     "build": build_command,
+    "merge": merge_command,
     "verify": verify_command,
+    "duplicates": duplicates_command,
+    "repair": repair_command,
     "index": index_command,
     "info": info_command,
     "plan": plan_command,
+    "mix": mix_command,
+    "report": report_command,
+    "doctor": doctor_command,
 }
 
 app = typer.Typer(

@@ -48,7 +48,7 @@ def index_tars(
     resolved = folder.resolve()
     shards = []
     for done, path in enumerate(paths, start=1):
-        shards.append(_index_one(path))
+        shards.append(index_tar(path))
         if progress:
             progress(done, len(paths))
     extensions = Counter(extension for shard in shards for extension in shard.extensions)
@@ -89,7 +89,7 @@ def _is_built(folder: Path) -> bool:
 
 
 @final
-class _Indexed:
+class Indexed:
     """What one pass over a tar found."""
 
     def __init__(self, path: Path) -> None:
@@ -111,7 +111,8 @@ class _Indexed:
         )
 
 
-def _index_one(path: Path) -> _Indexed:
+def index_tar(path: Path) -> Indexed:
+    """One pass over one tar."""
     samples: dict[str, dict[str, Member]] = {}
     for member in scan(path):
         parts = samples.setdefault(member.key, {})
@@ -121,7 +122,7 @@ def _index_one(path: Path) -> _Indexed:
                 "shard again with unique keys"
             )
         parts[member.extension] = member
-    indexed = _Indexed(path)
+    indexed = Indexed(path)
     with path.open("rb") as file:
 
         def read(member: Member | None) -> bytes:

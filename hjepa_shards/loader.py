@@ -8,7 +8,6 @@ A damaged sample is replaced by rule (DAMAGE in reader.py, `Plan.replacement`): 
 of the same window. The replacement is a function of position and bytes alone; `damaged` is a report.
 """
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from hjepa_shards.plan import Plan, Planned, add_proofs, order_proof, slice_size
 from hjepa_shards.reader import DAMAGE, Located, SampleReader
 from hjepa_shards.state import load_state, resume, state_dict
 from hjepa_shards.store import LocalStore
+from hjepa_shards.threads import num_cores
 
 _TASK_SAMPLES = 16
 _ATTEMPTS = 16
@@ -278,11 +278,6 @@ def open_loader(
         augmentation=mixture.config.augmentation,
         threads=mixture.config.threads or num_cores(),
     )
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_split(

@@ -3,8 +3,8 @@
 JPEGs are decoded by libjpeg-turbo, large ones at a half, a quarter or an eighth through their DCT (the other scales
 have no SIMD code). What is left, a factor below two, is a 3x3 Gaussian and bicubic interpolation, both with SIMD in
 OpenCV: 36 to 50 dB from Lanczos on photographs, as near as area averaging or nearer, at a fifth of its time and a
-tenth of Pillow's Lanczos. A DCT-scaled image whose sides are no multiples of the scale covers a little more than the original;
-where that is so, the interpolation takes it into account (ignoring it, as Pillow's draft mode does, costs 7 dB).
+tenth of Pillow's Lanczos. A DCT-scaled image whose sides are no multiples of the scale covers a little more than the
+original; the interpolation takes that into account (ignoring it, as Pillow's draft mode does, costs 7 dB).
 """
 
 import contextlib

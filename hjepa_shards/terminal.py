@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import typer
 from rich.console import Console
@@ -12,6 +13,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TaskID,
     TaskProgressColumn,
     TextColumn,
@@ -38,8 +40,15 @@ def run_app(app: typer.Typer) -> None:
         raise SystemExit(130) from None
 
 
+class Advance(Protocol):
+    """What moves a progress bar."""
+
+    def __call__(self, done: int, total: int, num_bytes: int = 0, /) -> None:
+        """done, total: of the bar's unit; num_bytes: read so far for what was done since the first call."""
+
+
 @contextmanager
-def progress_bar(unit: str) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+def progress_bar(unit: str) -> Iterator[Callable[[str], Advance]]:
     """A factory of progress callbacks: `start("cifar10 train")` gives one that takes (done, total)."""
     columns: list[ProgressColumn] = [
         TextColumn("{task.description}"),
@@ -50,13 +59,17 @@ def progress_bar(unit: str) -> Iterator[Callable[[str], Callable[[int, int], Non
     ]
     with Progress(*columns, console=console) as progress:
 
-        def start(description: str) -> Callable[[int, int], None]:
+        def start(description: str) -> Advance:
             tasks: list[TaskID] = []
+            begun = 0
 
-            def update(done: int, total: int) -> None:
+            def update(done: int, total: int, num_bytes: int = 0, /) -> None:
+                nonlocal begun
                 if not tasks:  # only now: an error before the first step needs no empty bar above it
                     tasks.append(progress.add_task(description))
-                progress.update(tasks[0], completed=done, total=total)
+                    begun = done
+                each = num_bytes / max(1, done - begun)
+                progress.update(tasks[0], completed=done, total=total, bytes_each=each)
 
             return update
 
@@ -68,11 +81,14 @@ class _Speed(ProgressColumn):
         super().__init__()
         self.unit = unit
 
-    def render(self, task: object) -> Text:
-        speed = getattr(task, "finished_speed", None) or getattr(task, "speed", None)
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
         if speed is None:
             return Text(f"- {self.unit}/s")
-        return Text(f"{size(speed)}/s" if self.unit == "bytes" else f"{speed:,.0f} {self.unit}/s")
+        if self.unit == "bytes":
+            return Text(f"{size(speed)}/s")
+        each = task.fields["bytes_each"]
+        return Text(f"{speed:,.0f} {self.unit}/s" + f", {size(speed * each)}/s" * (each > 0))
 
 
 def size(num_bytes: float) -> str:

@@ -1,5 +1,6 @@
 """What several commands print or look for: built splits below a folder, their table, their remarks."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.markup import escape
@@ -22,8 +23,8 @@ def splits_below(folders: list[Path]) -> list[Path]:
     return found
 
 
-def print_manifests(found: list[tuple[Path, Manifest]]) -> None:
-    """A line a split."""
+def print_manifests(found: Iterable[tuple[str | Path, Manifest]]) -> None:
+    """A line a split, with its folder or URL."""
     table = Table("split", "samples", "shards", "bytes", "members", "classes", "excluded", "order", "content")
     for column in table.columns[1:4]:
         column.justify = "right"

@@ -4,10 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hjepa_shards.manifest import load_manifest
 from tests.conftest import Command
@@ -66,9 +66,10 @@ def test_names_with_brackets_are_shown_as_they_are(command: Command, tmp_path: P
     raw.mkdir()
     name = "[red]not an [image].png"
     shutil.copy(__file__, raw / name)
+    Image.new("RGB", (8, 8)).save(raw / "image.png")
     out_folder = tmp_path / "[bold]" / "x[" / "]"  # "[/]" would even be an error of the terminal library
     code, out, _ = command("build", "folder", "--raw", raw, "--out", out_folder, "--samples-per-shard", 8)
-    assert code == 0
+    assert code == 3
     assert f"excluded {name}: " in out
 
 
@@ -160,22 +161,6 @@ def test_a_build_under_way_keeps_others_out(command: Command, tmp_path: Path) ->
         other.stdout.readline()
         refused(command("build", "digits", "--split", "train", "--out", tmp_path), "another process")
         other.kill()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 2 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on_after_room_was_made(

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from hjepa_shards.errors import ChecksumMismatch, SidecarError
+from hjepa_shards.keys import keys_of
 from hjepa_shards.manifest import load_manifest
 from hjepa_shards.reader import DAMAGE, SampleReader
 from hjepa_shards.sources import open_split
 from hjepa_shards.store import LocalStore
-from hjepa_shards.verify import keys_of
 from tests.hjepa_shards.test_verify import flip
 
 
@@ -30,11 +30,12 @@ def test_every_sample_has_the_pixels_and_the_label_of_the_raw_data(split: Path) 
     by_key = {sample.name.rpartition(".")[0] or sample.name: sample for sample in raw.samples}
     manifest = load_manifest(split)
     renamed = {key: name for key, (name, _) in manifest.renamed.items()}
-    keys = [key for shard in range(5) for key in keys_of(split, manifest, shard)]
     reader = reader_of(split)
-    for i, key in enumerate(keys):
-        sample = next(s for s in (by_key.get(key), by_key.get(renamed.get(key, ""))) if s)
+    for i in range(manifest.num_samples):
         located = reader.locate(i)
+        (key,) = keys_of(split / manifest.shard_name(located.shard), [located.row])
+        assert key
+        sample = next(s for s in (by_key.get(key), by_key.get(renamed.get(key, ""))) if s)
         assert located.label == sample.label
         expected = np.asarray(raw.read(sample))
         assert np.array_equal(reader.pixels(located), expected[..., None].repeat(3, -1))

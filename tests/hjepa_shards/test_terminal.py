@@ -51,7 +51,11 @@ def test_a_progress_bar_takes_done_and_total(unit: str) -> None:
 
 
 def test_no_bar_is_drawn_before_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError), progress_bar("images") as start:
-        start("digits")
-        raise InputError("no such folder")
+    def failing() -> None:
+        with progress_bar("images") as start:
+            start("digits")
+            raise InputError("no such folder")
+
+    with pytest.raises(InputError):
+        failing()
     assert "digits" not in capsys.readouterr().out
