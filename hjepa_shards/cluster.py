@@ -8,6 +8,7 @@ runs again elsewhere: it is the same function of the same slice.
 import contextlib
 import logging
 import platform
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -21,6 +22,7 @@ from hjepa_shards.writer import Report
 
 _TASKS_A_CPU = 2
 _NODE_PATIENCE_S = 120
+_CONNECT_S = 10
 
 
 def run_on_cluster(job: Job, tasks: Iterable[Task], report: Report, address: str) -> None:
@@ -49,6 +51,7 @@ def _connected(address: str) -> Iterator[ModuleType]:
         import ray
     except ImportError as error:
         raise InputError("--cluster: Ray expected, it is not installed; pip install 'hjepa[cluster]'") from error
+    _require_listener(address)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, and what gRPC raises
@@ -60,6 +63,19 @@ def _connected(address: str) -> Iterator[ModuleType]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """InputError where no machine listens at `host:port`: Ray would go on trying for many minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        return  # `auto` and the like: Ray knows at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"--cluster {address}: no Ray cluster answers there ({error}); `ray start --head` starts one"
+        ) from error
 
 
 def _look_at_nodes(ray: ModuleType, shared: Any, first: Task, plan: bytes) -> None:

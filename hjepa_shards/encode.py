@@ -8,6 +8,7 @@ so the identity holds the versions *and* a digest of three built-in images run t
 builds and repairs refuse another one.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
@@ -25,7 +26,7 @@ from pydantic import Field, model_validator
 
 from hjepa_shards.config import Strict
 from hjepa_shards.errors import DecodeError, InputError
-from hjepa_shards.images import Codec, Colour, ImageInfo, codec_of, info_of, opened, to_rgb
+from hjepa_shards.images import Codec, Colour, ImageInfo, codec_of, info_of, is_plain_jpeg, opened, to_rgb
 from hjepa_shards.shrink import decode_small, scaled_size, shrink
 from hjepa_shards.structure import is_whole, plain_jpeg
 
@@ -77,17 +78,30 @@ def encode(image: bytes | NDArray[np.uint8], settings: EncodeSettings) -> Encode
     """
     if isinstance(image, np.ndarray):
         return _store_pixels(image, PNG if settings.pixels == "keep" else settings)
-    if settings.pixels == "keep" and (info := plain_jpeg(image)) is not None:
-        return Encoded(image, info, None)
+    is_turbo = settings.encoder == "turbo" and settings.pixels == "jpeg"
+    if (is_turbo or settings.pixels == "keep") and (info := plain_jpeg(image)) is not None:
+        if settings.pixels == "keep":
+            return Encoded(image, info, None)
+        if (encoded := _by_turbo(image, info, settings)) is not None:
+            return encoded
     with opened(image) as opened_image:
         if settings.pixels == "keep":
             return _keep(image, opened_image)
-        if settings.encoder == "turbo" and settings.pixels == "jpeg":
-            info = info_of(image, opened_image)
-            return _jpeg(decode_small(image, opened_image, info, settings.shorter_side), settings)
+        if is_turbo:
+            encoded = _by_turbo(image, info_of(image, opened_image), settings)
+            return encoded or _store_pixels(np.asarray(to_rgb(opened_image)), settings)
         if settings.shorter_side is not None:
             opened_image.draft("RGB", scaled_size(opened_image.size, settings.shorter_side))
         return _store(opened_image, settings)
+
+
+def _by_turbo(data: bytes, info: ImageInfo, settings: EncodeSettings) -> Encoded | None:
+    """None for what libjpeg-turbo alone would get wrong, or does not read though Pillow may."""
+    if not is_plain_jpeg(info):
+        return None
+    with contextlib.suppress(ValueError):
+        return _jpeg(decode_small(data, info, settings.shorter_side), settings)
+    return None
 
 
 def _store_pixels(pixels: NDArray[np.uint8], settings: EncodeSettings) -> Encoded:
@@ -147,11 +161,10 @@ def moments_of(data: bytes) -> NDArray[np.int64]:
 def _moments(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Of every `step`-th pixel: averaging would cost more than it tells about a dataset's mean."""
     step = math.ceil(max(pixels.shape[:2]) / _STATISTICS_SIDE)
-    some = pixels[::step, ::step].astype(np.int64)
-    if some.ndim == 2:
-        some = np.repeat(some[..., None], 3, axis=2)
-    flat = some.reshape(-1, 3)
-    return np.stack([np.full(3, len(flat)), flat.sum(0), (flat**2).sum(0)], axis=1)
+    some = pixels[::step, ::step]
+    channels = np.broadcast_to(some, (3, *some.shape)) if some.ndim == 2 else np.moveaxis(some, 2, 0)
+    rows = channels.reshape(3, -1).astype(np.int64)
+    return np.stack([np.full(3, rows.shape[1]), rows.sum(1), (rows * rows).sum(1)], axis=1)
 
 
 def installed_encoder() -> str:

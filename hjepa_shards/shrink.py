@@ -7,15 +7,12 @@ tenth of Pillow's Lanczos. A DCT-scaled image whose sides are no multiples of th
 original; the interpolation takes that into account (ignoring it, as Pillow's draft mode does, costs 7 dB).
 """
 
-import contextlib
-
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
 
-from hjepa_shards.images import ImageInfo, is_plain_jpeg, to_rgb
+from hjepa_shards.images import ImageInfo
 
 cv2.setNumThreads(0)  # processes and threads of ours are the parallelism
 
@@ -33,19 +30,11 @@ def scaled_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
     return round(width * shorter_side / shorter), round(height * shorter_side / shorter)
 
 
-def decode_small(data: bytes, image: Image.Image, info: ImageInfo, shorter_side: int | None) -> NDArray[np.uint8]:
-    """RGB pixels [H, W, 3], upright, the shorter side at most `shorter_side`.
-
-    image: `data` opened by Pillow, which decodes whatever is not a plain JPEG, or is refused by libjpeg-turbo as it is
-    in training. Raises what Pillow raises.
-    """
-    if is_plain_jpeg(info):
-        size = (info.width, info.height)
-        target = scaled_size(size, shorter_side) if shorter_side else size
-        with contextlib.suppress(ValueError):
-            return _shrunk(*_decode_scaled(data, size, target), target)
-    pixels = np.asarray(to_rgb(image))
-    return shrink(pixels, shorter_side) if shorter_side else pixels
+def decode_small(data: bytes, info: ImageInfo, shorter_side: int | None) -> NDArray[np.uint8]:
+    """RGB pixels [H, W, 3] of a plain JPEG, the shorter side at most `shorter_side`; ValueError for a damaged one."""
+    size = (info.width, info.height)
+    target = scaled_size(size, shorter_side) if shorter_side else size
+    return _shrunk(*_decode_scaled(data, size, target), target)
 
 
 def shrink(pixels: NDArray[np.uint8], shorter_side: int) -> NDArray[np.uint8]:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 from pydantic import ValidationError
+from sklearn.datasets import load_sample_images
 
 from hjepa_shards.encode import JPEG_256, KEEP, PNG, Encoded, EncodeSettings, encode, encoder_identity
 from hjepa_shards.errors import DecodeError
@@ -131,3 +133,21 @@ def test_settings_that_contradict_themselves_are_refused() -> None:
 def test_colours_are_known_after_storing() -> None:
     assert encode(saved(scene().convert("L"), "PNG"), PNG).info.colour == Colour.GRAY
     assert encode(saved(scene().convert("L"), "PNG"), JPEG_256).info.colour == Colour.RGB
+
+
+def test_jpegs_that_libjpeg_turbo_alone_gets_wrong_or_refuses_are_read_all_the_same() -> None:
+    photograph = Image.fromarray(load_sample_images().images[0])
+    plain = as_jpeg(photograph)
+    scan = plain.index(b"\xff\xda")
+    stray = plain[:scan] + b"\0\0\0" + plain[scan:]
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(stray)
+    expected = pixels_of(encode(plain, JPEG_256)).astype(int)
+    for data in (stray, as_jpeg(photograph.convert("CMYK"))):
+        assert np.abs(pixels_of(encode(data, JPEG_256)) - expected).mean() < 5
+
+
+def as_jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()

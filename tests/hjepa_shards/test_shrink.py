@@ -30,7 +30,7 @@ def jpeg(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def shrunk_jpeg(data: bytes, shorter_side: int) -> NDArray[np.uint8]:
-    return decode_small(data, Image.open(io.BytesIO(data)), inspect(data), shorter_side)
+    return decode_small(data, inspect(data), shorter_side)
 
 
 @pytest.mark.parametrize("shorter_side", [400, 340, 290, 256, 230, 216])
@@ -77,19 +77,8 @@ def test_pixels_scaled_down_by_more_than_two_are_averaged(factor: float, size: t
     assert decibels(small, lanczos(photograph, size)) > 33
 
 
-def test_gray_and_odd_jpegs_become_rgb() -> None:
+def test_gray_jpegs_become_rgb() -> None:
     gray = np.ascontiguousarray(PHOTOGRAPHS[0][..., 0])
     small = shrunk_jpeg(jpeg(gray), 128)
     assert small.shape[2] == 3
     assert (small == small[..., :1]).all()
-    buffer = io.BytesIO()
-    Image.fromarray(PHOTOGRAPHS[0]).convert("CMYK").save(buffer, "JPEG", quality=95)
-    assert decibels(shrunk_jpeg(buffer.getvalue(), 214), shrunk_jpeg(jpeg(PHOTOGRAPHS[0]), 214)) > 25
-
-
-def test_what_libjpeg_turbo_refuses_and_pillow_reads_is_read() -> None:
-    data = jpeg(PHOTOGRAPHS[0])
-    scan = data.index(b"\xff\xda")
-    stray = data[:scan] + b"\x00\x00\x00" + data[scan:]
-    difference = shrunk_jpeg(stray, 256).astype(int) - shrunk_jpeg(data, 256)
-    assert np.abs(difference).mean() < 2
