@@ -14,12 +14,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter, ValidationError
 
-from hjepa_shards.config import flatten
+from hjepa_shards.config import first_problem, flatten
 from hjepa_shards.encode import EXTENSIONS, EncodeSettings, encode, encoder_identity
 from hjepa_shards.errors import BuildMismatch, DecodeError, InputError
 from hjepa_shards.listing import Listing, sorted_listing
@@ -49,7 +50,7 @@ class BuildPlan:
     input_digest: str
     num_samples: int
     """Of the list that is cut into shards."""
-    samples_per_shard: int
+    samples_per_shard: Annotated[int, Field(ge=1)]
     excluded: Sequence[Mapping[str, Any]]
     """Samples left out on request, before the list was cut: name, index, reason."""
     members: Mapping[str, Any]
@@ -68,6 +69,9 @@ class BuildPlan:
 
     def encode_settings(self) -> EncodeSettings:
         return EncodeSettings.model_validate(dict(self.settings))
+
+
+_PLANS = TypeAdapter(BuildPlan)
 
 
 @final
@@ -169,11 +173,11 @@ def read_plan(target: Target) -> BuildPlan | None:
     except FileNotFoundError:
         return None
     try:
-        return BuildPlan(**json.loads(data))
-    except (ValueError, TypeError) as error:
+        return _PLANS.validate_json(data, strict=True)
+    except ValidationError as error:
         raise BuildMismatch(
-            f"{target.where}/{PLAN}: not a plan that this hjepa-shards wrote ({error}); remove {target.where} to start "
-            "again"
+            f"{target.where}/{PLAN}: not a plan that this hjepa-shards wrote ({first_problem(error)}); remove "
+            f"{target.where} to start again"
         ) from error
 
 

@@ -51,6 +51,13 @@ def parse(model: type[Model], content: dict[str, Any], where: str) -> Model:
         raise InputError(f"{where}: " + "; ".join(dict.fromkeys(lines))) from error
 
 
+def first_problem(error: ValidationError) -> str:
+    """Where the first wrong value of a file that programs write stands, and what is wrong with it."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"])) or "the whole"
+    return f"{place}: {first['msg']}"
+
+
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dotted keys: {"a": {"b": 1}} is {"a.b": 1}."""
     flat: dict[str, Any] = {}

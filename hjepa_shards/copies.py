@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from hjepa_shards.config import first_problem
 from hjepa_shards.errors import InputError
 from hjepa_shards.manifest import Manifest
 from hjepa_shards.pictures import Budget
@@ -75,10 +76,8 @@ def read_copies(path: Path) -> Copies:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(
-            f"{path}: what `hjepa-shards duplicates --report` writes expected; {place}: {first['msg']}"
+            f"{path}: what `hjepa-shards duplicates --report` writes expected; {first_problem(error)}"
         ) from error
 
 

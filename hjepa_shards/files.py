@@ -3,12 +3,16 @@
 import fcntl
 import os
 import secrets
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from hjepa_shards.errors import InputError
+
+_SEND_EVERY_S = 0.25
 
 
 @contextmanager
@@ -20,7 +24,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
-            yield file
+            with _sent_to_disk_meanwhile(file.fileno()):
+                yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
@@ -30,6 +35,27 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise InputError(_advice(path, error)) from error
         raise
+
+
+@contextmanager
+def _sent_to_disk_meanwhile(descriptor: int) -> Iterator[None]:
+    """A large file goes to the disk while it is written, so that there is little left to wait for at its end.
+
+    Whatever goes wrong there is raised behind the block: the kernel reports an error to one flush only.
+    """
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.wait(_SEND_EVERY_S):
+            os.fsync(descriptor)
+
+    with ThreadPoolExecutor(1) as thread:
+        sending = thread.submit(send)
+        try:
+            yield
+        finally:
+            ended.set()
+        sending.result()
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from hjepa_shards.config import first_problem
 from hjepa_shards.errors import ManifestError
 from hjepa_shards.files import write_atomically
 
@@ -169,10 +170,8 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         return _from_content(_Content.model_validate(content))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the whole"
         raise ManifestError(
-            f"{path}: {place}: {first['msg']}; it was written by another hjepa-shards: build or index again"
+            f"{path}: {first_problem(error)}; it was written by another hjepa-shards: build or index again"
         ) from error
 
 

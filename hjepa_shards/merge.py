@@ -4,17 +4,18 @@ So it is the same whoever built the shards, and wherever: one machine, a cluster
 """
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import fsspec
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from hjepa_shards.blueprint import PLAN, BuildPlan, read_plan
+from hjepa_shards.config import first_problem
 from hjepa_shards.errors import BuildMismatch, InputError
 from hjepa_shards.manifest import FILE_NAME, Manifest, manifest_bytes, shard_pattern
 from hjepa_shards.target import JOURNAL, Target, is_url, target_of
@@ -36,6 +37,31 @@ def merge(folder: str | Path) -> Manifest:
         raise InputError(f"{folder}: no build here ({PLAN} is missing); `hjepa-shards build` begins one")
     with target.alone():
         return finish(target, plan)
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**48)]
+_Sides = Annotated[list[_Count], Field(min_length=3, max_length=3)]
+_Moments = Annotated[list[Annotated[int, Field(ge=0, lt=2**62)]], Field(min_length=3, max_length=3)]
+
+
+class _Statistics(BaseModel, strict=True):
+    images: _Count
+    width: _Sides
+    height: _Sides
+    channel_moments: Annotated[list[_Moments], Field(min_length=3, max_length=3)]
+
+
+class _Record(BaseModel, strict=True):
+    """What `write_shard` leaves of a shard."""
+
+    samples: _Count
+    bytes: _Count
+    sha256: str
+    index_sha256: str
+    keys_digest: str
+    raw_digest: str
+    exclusions: list[dict[str, Any]]
+    statistics: _Statistics
 
 
 def unmerged_below(folder: str | Path) -> list[str]:
@@ -97,10 +123,11 @@ def _records(target: Target, plan: BuildPlan) -> list[dict[str, Any]]:
     records = []
     for name, data in zip(names, target.read_all(names), strict=True):
         try:
-            records.append(json.loads(data))
-        except ValueError as error:
+            records.append(_Record.model_validate_json(data).model_dump())
+        except ValidationError as error:
             raise BuildMismatch(
-                f"{target.where}/{name}: not the JSON that was written; remove it and run the same build again"
+                f"{target.where}/{name}: not the record that was written ({first_problem(error)}); remove it and run "
+                "the same build again"
             ) from error
     return records
 

@@ -26,8 +26,8 @@ from hjepa_shards.target import JOURNAL, Target
 
 __all__ = ["JOURNAL", "Members", "Statistics", "add_statistics", "record_name", "sha256_of", "write_shard"]
 
-MEASURED_EVERY = 64
-"""Of the images that are kept as they are, one in so many is decoded, for the channel statistics."""
+MEASURED_FIRST, MEASURED_EVERY = 16, 256
+"""Of the images that are kept as they are, a shard's first and then one in so many are decoded: channel statistics."""
 
 _COPY_BYTES = 1 << 20
 
@@ -79,7 +79,7 @@ def write_shard(
                 raw_digest.update(b"%d %d " % (num_bytes, checksum))
                 encoded = encode(image, settings)
                 moments = encoded.moments
-                if moments is None and place % MEASURED_EVERY == 0:
+                if moments is None and (place < MEASURED_FIRST or place % MEASURED_EVERY == 0):
                     moments = moments_of(encoded.data)
             except DecodeError as error:
                 exclusions.append({"name": sample.name, "index": sample.index, "reason": reason_of(error)})

@@ -15,13 +15,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hjepa_shards.blueprint import PLAN
+from hjepa_shards.duplicates import find_duplicates
 from hjepa_shards.errors import InputError, ShardError
+from hjepa_shards.exclusions import read_exclusions
 from hjepa_shards.index import index_tars
 from hjepa_shards.manifest import _CHECKSUM_LINE, FILE_NAME, _checked_body, _checksum, load_manifest
+from hjepa_shards.merge import merge
+from hjepa_shards.report import write_report
 from hjepa_shards.sidecar import Sidecar
 from hjepa_shards.sources import open_split
 from hjepa_shards.sources.imagenet import read_classes
+from hjepa_shards.target import JOURNAL
 from hjepa_shards.verify import verify
+from tests.hjepa_shards.sources import test_coco, test_places365
+from tests.hjepa_shards.sources.layouts import jpeg, put, tarred
 from tests.hjepa_shards.sources.test_cifar import make_pickles
 
 EXAMPLES = int(os.environ.get("HJEPA_FUZZ_EXAMPLES", "40"))
@@ -102,7 +110,53 @@ def class_list(root: Path) -> Target:
     return Target(path, lambda: read_classes(path))
 
 
-TARGETS = [sidecar, manifest, tar, cifar_pickle, stl_binary, class_list]
+def coco_annotations(root: Path) -> Target:
+    test_coco.raw_of(root, test_coco.annotations())
+    return Target(root / "annotations" / "captions_val2017.json", lambda: read_all("coco", root, "val"))
+
+
+def places_list(root: Path) -> Target:
+    test_places365.unpacked(root, "256", "val")
+    return Target(root / "places365_val.txt", lambda: read_all("places365", root, "val"))
+
+
+def caption_list(root: Path) -> Target:
+    path = put(root, {"a.jpg": jpeg(1), "b.jpg": jpeg(2), "list.csv": CAPTIONS}) / "list.csv"
+    return Target(path, lambda: open_split("image-text", root, "train", list_file=path).samples)
+
+
+def raw_tar(root: Path) -> Target:
+    files = {"a.jpg": jpeg(1), "a.json": b'{"caption": "one"}', "b.jpg": jpeg(2), "b.cls": b"7", "b.txt": b"two"}
+    put(root, {"raw/a.tar": tarred(files)})
+    return Target(root / "raw" / "a.tar", lambda: read_all("webdataset", root / "raw", "train"))
+
+
+def exclusions(root: Path) -> Target:
+    path = root / "excluded.jsonl"
+    path.write_text(json.dumps({"source": "digits", "split": "train", "key": "0001", "reason": "twice"}) + "\n")
+    return Target(path, lambda: read_exclusions(path, "digits", "train"))
+
+
+def build_plan(root: Path) -> Target:
+    return Target(root / "built" / PLAN, lambda: merge(root / "built"))
+
+
+def build_record(root: Path) -> Target:
+    path = next((root / "built" / JOURNAL).glob("digits*.json"))
+    return Target(path, lambda: merge(root / "built"))
+
+
+def found_copies(root: Path) -> Target:
+    path = root / "copies.json"
+    find_duplicates([root / "built"]).save_report(path)
+    return Target(path, lambda: write_report([root / "built"], root / "page.html", duplicates=path))
+
+
+CAPTIONS = b'image,caption\na.jpg,"one, and ""two"""\nb.jpg,three\n'
+TARGETS = [
+    *(sidecar, manifest, tar, cifar_pickle, stl_binary, class_list, coco_annotations, places_list, caption_list),
+    *(raw_tar, exclusions, build_plan, build_record, found_copies),
+]
 
 
 @pytest.mark.parametrize("make", TARGETS, ids=lambda make: make.__name__)

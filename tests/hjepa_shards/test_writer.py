@@ -17,6 +17,7 @@ from hjepa_shards.sources.base import Provenance, RawSplit
 from hjepa_shards.target import FolderTarget
 from hjepa_shards.writer import (
     MEASURED_EVERY,
+    MEASURED_FIRST,
     Members,
     Statistics,
     add_statistics,
@@ -94,8 +95,10 @@ def test_digests_are_those_of_the_files(shard: Path) -> None:
 
 
 def test_of_kept_images_a_few_are_measured_and_none_is_changed(tmp_path: Path) -> None:
-    samples = [RawSample(name=f"{i:03}.png", index=i) for i in range(MEASURED_EVERY + 2)]
-    files = [encode(np.full((4, 4, 3), i, np.uint8), PNG).data for i in range(len(samples))]
+    samples = [
+        RawSample(name=f"{i:03}.png", index=i) for i in range(MEASURED_EVERY + 2)
+    ]
+    files = [encode(np.full((4, 4, 3), i % 256, np.uint8), PNG).data for i in range(len(samples))]
 
     class Files(InMemory):
         def read(self, sample: RawSample) -> bytes:
@@ -108,8 +111,8 @@ def test_of_kept_images_a_few_are_measured_and_none_is_changed(tmp_path: Path) -
     with tarfile.open(tmp_path / "a.tar") as tar:
         assert [tar.extractfile(name).read() for name in tar.getnames()] == files  # type: ignore[union-attr]
     record = json.loads(target.read(record_name("a.tar")))
-    expected = moments_of(files[0]) + moments_of(files[MEASURED_EVERY])
-    assert record["statistics"]["channel_moments"] == expected.tolist()
+    measured = [moments_of(files[i]) for i in (*range(MEASURED_FIRST), MEASURED_EVERY)]
+    assert record["statistics"]["channel_moments"] == np.sum(measured, axis=0).tolist()
     assert record["statistics"]["images"] == len(samples)
 
 
