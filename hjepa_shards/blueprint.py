@@ -28,6 +28,7 @@ from hjepa_shards.manifest import shard_pattern
 from hjepa_shards.rng import derive_key, permutation
 from hjepa_shards.sample import extension_of
 from hjepa_shards.sources.base import RawSplit
+from hjepa_shards.tar import member_bytes
 from hjepa_shards.target import JOURNAL, Target
 from hjepa_shards.writer import Members
 
@@ -219,12 +220,15 @@ def _shown(value: Any) -> str:
 
 
 def _samples_per_shard(listed: RawList, settings: EncodeSettings, shard_bytes: int) -> int:
-    """Aimed bytes / mean encoded bytes of the first samples of the list, rounded to a multiple of 256."""
+    """Aimed bytes / mean bytes in a tar of the first samples of the list, rounded to a multiple of 256."""
     probed = range(min(len(listed.listing), _PROBED_SAMPLES))
     sizes = []
     for i in probed:
+        sample = listed.listing.sample(i)
         with contextlib.suppress(DecodeError):
-            sizes.append(len(encode(listed.raw.read(listed.listing.sample(i)), settings).data))
+            image = encode(listed.raw.read(sample), settings).data
+            texts = (b"0",) * (sample.label >= 0) + tuple(text.encode() for text in sample.captions)
+            sizes.append(sum(member_bytes(len(data)) for data in (image, *texts)))
     if not sizes:
         raise InputError(
             f"{listed.listing.names[0]}: an image expected, neither it nor any of the first {len(probed)} files can be "

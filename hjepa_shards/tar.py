@@ -16,6 +16,11 @@ from hjepa_shards.errors import ShardError
 BLOCK_BYTES = 512
 
 
+def member_bytes(num_bytes: int) -> int:
+    """What a member of so many bytes takes of a tar: a header, and whole blocks."""
+    return BLOCK_BYTES + -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
 class TarWriter:
     """Appends members to a binary file; `close` writes the end of the archive but leaves the file open.
 

@@ -2,11 +2,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand_in import save_stand_in
 
 from hjepa_shards.config import parse
 from hjepa_shards.errors import InputError
 from hjepa_shards.mixture import DataConfig, Mixture, load_mixture, load_mixture_file
+from tests.hjepa_shards.stand_in import save_stand_in
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stand_in import save_stand_in
 
 from hjepa_shards.config import parse
 from hjepa_shards.errors import InputError, ResumeMismatch
 from hjepa_shards.mixture import DataConfig, Mixture, load_mixture
 from hjepa_shards.plan import Plan, Planned, add_proofs, order_proof
 from hjepa_shards.state import LoaderState, differences, load_state, resume, state_dict
+from tests.hjepa_shards.stand_in import save_stand_in
 
 SEED = 11
 WEIGHTS = {"a": 0.6, "b": 0.3, "c": 0.1}

@@ -95,9 +95,7 @@ def test_digests_are_those_of_the_files(shard: Path) -> None:
 
 
 def test_of_kept_images_a_few_are_measured_and_none_is_changed(tmp_path: Path) -> None:
-    samples = [
-        RawSample(name=f"{i:03}.png", index=i) for i in range(MEASURED_EVERY + 2)
-    ]
+    samples = [RawSample(name=f"{i:03}.png", index=i) for i in range(MEASURED_EVERY + 2)]
     files = [encode(np.full((4, 4, 3), i % 256, np.uint8), PNG).data for i in range(len(samples))]
 
     class Files(InMemory):

@@ -187,6 +187,7 @@ def test_broken_features_and_missing_labels_are_refused(digits: Split) -> None:
         probe("target", bank, labels[:5], test, test_labels)
 
 
+@pytest.mark.slow
 def test_cifar10_baselines_are_the_published_ones() -> None:
     """k-NN of raw pixels and PCA-30, bank 10,000, test 1,000; published on the full split: 33.9 and 41.8."""
     if "HJEPA_TEST_DATA" not in os.environ:

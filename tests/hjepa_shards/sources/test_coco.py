@@ -1,5 +1,6 @@
 """COCO: images with all their captions, real ones too; and hostile annotation files."""
 
+import copy
 import json
 import pickle
 from collections.abc import Iterable
@@ -27,7 +28,7 @@ def annotations(captions: dict[int, list[tuple[int, str]]] = CAPTIONS) -> dict[s
     """As published: images and captions in no order."""
     return {
         "info": {"description": "COCO 2017 Dataset", "year": 2017},
-        "licenses": LICENCES,
+        "licenses": copy.deepcopy(LICENCES),
         "images": [
             {"license": 4 + place % 2, "file_name": f"{image:012d}.jpg", "height": 24, "width": 32, "id": image}
             for place, image in enumerate(captions)

@@ -117,6 +117,7 @@ def test_val_without_a_devkit_has_the_published_labels(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")  # torchvision unpacks without a filter
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_the_tars_are_what_torchvision_unpacks(tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
     imagenet = pytest.importorskip("torchvision.datasets.imagenet")
