@@ -20,7 +20,7 @@ from hjepa_shards.errors import InputError
 from hjepa_shards.exclusions import read_exclusions
 from hjepa_shards.manifest import Manifest
 from hjepa_shards.merge import finish, is_finished, mark_of
-from hjepa_shards.sources import SOURCES, open_split
+from hjepa_shards.sources import SOURCES, open_split, require_source
 from hjepa_shards.sources.base import RawSplit
 from hjepa_shards.target import Target, is_url, target_at
 from hjepa_shards.tasks import Job, Run, Task, run_in_processes
@@ -145,8 +145,7 @@ def build_part(
 
 def default_settings(source: str) -> EncodeSettings:
     """How a source's pixels are stored when nothing else is asked for."""
-    if source not in SOURCES:
-        raise InputError(f"no source named {source!r}; known: {', '.join(SOURCES)}")
+    require_source(source)
     return _DEFAULT_SETTINGS[SOURCES[source].pixels]
 
 
@@ -186,8 +185,7 @@ def _opened(
     source: str, raw: str | Path | None, splits: Sequence[str], options: BuildOptions
 ) -> list[tuple[str, RawSplit]]:
     """Every split, opened before the first is built: what is wrong with the last is said at once."""
-    if source not in SOURCES:
-        raise InputError(f"no source named {source!r}; known: {', '.join(SOURCES)}")
+    require_source(source)
     require_encoder(_settings(source, options))
     for name in ("samples_per_shard", "limit", "workers", "shard_mb"):
         value = getattr(options, name)

@@ -8,6 +8,7 @@ An archive that `build` reads in place (the tars of Places365) stays as it is, w
 format of sha256sum, as the sign that it was checked. The others are unpacked and removed.
 """
 
+import difflib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -306,7 +307,9 @@ def _chosen(source: str, splits: Sequence[str], small: bool) -> tuple[RemoteFile
     if edition not in DOWNLOADS:
         known = ", ".join(name for name in DOWNLOADS if name in SOURCES)
         what = "has no small edition (places365 has)" if small and source in DOWNLOADS else "cannot be downloaded"
-        raise InputError(f"{source}: {what}; known: {known}")
+        nearest = difflib.get_close_matches(source, set(SOURCES) - {source}, n=1)
+        advice = f"did you mean {nearest[0]}?" if nearest and source not in SOURCES else f"known: {known}"
+        raise InputError(f"{source}: {what}; {advice}")
     files = DOWNLOADS[edition]
     wanted = set(splits or SOURCES[source].default_splits)
     known_splits = {split for file in files for split in file.splits}

@@ -112,6 +112,12 @@ def writing(path: Path) -> Iterator[None]:
         raise InputError(_advice(path, error)) from error
 
 
+def require_writable(folder: Path) -> None:
+    """InputError where no file can be made: before hours of work rather than behind them."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: a folder that can be written expected, it cannot; choose another place")
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -142,6 +148,8 @@ def _temporary(path: Path) -> Path:
 
 def _advice(path: Path, error: OSError) -> str:
     folder = path.parent
+    if isinstance(error, PermissionError | NotADirectoryError | FileNotFoundError | IsADirectoryError):
+        return f"{path}: cannot be written: {error.strerror or error}; choose another place, then run it again"
     try:
         stat = os.statvfs(folder)
         free = f"{stat.f_bavail * stat.f_frsize / 2**20:.1f} MiB free"

@@ -149,6 +149,11 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
+        if not any(folder.glob("*.tar")):
+            raise ManifestError(
+                f"{path}: no manifest here, nor tars; a built split expected, as `hjepa-shards build` leaves them in "
+                "<out>/<source>/<split>"
+            ) from error
         raise ManifestError(
             f"{path}: no manifest here; `hjepa-shards build` writes one, `hjepa-shards index {folder}` makes one "
             "for tars that somebody else wrote"

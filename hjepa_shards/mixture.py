@@ -10,6 +10,7 @@
 each sample exactly once.
 """
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,12 +157,20 @@ def _given_weights(sources: Sequence[SourceConfig]) -> tuple[int, ...]:
     return exact_weights([source.weight for source in sources if source.weight is not None])
 
 
+def _advice(root: Path, source: SourceConfig, built: list[str]) -> str:
+    name = f"{source.name}/{source.split}"
+    nearest = difflib.get_close_matches(name, built, n=1, cutoff=0.8)
+    if nearest:
+        return f"did you mean {nearest[0]}?"
+    return f"build it with `hjepa-shards build {source.name} --split {source.split} --raw DIR --out {root}`"
+
+
 def _folder(root: Path, source: SourceConfig, where: str) -> Path:
     folder = root / source.name / source.split
     if not (folder / FILE_NAME).is_file():
         built = sorted(str(path.parent.relative_to(root)) for path in root.glob(f"*/*/{FILE_NAME}"))
         raise InputError(
             f"{where}: {folder / FILE_NAME} expected, not found; built under {root}: "
-            f"{', '.join(built) or 'nothing'}; build it with `hjepa-shards build {source.name} --out {root}`"
+            f"{', '.join(built) or 'nothing'}; {_advice(root, source, built)}"
         )
     return folder

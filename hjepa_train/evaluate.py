@@ -6,6 +6,7 @@ encoder untrained, with the very weights that the run began with.
 """
 
 import copy
+import difflib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -48,7 +49,7 @@ def evaluate(
     device = choose_device(config.training.device)
     encoders = _encoders(config, path, device)
     root = Path(config.data.root)
-    split = settings.split or _test_split(root / name)
+    split = _test_split(root, name, settings.split)
     size = config.data.image_size
     bank, bank_labels = _read(root / name / "train", size, settings.bank, settings.crop_share, device)
     test, test_labels = _read(root / name / split, size, settings.test, settings.crop_share, device)
@@ -94,14 +95,22 @@ def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, 
     return {name: encoder.to(device).eval() for name, encoder in found.items()}
 
 
-def _test_split(folder: Path) -> str:
-    found = [split for split in ("test", "val") if split in built_splits(folder)]
-    if not found:
+def _test_split(root: Path, source: str, asked: str | None) -> str:
+    """The split to test on, which stands beside a train split for the bank."""
+    built = built_splits(root / source)
+    if not built:
+        others = sorted(folder.name for folder in root.glob("*") if built_splits(folder))
+        nearest = difflib.get_close_matches(source, others, n=1)
+        advice = f"did you mean {nearest[0]}?" if nearest else f"built there: {', '.join(others) or 'nothing'}"
+        raise InputError(f"{root / source}: a built source expected, none found; {advice}")
+    tests = [asked] if asked else [split for split in ("test", "val") if split in built]
+    if not tests or tests[0] not in built or tests[0] == "train" or "train" not in built:
         raise InputError(
-            f"{folder}: a built split named test or val expected, none found; build it with `hjepa-shards build "
-            f"{folder.name}`, or name another with --split"
+            f"{root / source}: a split train to fit the probe on and another, {asked or 'test or val'}, to test it on "
+            f"expected, {', '.join(built)} found; build it with `hjepa-shards build {source}`, or name another source "
+            "with --source or split with --split"
         )
-    return found[0]
+    return tests[0]
 
 
 def _read(folder: Path, image_size: int, limit: int, crop_share: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -111,7 +120,10 @@ def _read(folder: Path, image_size: int, limit: int, crop_share: float, device: 
         (torch.from_numpy(batch.images[batch.valid]), torch.from_numpy(batch.labels[batch.valid])) for batch in batches
     ]
     images = torch.cat([images for images, _ in pairs]).permute(0, 3, 1, 2)
-    return images.to(device), torch.cat([labels for _, labels in pairs]).to(device)
+    labels = torch.cat([labels for _, labels in pairs])
+    if (labels < 0).all():
+        raise InputError(f"{folder}: labels to probe for expected, none found; name a labelled source with --source")
+    return images.to(device), labels.to(device)
 
 
 @torch.no_grad()

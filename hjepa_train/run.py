@@ -290,6 +290,11 @@ def _checkpoint_to_resume(folder: Path, resume: str | None) -> Path | None:
     if resume == "auto":
         return newest
     if resume is not None:
+        if not Path(resume).is_dir():
+            raise InputError(
+                f"--resume {resume}: `auto` or the folder of a checkpoint expected, none found; the latest of "
+                f"this run: {newest or 'none'}"
+            )
         return Path(resume)
     if newest:
         raise InputError(

@@ -16,6 +16,9 @@ from torch.utils.tensorboard import SummaryWriter
 from hjepa_shards import Plan, console, flatten
 from hjepa_train.journal import append_metrics
 
+_SAY_EVERY_S = 30
+"""Into a file or a pipe, where no bar is drawn, a line in so many seconds."""
+
 
 @final
 class SourceLosses:
@@ -95,6 +98,8 @@ class RunLog:
         )
         self._task = self._progress.add_task("", total=num_steps, completed=start)
         self._progress.start()
+        self._num_steps = num_steps
+        self._say_next = time.monotonic()
 
     def advance(self) -> None:
         self._progress.advance(self._task)
@@ -106,6 +111,9 @@ class RunLog:
             shown.append(f"ρ {row['rho_l0']:.2f} gap {row['gap_l0']:.2f}")
         shown.append(f"{row['images_per_s']:,.0f} images/s, waiting {row['data_wait']:.0%}")
         self._progress.update(self._task, description="  ".join(shown))
+        if not self._progress.console.is_terminal and time.monotonic() > self._say_next:
+            self._say_next = time.monotonic() + _SAY_EVERY_S
+            self.say(f"step {row['step']}/{self._num_steps}  {'  '.join(shown)}")
         if self._board:
             for name, value in flatten(row).items():
                 if isinstance(value, int | float) and name != "step":

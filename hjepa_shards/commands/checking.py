@@ -12,6 +12,7 @@ from hjepa_shards.commands.tables import splits_below
 from hjepa_shards.contents import verify_deep
 from hjepa_shards.duplicates import DEFAULT_NEAR, KINDS, Duplicates, find_duplicates
 from hjepa_shards.errors import InputError, ShardError
+from hjepa_shards.files import require_writable
 from hjepa_shards.terminal import console, progress_bar
 from hjepa_shards.threads import num_cores
 from hjepa_shards.verify import Problem, verify, without_manifest
@@ -68,6 +69,9 @@ def duplicates_command(
 ) -> None:
     """Find copies of images (exact, near, mirrored) in splits, across them, and leaks into val and test."""
     splits = splits_below(folders)
+    for path in (out, report):
+        if path is not None:
+            require_writable(path.parent)
     with progress_bar("images") as start:
         found = find_duplicates(splits, near=near, workers=_checked(workers), start=start)
     _print_relations(found)
@@ -75,7 +79,10 @@ def duplicates_command(
         console.print(f"[yellow]note[/yellow] {escape(remark)}")
     if out is not None:
         found.save_exclusions(out)
-        console.print(f"{escape(str(out))}: {len(found.exclusions):,} copies to leave out; `build --exclude` takes it")
+        console.print(
+            f"{escape(str(out))}: {len(found.exclusions):,} copies to leave out; `build --exclude` takes it (the first "
+            "of each stays, and every image of val and test)"
+        )
     if report is not None:
         found.save_report(report)
         console.print(f"{escape(str(report))}: {len(found.groups):,} groups of copies")

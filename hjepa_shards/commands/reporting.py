@@ -34,7 +34,10 @@ def mix_command(
 ) -> None:
     """Write a commented run configuration around a mixture of sources, built or not yet."""
     if (scale is None) == (not source):
-        raise InputError("--source name[:split]=weight (one or more) or --scale mini|medium|large expected, not both")
+        found = "neither" if scale is None else "both"
+        raise InputError(
+            f"--source name[:split]=weight (one or more) or --scale mini|medium|large expected, {found} found"
+        )
     if scale is not None:
         if strategy != "weighted":
             raise InputError(

@@ -20,6 +20,8 @@ from hjepa_shards.terminal import console, size
 def sources_command() -> None:
     """The raw datasets that `build` knows."""
     table = Table("source", "what", "layout of --raw", "classes", "images", "download", "stored as")
+    for column in table.columns:
+        column.overflow = "fold"
     for source in SOURCES.values():
         layout = source.layout or "none needed"
         table.add_row(
@@ -56,6 +58,8 @@ def plan_command(
         epochs = _training_number(config, "epochs", otherwise=1)
     if global_batch is None:
         global_batch = _training_number(config, "global_batch", otherwise=256)
+    if "epochs" not in (load_yaml(config).get("training") or {"epochs": 1}):
+        console.print(f"[yellow]note[/yellow] {escape(str(config))}: no training.epochs there: one epoch is planned")
     print_forecast(forecast(mixture, epochs=epochs, global_batch=global_batch, ranks=ranks), mixture)
 
 

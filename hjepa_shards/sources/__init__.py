@@ -9,7 +9,7 @@ from hjepa_shards.sources import cifar, coco, folder, image_text, imagenet, offl
 from hjepa_shards.sources.base import Provenance, RawSplit, Source
 from hjepa_shards.sources.tar_patterns import is_pattern
 
-__all__ = ["SOURCES", "Provenance", "RawSplit", "Source", "open_split"]
+__all__ = ["SOURCES", "Provenance", "RawSplit", "Source", "open_split", "require_source"]
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -44,8 +44,7 @@ def open_split(
     classes: file with one class name a line, for the sources that can be filtered.
     list_file: file that names the images, for the sources that go by one.
     """
-    if name not in SOURCES:
-        raise InputError(f"source {name!r}: unknown; {_nearest(name, list(SOURCES))}")
+    require_source(name)
     source = SOURCES[name]
     if source.names_splits:
         if not _SPLIT_NAME.fullmatch(split):
@@ -65,6 +64,12 @@ def open_split(
             raise InputError(f"{name}: a folder expected, {raw!r} found; give the folder that holds the raw data")
         return source.open_pattern(raw, split, classes)
     return source.open(None if raw is None else Path(raw), split, classes)
+
+
+def require_source(name: str) -> None:
+    """InputError where no source has this name."""
+    if name not in SOURCES:
+        raise InputError(f"source {name!r}: unknown; {_nearest(name, list(SOURCES))}")
 
 
 def _nearest(name: str, known: list[str]) -> str:

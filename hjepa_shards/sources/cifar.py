@@ -90,6 +90,10 @@ class Edition:
     class_names: tuple[str, ...]
     url: str
 
+    @property
+    def name(self) -> str:
+        return f"cifar{len(self.class_names)}"
+
 
 @final
 class CifarSplit(RawSplit):
@@ -201,7 +205,10 @@ def _compared_with_published(path: Path) -> str:
 def _open(editions: tuple[Edition, ...], raw: Path | None, split: str, classes: Path | None) -> CifarSplit:
     begun = (edition for edition in editions if raw is not None and _stands_in(raw, edition, split))
     edition = next(begun, editions[0])
-    advice = f"download {edition.url}, unpack it and give the folder that holds {edition.folder}"
+    advice = (
+        f"`hjepa-shards download {edition.name}` fetches all of it into data/raw/{edition.name}; give the folder "
+        f"that holds {edition.folder}"
+    )
     return CifarSplit(raw_folder(raw, (edition.folder,), edition.files[split], advice), edition, split)
 
 

@@ -201,6 +201,8 @@ def _lists_in(folder: Path) -> list[str]:
 
 
 def _open_list(raw: Path | None, split: str, list_file: Path) -> ImageTextSplit:
+    if raw is not None and not list_file.is_file() and (raw / list_file).is_file():
+        list_file = raw / list_file
     return ImageTextSplit(list_file, raw or list_file.parent)
 
 
