@@ -227,7 +227,8 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
 @pytest.mark.parametrize(
     ("source", "more", "said"),
     [
-        ("cifar", {}, "known: cifar10, cifar100, stl10, places365, coco"),
+        ("cifar", {}, "did you mean cifar10?"),
+        ("mnist", {}, "known: cifar10, cifar100, stl10, places365, coco"),
         ("folder", {}, "cannot be downloaded"),
         ("imagenet", {}, "cannot be downloaded"),
         ("cifar10", {"splits": ["val"]}, "'val' cannot be downloaded; known: test, train"),

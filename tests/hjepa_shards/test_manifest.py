@@ -75,6 +75,9 @@ def test_an_unknown_version_is_refused_by_its_number(tmp_path: Path) -> None:
 
 
 def test_a_missing_manifest_names_the_commands_that_write_one(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"no manifest here, nor tars.*hjepa-shards build"):
+        load_manifest(tmp_path)
+    (tmp_path / "theirs.tar").touch()
     with pytest.raises(ManifestError, match=r"hjepa-shards build.*hjepa-shards index"):
         load_manifest(tmp_path)
 

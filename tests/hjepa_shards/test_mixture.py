@@ -96,7 +96,9 @@ def test_a_source_that_is_not_built_is_named_with_what_is_and_the_command(root: 
     said = str(error.value)
     assert said.startswith(f"mix.yaml: {root}/cifar10/train/manifest.json expected")
     assert "digits/test, digits/train, photos/train" in said
-    assert f"`hjepa-shards build cifar10 --out {root}`" in said
+    assert f"`hjepa-shards build cifar10 --split train --raw DIR --out {root}`" in said
+    with pytest.raises(InputError, match=r"did you mean photos/train\?"):
+        load(root, "concat", [{"name": "photo"}])
     with pytest.raises(InputError, match=r"built under .*/nowhere: nothing"):
         load(root / "nowhere", "concat", [{"name": "photos"}])
 

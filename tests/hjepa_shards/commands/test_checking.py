@@ -82,7 +82,7 @@ def test_what_has_no_manifest_is_named_and_wrong(command: Command, split: Path) 
         (["duplicates", "/nonexistent"], "/nonexistent"),
         (["duplicates", "{split}", "--near", "16"], "--near"),
         (["duplicates", "{split}", "--workers", "-1"], "--workers"),
-        (["duplicates", "{split}", "--out", "/nonexistent/x"], "/nonexistent/x"),
+        (["duplicates", "{split}", "--out", "/nonexistent/x"], "/nonexistent: a folder"),
     ],
 )
 def test_wrong_arguments_are_one_line(command: Command, split: Path, arguments: list[str], said: str) -> None:

@@ -85,7 +85,7 @@ def test_a_split_travels_small_and_reads_on_arrival(tmp_path: Path) -> None:
 
 def test_a_wrong_folder_says_what_was_sought_found_and_to_do(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
-    with pytest.raises(InputError, match=r"data_batch_1.*expected, photos found; download https://\S+cifar-10-python"):
+    with pytest.raises(InputError, match=r"data_batch_1.*expected, photos found; `hjepa-shards download cifar10`"):
         open_split("cifar10", tmp_path, "train")
     with pytest.raises(InputError, match="no such folder found"):
         open_split("cifar10", tmp_path / "nowhere", "train")

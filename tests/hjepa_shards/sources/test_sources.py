@@ -17,7 +17,7 @@ def test_every_source_describes_itself() -> None:
 
 @pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if source.layout])
 def test_a_source_without_its_raw_folder_says_what_to_do(name: str) -> None:
-    with pytest.raises(InputError, match=r"expected, nothing given; \w+"):
+    with pytest.raises(InputError, match=r"expected, nothing given; [\w`]+"):
         open_split(name, None, SOURCES[name].splits[0])
 
 

@@ -38,7 +38,9 @@ def test_a_labelled_split_needs_no_other_file(tmp_path: Path) -> None:
     make(tmp_path / "stl10_binary")
     (tmp_path / "stl10_binary" / "unlabeled_X.bin").unlink()
     assert len(open_split("stl10", tmp_path / "stl10_binary", "train").samples) == 4
-    with pytest.raises(InputError, match=r"unlabeled_X.bin expected, test_X.bin.* found; download http"):
+    with pytest.raises(
+        InputError, match=r"unlabeled_X.bin expected, test_X.bin.* found; `hjepa-shards download stl10`"
+    ):
         open_split("stl10", tmp_path, "unlabeled")
 
 
