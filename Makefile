@@ -1,5 +1,7 @@
 # Two commands are all a newcomer types: `make quickstart` and `make test`. Everything else is set up by them.
 PY := .venv/bin/python
+# two processes of one thread each
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 SETUP := .venv/.ready
 
 .PHONY: quickstart test check simd clean
@@ -7,13 +9,13 @@ quickstart: $(SETUP)   ## build shards from the offline images, train, kill, res
 	$(PY) tools/quickstart.py
 
 test: $(SETUP)         ## every test, slow ones too
-	$(PY) -m pytest -n 2 --dist worksteal
+	$(PYTEST)
 
 check: $(SETUP)        ## format, lint, types, fast tests
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/pyright
-	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
+	$(PYTEST) -m "not slow"
 
 simd: $(SETUP)         ## Pillow-SIMD from source in place of Pillow (needs libjpeg and zlib headers)
 	.venv/bin/uv pip uninstall -q --python $(PY) pillow

@@ -370,7 +370,7 @@ def test_the_largest_images_that_are_allowed_stay_within_their_bounds(tmp_path: 
         "turned.jpg": _turned_black(side),
     }
     for name, data in largest.items():
-        for pixels in SETTINGS:
+        for pixels in SETTINGS if name == "rgba16.png" else ["png"]:
             mebibytes, seconds = cost({name: data}, tmp_path, pixels)
             print(f"{name:16s} {pixels:5s} {len(data):10,d} bytes: {mebibytes:6.0f} MiB {seconds:6.2f} s")
             assert mebibytes < 1.3 * 1024, (name, pixels)

@@ -229,7 +229,7 @@ def changed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return raw_of(tmp_path_factory.mktemp("changed"), annotations())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_changed_annotations_give_our_own_errors_or_proper_samples(changed_folder: Path, data: st.DataObject) -> None:
     content: Any = annotations()

@@ -283,20 +283,20 @@ def _check_fuzz(folder: Path, data: st.DataObject) -> None:
         return
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_list_gives_our_errors_or_samples(tmp_path: Path, data: st.DataObject) -> None:
     _check_fuzz(tmp_path, data)
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=2_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_many_lists_give_our_errors_or_samples(tmp_path: Path, data: st.DataObject) -> None:
     _check_fuzz(tmp_path, data)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(caption=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), max_size=40))
 @example(caption='"')
 @example(caption='"x"')

@@ -50,7 +50,7 @@ def test_what_cannot_be_read_is_a_value_error(file: bytes, field: str, message: 
 FILES = [saved(), saved(compressed=True)]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_flipped_files_give_values_or_value_errors(data: st.DataObject) -> None:
     flipped = bytearray(data.draw(st.sampled_from(FILES)))

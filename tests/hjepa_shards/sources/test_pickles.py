@@ -145,7 +145,7 @@ def test_many_flipped_bytes_at_once(tmp_path: Path) -> None:
             _load_or_our_error(tmp_path, bytes(data))
 
 
-@settings(deadline=1000, max_examples=300)
+@settings(deadline=1000, max_examples=100)
 @given(data=st.binary(max_size=300))
 def test_any_bytes_give_our_errors_or_data(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     _load_or_our_error(tmp_path_factory.getbasetemp(), b"\x80\x02" + data + b".")

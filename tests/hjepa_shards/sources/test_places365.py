@@ -200,7 +200,7 @@ def test_a_wrong_list_names_the_line(tmp_path: Path, name: str, text: bytes, mes
         open_split("places365", raw, "val")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_flipped_lists_give_our_own_errors(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     raw = unpacked(tmp_path_factory.getbasetemp() / "flipped", "256", "val")

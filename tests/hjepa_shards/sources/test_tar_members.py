@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_opened_is_the_callers_mistake(tmp_path: Path) -> 
         list(tar_members(tmp_path / "none.tar"))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_headers_give_our_own_errors_or_members_inside_the_file(tmp_path: Path, data: st.DataObject) -> None:
     flipped = bytearray(tarred(FILES, data.draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))))

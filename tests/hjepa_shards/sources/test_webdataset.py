@@ -274,20 +274,20 @@ def _check_flips(folder: Path, data: st.DataObject) -> None:
     _read_all(folder, bytes(whole))
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_headers_give_our_errors_or_samples(tmp_path: Path, data: st.DataObject) -> None:
     _check_flips(tmp_path, data)
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=2_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_many_damaged_headers_give_our_errors_or_samples(tmp_path: Path, data: st.DataObject) -> None:
     _check_flips(tmp_path, data)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cls=st.binary(max_size=40), txt=st.binary(max_size=40), text=st.text(max_size=60), name=st.text(max_size=30))
 def test_any_member_gives_our_errors_or_samples(tmp_path: Path, cls: bytes, txt: bytes, text: str, name: str) -> None:
     members = {"a.jpg": b"", "a.cls": cls, "a.txt": txt, "a.json": text.encode("utf-8", "surrogatepass")}
