@@ -19,7 +19,7 @@ def keys_of(tar: Path, rows: Iterable[Any]) -> list[str | None]:
     rows = list(rows)
     try:
         with tar.open("rb") as file:
-            keys = [_key_in_header(file, row) for row in rows]
+            keys = [_read_key(file, row) for row in rows]
     except OSError:
         return [None] * len(rows)
     if None in keys:
@@ -29,17 +29,24 @@ def keys_of(tar: Path, rows: Iterable[Any]) -> list[str | None]:
     return keys
 
 
-def _key_in_header(file: BinaryIO, row: Any) -> str | None:
+def key_in_header(header: bytes, row: Any) -> str | None:
+    """The key of a sidecar row in the tar header before its image; None where the header is not of that key."""
+    try:
+        key, _ = split_name(tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name)
+    except (tarfile.HeaderError, ValueError):
+        return None
+    return key if _hash(key) == int(row["key_hash"]) else None
+
+
+def _read_key(file: BinaryIO, row: Any) -> str | None:
     offset = int(row["image_offset"]) - BLOCK_BYTES
     if offset < 0:
         return None
     try:
         file.seek(offset)
-        header = tarfile.TarInfo.frombuf(file.read(BLOCK_BYTES), "utf-8", "surrogateescape")
-    except (tarfile.HeaderError, ValueError, OSError):
+        return key_in_header(file.read(BLOCK_BYTES), row)
+    except OSError:
         return None
-    key, _ = split_name(header.name)
-    return key if _hash(key) == int(row["key_hash"]) else None
 
 
 def _scanned(tar: Path, wanted: set[int]) -> dict[int, str]:

@@ -7,7 +7,6 @@ of the same shards show the same images.
 
 import io
 import json
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hjepa_shards.keys import key_in_header
 from hjepa_shards.manifest import Manifest
 from hjepa_shards.reader import DAMAGE, Located, SampleReader
 from hjepa_shards.rng import derive_key, permutation, philox_words
 from hjepa_shards.sample import decode_key
-from hjepa_shards.sidecar import ROW, key_hash
+from hjepa_shards.sidecar import ROW
 from hjepa_shards.store import LocalStore
 from hjepa_shards.tar import BLOCK_BYTES
 
@@ -123,13 +123,10 @@ class Survey:
         """From the tar header before the image, if it is the header of that key."""
         offset = int(located.row["image_offset"]) - BLOCK_BYTES
         try:
-            header = self._store.read(located.shard, max(0, offset), BLOCK_BYTES)
-            path = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
-        except (tarfile.TarError, *DAMAGE):
+            key = key_in_header(self._store.read(located.shard, max(0, offset), BLOCK_BYTES), located.row)
+        except DAMAGE:
             return ""
-        folder, slash, base = path.rpartition("/")
-        key = f"{folder}{slash}{base.partition('.')[0]}"
-        if key_hash(key) != int(located.row["key_hash"]):
+        if key is None:
             return ""  # a longer name in an extended header, which somebody else wrote
         return str(self.manifest.renamed[key][0]) if key in self.manifest.renamed else decode_key(key)
 

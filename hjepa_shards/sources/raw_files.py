@@ -5,7 +5,6 @@ gives the same samples unpacked and not.
 """
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_shards.sample import extension_of
-from hjepa_shards.sources.tar_members import TarMember, tar_members
+from hjepa_shards.sources.tar_members import TarMember, read_member, tar_members
 from hjepa_shards.sources.tree import image_names, proper_text, read_file
 
 MAX_ABSENT_SHARE = 0.01
@@ -70,17 +69,7 @@ class TarFiles(RawFiles):
 
     def read(self, name: str) -> bytes:
         offset, num_bytes = self._places.find(name)
-        try:
-            with self.where.open("rb", buffering=0) as file:
-                data = os.pread(file.fileno(), num_bytes, offset)
-        except OSError as error:
-            raise InputError(f"{self.where}: cannot be read: {error.strerror or error}") from error
-        if len(data) != num_bytes:
-            raise ShardError(
-                f"{self.where}: {num_bytes:,} bytes of {name} expected at {offset:,}, {len(data):,} found; "
-                "the file has changed since it was listed: run the same command again"
-            )
-        return data
+        return read_member(self.where, name, offset, num_bytes)
 
     @cached_property
     def _listing(self) -> tuple[list[str], "_Places"]:

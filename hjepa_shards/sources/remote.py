@@ -60,7 +60,7 @@ def remote_bytes(url: str, num_bytes: int | None) -> Iterator[bytes]:
                 return
             if at < num_bytes:
                 raise EOFError(f"{at:,} bytes came, {num_bytes:,} expected")
-        except Exception as error:
+        except Exception as error:  # each file system of fsspec has errors of its own
             failures += 1
             _wait_or_give_up(url, error, failures)
     if at > num_bytes:
@@ -105,7 +105,7 @@ def _tried(url: str, call: Callable[[], Result]) -> Result:
     while True:
         try:
             return call()
-        except Exception as error:
+        except Exception as error:  # as above
             failures += 1
             _wait_or_give_up(url, error, failures)
 

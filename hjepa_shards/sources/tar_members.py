@@ -15,7 +15,7 @@ from zlib import adler32
 
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_shards.sources.tree import proper_text
-from hjepa_shards.tar import BLOCK_BYTES
+from hjepa_shards.tar import BLOCK_BYTES, member_bytes
 
 _END = bytes(BLOCK_BYTES)
 _MAX_RECORD_BYTES = 1 << 20
@@ -62,7 +62,7 @@ def _members(file: BinaryIO, path: Path, start: int, stop: int) -> Iterator[TarM
         if header == _END:
             return
         member = _plain(header, offset)
-        following = offset + BLOCK_BYTES + _padded(member.num_bytes) if member else 0
+        following = offset + member_bytes(member.num_bytes) if member else 0
         if member is None:
             member, following = _by_tarfile(file, path, start, offset)
         if following > stop:
@@ -125,5 +125,16 @@ def _relative(name: str) -> str:
     return name.removeprefix("./").lstrip("/")
 
 
-def _padded(num_bytes: int) -> int:
-    return -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
+def read_member(path: Path, member: str, offset: int, num_bytes: int) -> bytes:
+    """The bytes of a member that was listed before. InputError, or ShardError where the tar has become shorter."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), num_bytes, offset)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(data) != num_bytes:
+        raise ShardError(
+            f"{path}: {num_bytes:,} bytes of {member} expected at {offset:,}, {len(data):,} found; it has changed "
+            "since it was listed: run the same command again"
+        )
+    return data

@@ -22,14 +22,14 @@ from typing import Any, BinaryIO, NamedTuple, final
 import numpy as np
 from numpy.typing import NDArray
 
-from hjepa_shards.errors import DecodeError, InputError, ShardError
+from hjepa_shards.errors import DecodeError, InputError
 from hjepa_shards.sample import IMAGE_EXTENSIONS, RawSample
 from hjepa_shards.sources.archives import Archive, default_scratch, look_at, make_copies, plain_tar
 from hjepa_shards.sources.base import Provenance, RawSplit, Remarks, Source
 from hjepa_shards.sources.captions import captions_in
 from hjepa_shards.sources.remote import is_remote
 from hjepa_shards.sources.split_words import of_split
-from hjepa_shards.sources.tar_members import TarMember, tar_members
+from hjepa_shards.sources.tar_members import TarMember, read_member, tar_members
 from hjepa_shards.sources.tar_patterns import expand, tars_in
 from hjepa_shards.tar import split_name
 
@@ -100,18 +100,7 @@ class TarSplit(RawSplit):
             raise DecodeError("no image among its members")
         if num_bytes > _MAX_IMAGE_BYTES:
             raise DecodeError(f"an image of more than {_MAX_IMAGE_BYTES:,} bytes")
-        path = self._plain(tar)
-        try:
-            with path.open("rb", buffering=0) as file:
-                data = os.pread(file.fileno(), num_bytes, offset)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-        if len(data) != num_bytes:
-            raise ShardError(
-                f"{path}: {num_bytes:,} bytes of {sample.name} expected at {offset:,}, {len(data):,} found; it has "
-                "changed since it was listed: run the same command again"
-            )
-        return data
+        return read_member(self._plain(tar), sample.name, offset, num_bytes)
 
     def _plain(self, tar: int) -> Path:
         """The tar as a plain file. It is looked for at each use: a worker on another machine makes its own copy."""

@@ -71,7 +71,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 @pytest.fixture(params=["folder", "memory", "s3"])
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
     roots = {"folder": lambda: tmp_path, "memory": lambda: f"memory://{tmp_path.name}"}
-    root = roots[request.param]() if request.param in roots else f"{request.getfixturevalue('bucket')}/root/"
+    root = roots[request.param]() if request.param in roots else f"{request.getfixturevalue('bucket')}/prefix/"
     target = target_at(root, "source", "train")
     target.prepare()
     return target

@@ -77,7 +77,7 @@ def test_a_tar_that_shrank_since_it_was_listed_is_named(tmp_path: Path) -> None:
     files = TarFiles(path)
     assert list(files.names()) == ["a.jpg"]
     path.write_bytes(b"x" * 600)
-    with pytest.raises(ShardError, match=r"5,000 bytes of a.jpg expected at 512, 88 found; the file has changed"):
+    with pytest.raises(ShardError, match=r"5,000 bytes of a.jpg expected at 512, 88 found; it has changed"):
         files.read("a.jpg")
     path.unlink()
     with pytest.raises(InputError, match="cannot be read: No such file"):
