@@ -23,7 +23,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from hjepa_shards.config import first_problem, flatten
 from hjepa_shards.encode import EXTENSIONS, EncodeSettings, encode, encoder_identity
 from hjepa_shards.errors import BuildMismatch, DecodeError, InputError
-from hjepa_shards.listing import Listing, sorted_listing
+from hjepa_shards.listing import Listing, in_order, listing_of
 from hjepa_shards.manifest import shard_pattern
 from hjepa_shards.rng import derive_key, permutation
 from hjepa_shards.sample import extension_of
@@ -104,10 +104,9 @@ class RawList:
 
 def take_list(raw: RawSplit) -> RawList:
     """The sorted list of a raw split, which forgets its own: two lists of ImageNet are half a gigabyte."""
-    listing = sorted_listing(raw.samples)
-    notes = raw.notes
-    vars(raw).pop("samples", None)
-    return RawList(raw, listing, (), notes)
+    listing, notes = listing_of(raw.samples), raw.notes
+    raw.forget_list()
+    return RawList(raw, in_order(listing), (), notes)
 
 
 def shuffled_slice(plan: BuildPlan, listing: Listing, order: NDArray[np.int64], shard: int) -> Listing:
@@ -153,7 +152,8 @@ def fix_plan(
         names = target.names()
         if PLAN not in names and any(name.endswith(".tar") for name in names):
             raise BuildMismatch(f"{target.where}: holds tars but no build journal; build into another folder")
-        asked.setdefault("samples_per_shard", _samples_per_shard(listed, settings, shard_bytes))
+        if samples_per_shard is None:
+            asked["samples_per_shard"] = _samples_per_shard(listed, settings, shard_bytes)
         plan = _new_plan(listed, settings, asked)
         if target.create(PLAN, _packed(plan)):
             return plan

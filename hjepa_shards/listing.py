@@ -25,37 +25,39 @@ from hjepa_shards.sidecar import key_hash
 class Texts:
     """Many strings in one buffer."""
 
-    def __init__(self, data: bytes, starts: NDArray[np.int64]) -> None:
-        """starts: [texts + 1], where each begins in `data`, and the end of the last."""
-        self._data, self._starts = data, starts
-
-    @classmethod
-    def of(cls, texts: Iterable[str]) -> "Texts":
-        data, starts = bytearray(), array("q", [0])
-        for text in texts:
-            data += text.encode()
-            starts.append(len(data))
-        return cls(bytes(data), np.array(starts, dtype=np.int64))
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._ends = array("q", [0])
+        """Where each ends in `data`, behind a zero."""
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._ends) - 1
 
     def __iter__(self) -> Iterator[str]:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, i: int) -> str:
-        return self.utf8(i).decode()
+        return self._utf8(i).decode()
 
-    def utf8(self, i: int) -> bytes:
-        return self._data[self._starts[i] : self._starts[i + 1]]
+    def append(self, text: str) -> None:
+        self._append(text.encode())
 
     def take(self, chosen: NDArray[np.int64]) -> "Texts":
-        lengths = np.diff(self._starts)[chosen]
-        return Texts(b"".join(map(self.utf8, chosen.tolist())), np.concatenate([[0], np.cumsum(lengths)]))
+        taken = Texts()
+        for i in chosen.tolist():
+            taken._append(self._utf8(i))
+        return taken
 
-    def columns(self) -> tuple[bytes, bytes]:
+    def columns(self) -> tuple[bytearray, bytes]:
         """What a digest covers: no two lists have the same."""
-        return self._data, self._starts.astype("<i8").tobytes()
+        return self._data, np.array(self._ends, dtype="<i8").tobytes()
+
+    def _utf8(self, i: int) -> bytearray:
+        return self._data[self._ends[i] : self._ends[i + 1]]
+
+    def _append(self, utf8: bytes | bytearray) -> None:
+        self._data += utf8
+        self._ends.append(len(self._data))
 
 
 @final
@@ -130,26 +132,35 @@ class Listing:
 
 
 def sorted_listing(samples: Sequence[RawSample]) -> Listing:
+    """The samples as columns, in order."""
+    return in_order(listing_of(samples))
+
+
+def listing_of(samples: Iterable[RawSample]) -> Listing:
+    """The samples as columns, as they come. InputError for a name that is no proper text."""
+    names, captions, indices, labels = Texts(), Texts(), array("q"), array("i")
+    for sample in samples:
+        try:
+            names.append(sample.name)
+        except UnicodeEncodeError as error:
+            raise InputError(f"{sample.name!a}: a name of proper Unicode expected; rename it") from error
+        captions.append(_json_of(sample.captions))
+        indices.append(sample.index)
+        labels.append(sample.label)
+    has_digest = np.zeros(len(names), np.bool_)
+    return Listing(names, np.array(indices, np.int64), np.array(labels, np.int32), captions, has_digest)
+
+
+def in_order(listing: Listing) -> Listing:
     """The one order of a raw split, whatever the file system says: by UTF-8 bytes of the NFC name, then by index.
 
-    InputError for a name that is no proper text, and for two that differ only in how Unicode composes their letters.
+    InputError for two names that differ only in how Unicode composes their letters.
     """
-    try:
-        names = Texts.of(sample.name for sample in samples)
-    except UnicodeEncodeError as error:
-        raise InputError(f"{error.object!a}: a name of proper Unicode expected; rename it") from error
-    unsorted = Listing(
-        names,
-        np.fromiter((sample.index for sample in samples), np.int64, len(samples)),
-        np.fromiter((sample.label for sample in samples), np.int32, len(samples)),
-        Texts.of(_json_of(sample.captions) for sample in samples),
-        np.zeros(len(samples), np.bool_),
-    )
-    composed = [unicodedata.normalize("NFC", name).encode() for name in names]
-    by_index = np.argsort(unsorted.indices, kind="stable").tolist()
-    order = np.array(sorted(by_index, key=composed.__getitem__), dtype=np.int64)
+    composed = [unicodedata.normalize("NFC", name).encode() for name in listing.names]
+    by_index = np.argsort(listing.indices, kind="stable")
+    order = np.fromiter(sorted(by_index, key=composed.__getitem__), np.int64, len(listing))
     del composed, by_index
-    return _with_unique_keys(unsorted.take(order))
+    return _with_unique_keys(listing.take(order))
 
 
 def _json_of(captions: tuple[str, ...]) -> str:

@@ -77,8 +77,9 @@ def run_in_processes(job: Job, tasks: Iterable[Task], report: Report, workers: i
     if len(first) <= 1:
         return run_here(job, chain(first, left), report)
     left = chain(first, left)
-    # what this process imported is imported once more, not once a worker; macOS cannot fork behind its frameworks
+    # everything is imported once more, not once a worker; macOS cannot fork behind its frameworks
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    context.set_forkserver_preload([__name__])
     done = context.Array("q", 2)  # samples, raw bytes
     with ProcessPoolExecutor(len(first), mp_context=context, initializer=_start_worker, initargs=(job, done)) as pool:
         waiting = {pool.submit(_run_in_worker, task) for task in islice(left, 2 * workers)}

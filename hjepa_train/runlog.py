@@ -100,6 +100,7 @@ class RunLog:
         self._progress.start()
         self._num_steps = num_steps
         self._say_next = time.monotonic()
+        self._alarms: set[str] = set()
 
     def advance(self) -> None:
         self._progress.advance(self._task)
@@ -114,10 +115,19 @@ class RunLog:
         if not self._progress.console.is_terminal and time.monotonic() > self._say_next:
             self._say_next = time.monotonic() + _SAY_EVERY_S
             self.say(f"step {row['step']}/{self._num_steps}  {'  '.join(shown)}")
+        self._say_alarms(row["step"], set(row["alarms"]))
         if self._board:
             for name, value in flatten(row).items():
                 if isinstance(value, int | float) and name != "step":
                     self._board.add_scalar(name.replace(".", "/"), value, row["step"])
+
+    def _say_alarms(self, step: int, alarms: set[str]) -> None:
+        """When they begin and when they are over: one may stand for thousands of log points."""
+        for alarm in sorted(alarms - self._alarms):
+            self.say(f"[yellow]alarm[/yellow] at step {step}: {alarm}")
+        for alarm in sorted(self._alarms - alarms):
+            self.say(f"over at step {step}: {alarm}")
+        self._alarms = alarms
 
     def say(self, text: str) -> None:
         self._progress.console.print(text)

@@ -86,8 +86,6 @@ def fit(
                 "proof": f"{loaded.proof:032x}",
             }
             log.write(row)
-            for alarm in row["alarms"]:
-                log.say(f"[yellow]alarm[/yellow] at step {step}: {alarm}")
         if (step + 1) % schedule.save_every == 0 or step + 1 == stop:
             save(step + 1, loaded)
 

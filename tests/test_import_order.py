@@ -10,17 +10,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 _ORDER = {
     "hjepa_shards": (
-        "errors exclusions config files target threads fetch unpack rng sample tar images structure shrink "
-        "sidecar listing keys encode manifest sources.base sources.pickles sources.cifar sources.tree "
-        "sources.folder sources.tar_members sources.raw_files sources.matlab sources.imagenet_val "
-        "sources.imagenet sources.places365 sources.coco sources.offline sources.stl10 sources.remote "
-        "sources.inflate sources.tar_patterns sources.archives sources.captions sources.split_words "
-        "sources.webdataset sources.caption_lists sources.image_text sources writer blueprint tasks cluster "
-        "merge build index verify repair counting permutation plan crop mixture state store decode contents "
-        "reader perceptual hamming fingerprints duplicates loader dryrun shares mixfile download rawcheck "
-        "terminal charts survey pictures copies leftout report capacity doctor commands commands.tables "
-        "commands.making commands.checking commands.fetching commands.showing commands.reporting "
-        "commands.machine cli "
+        "errors exclusions config files target threads fetch unpack rng sample tar images structure shrink sidecar "
+        "listing keys encode manifest sources.base sources.pickles sources.cifar sources.tree sources.folder "
+        "sources.tar_members sources.raw_files sources.matlab sources.imagenet_val sources.imagenet "
+        "sources.places365 sources.coco sources.offline sources.stl10 sources.remote sources.inflate "
+        "sources.tar_patterns sources.archives sources.captions sources.split_words sources.tar_table "
+        "sources.webdataset sources.caption_lists sources.image_text sources writer blueprint tasks cluster merge "
+        "build index verify repair counting permutation plan crop mixture state store decode contents reader "
+        "perceptual hamming fingerprints duplicates loader dryrun shares mixfile download rawcheck terminal charts "
+        "survey pictures copies leftout report capacity doctor commands commands.tables commands.making "
+        "commands.checking commands.fetching commands.showing commands.reporting commands.machine cli "
     ),
     "hjepa_train": (
         "distributed draws schedules layers backbones.base backbones.vit backbones masks augment anticollapse metrics "

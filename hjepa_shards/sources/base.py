@@ -59,6 +59,10 @@ class RawSplit(ABC):
     def list_samples(self) -> Sequence[RawSample]:
         """What `samples` keeps."""
 
+    def forget_list(self) -> None:
+        """Called when the list was taken: what nothing but `samples` and `notes` need may go."""
+        vars(self).pop("samples", None)
+
     @abstractmethod
     def read(self, sample: RawSample) -> bytes | np.ndarray:
         """The encoded image as it is on disk, or pixels: uint8, [H, W, 3] RGB or [H, W] gray.

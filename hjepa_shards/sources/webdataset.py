@@ -13,11 +13,11 @@ image, a class in .cls, captions in .txt and .json. What real tars hold is settl
 
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, final
+from typing import Any, BinaryIO, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from hjepa_shards.sources.remote import is_remote
 from hjepa_shards.sources.split_words import of_split
 from hjepa_shards.sources.tar_members import TarMember, read_member, tar_members
 from hjepa_shards.sources.tar_patterns import expand, tars_in
+from hjepa_shards.sources.tar_table import TableSamples, TarTable
 from hjepa_shards.tar import split_name
 
 CLASS_NAMES_FILE = "classnames.txt"
@@ -38,19 +39,6 @@ CLASS_NAMES_FILE = "classnames.txt"
 _MAX_IMAGE_BYTES = 1 << 30
 _MAX_TEXT_BYTES = 1 << 20
 _NUMBER = re.compile(r"-?\d{1,9}")
-
-
-class _Found(NamedTuple):
-    """A sample as its tar has it."""
-
-    tar: int
-    key: str
-    extension: str
-    """Of the image; '' where there is none."""
-    image: TarMember | None
-    label: str
-    """What .cls says."""
-    captions: tuple[str, ...]
 
 
 @final
@@ -76,23 +64,22 @@ class TarSplit(RawSplit):
     @property
     def notes(self) -> tuple[str, ...]:
         found, remarks = self._found
-        unlabelled = [sample.key for sample in found if not sample.label]
+        unlabelled = [key for key, label in zip(found.keys, found.labels, strict=True) if not label]
         if not 0 < len(unlabelled) < len(found):
             return remarks.lines()
         return (*remarks.lines(), f"{len(unlabelled):,} samples without a class (.cls); the first: {unlabelled[0]}")
 
     def list_samples(self) -> Sequence[RawSample]:
         found, _ = self._found
-        tars_of_key = Counter(key for key, _ in {(sample.key, sample.tar) for sample in found})
-        samples = []
-        for index, (tar, key, extension, _, label, captions) in enumerate(found):
-            name = f"{key}.{extension}" if extension else key
-            if tars_of_key[key] > 1:
-                name = f"{self.archives[tar].stem}/{name}"
-            samples.append(RawSample(name=name, index=index, label=self._label(label, tar, key), captions=captions))
-        if not samples:
+        if not len(found):
             raise InputError(f"{self.archives[0].location}: samples expected, none found in {len(self.archives)} tars")
-        return samples
+        labels = array("q", map(self._label, found.labels, found.tars, found.keys))
+        return TableSamples(found, [archive.stem for archive in self.archives], labels)
+
+    def forget_list(self) -> None:
+        _ = self._places, self._names_in_cls  # what reading needs is made from the list
+        super().forget_list()
+        vars(self).pop("_found", None)
 
     def read(self, sample: RawSample) -> bytes:
         tar, offset, num_bytes = self._places[sample.index].tolist()
@@ -110,22 +97,23 @@ class TarSplit(RawSplit):
         return plain_tar(archive, self.scratch or Path())
 
     @cached_property
-    def _found(self) -> tuple[list[_Found], Remarks]:
-        remarks = Remarks()
-        return [found for tar in range(len(self.archives)) for found in self._samples_in(tar, remarks)], remarks
+    def _found(self) -> tuple[TarTable, Remarks]:
+        table, remarks = TarTable(), Remarks()
+        for tar in range(len(self.archives)):
+            self._read_list(tar, table, remarks)
+        return table, remarks
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:
         """[samples, 3]: tar, offset and bytes of the image; offset -1 where there is none."""
         found, _ = self._found
-        rows = [(tar, *((image.offset, image.num_bytes) if image else (-1, 0))) for tar, _, _, image, _, _ in found]
-        return np.array(rows, dtype=np.int64).reshape(-1, 3)
+        return np.stack([np.array(column) for column in (found.tars, found.offsets, found.num_bytes)], axis=1)
 
     def __getstate__(self) -> dict[str, Any]:
         # 24 bytes a sample travel along: else each worker would read the headers of all tars again
         return super().__getstate__() | {"_places": self._places}
 
-    def _samples_in(self, tar: int, remarks: Remarks) -> Iterator[_Found]:
+    def _read_list(self, tar: int, table: TarTable, remarks: Remarks) -> None:
         path = self._plain(tar)
         samples: dict[str, dict[str, TarMember]] = {}
         for member in tar_members(path):
@@ -141,21 +129,16 @@ class TarSplit(RawSplit):
                 if len(images) > 1:
                     remarks.add("samples with several images, the first kind is used", f"{key}: {', '.join(images)}")
                 label, text, json_text = (_text(file, parts.get(name), remarks) for name in ("cls", "txt", "json"))
-                yield _Found(
-                    tar=tar,
-                    key=key,
-                    extension=images[0] if images else "",
-                    image=parts[images[0]] if images else None,
-                    label=label.strip(),
-                    captions=captions_in(text, json_text, key, remarks),
-                )
+                extension = images[0] if images else ""
+                captions = captions_in(text, json_text, key, remarks)
+                table.add(tar, key, extension, parts.get(extension), label.strip(), captions)
 
     # ---- labels
 
     @cached_property
     def _names_in_cls(self) -> tuple[str, ...]:
         """The class names that .cls holds, sorted; none where all are numbers."""
-        said = {sample.label for sample in self._found[0] if sample.label}
+        said = set(self._found[0].labels) - {""}
         return () if all(_NUMBER.fullmatch(label) for label in said) else tuple(sorted(said))
 
     @cached_property

@@ -84,6 +84,15 @@ def test_the_slices_are_runs_of_the_shuffle_and_hold_every_sample_once(shards: P
     assert verify(folder) == []
 
 
+def test_shards_of_tiny_images_are_as_large_as_asked_for(tmp_path: Path) -> None:
+    """A digit is 150 bytes of PNG and 2 KiB of tar."""
+    options = BuildOptions(shard_mb=1)
+    (manifest,) = build("digits", raw=None, out=tmp_path, splits=("train",), options=options)
+    full = manifest.shard_bytes[:-1] / 2**20
+    assert len(full) >= 2
+    assert all(abs(full - 1) < 0.15)
+
+
 def test_excluded_images_are_named_and_nothing_else_moves(pictures: Path, tmp_path: Path) -> None:
     manifest = folder_build(pictures, tmp_path / "with")
     assert sorted(e["name"] for e in manifest.exclusions) == ["a/04.png", "a/22.png", "b/11.png"]

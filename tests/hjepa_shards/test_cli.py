@@ -126,6 +126,14 @@ def test_wrong_numbers_of_a_run_are_one_line(command: Command, shards: Path, tmp
     refused(command("plan", yaml_of(tmp_path, f"{data}\ntraining: {{{numbers}}}\n")), "number expected")
 
 
+def test_a_plan_of_a_run_that_says_no_epochs_is_of_one(command: Command, shards: Path, tmp_path: Path) -> None:
+    data = f"data: {{root: {shards}, strategy: balanced, sources: [{{name: digits}}], epoch_samples: 64}}\n"
+    note = "no training.epochs there: one epoch is planned"
+    for training, is_noted in (("", False), ("training: {epochs: 2}", False), ("training: {global_batch: 8}", True)):
+        code, out, _ = command("plan", yaml_of(tmp_path, data + training))
+        assert (code, note in " ".join(out.split())) == (0, is_noted)
+
+
 def test_a_damaged_manifest_is_one_line(command: Command, split: Path) -> None:
     flip(split / "manifest.json", 300)
     for name in ("info", "verify"):

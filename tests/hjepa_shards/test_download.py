@@ -1,13 +1,10 @@
 """From a server to a folder that `build` reads: what is fetched, kept, recognised and refused."""
 
-import hashlib
-import io
 import os
 import re
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,41 +18,9 @@ from hjepa_shards.errors import InputError, ShardError
 from hjepa_shards.fetch import Patience
 from hjepa_shards.sources import SOURCES, open_split
 from tests.hjepa_shards.bad_server import Answer, Server, serving
-from tests.hjepa_shards.sources.test_cifar import BATCHES, make_pickles
+from tests.hjepa_shards.small_downloads import ARCHIVE, pinned
 
 QUICK = Patience(tries=4, first_wait_s=0.01, timeout_s=1)
-ARCHIVE = "cifar-10-python.tar.gz"
-
-
-def cifar10_archive(scratch: Path, images: int = 3) -> tuple[bytes, int]:
-    """An archive like CIFAR-10's with few images a batch, and what comes out of it in bytes."""
-    folder = scratch / "cifar-10-batches-py"
-    make_pickles(folder, [*BATCHES, "test_batch"], "labels", images)
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as tar:
-        tar.add(folder, folder.name)
-    return buffer.getvalue(), sum(path.stat().st_size for path in folder.iterdir())
-
-
-def pinned(server: Server, name: str, data: bytes, **more: object) -> RemoteFile:
-    """A published file, as the server has it."""
-    server.files[name] = data
-    return RemoteFile(
-        url=server.url(name),
-        num_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
-        **({"splits": ("train", "test")} | more),  # type: ignore[arg-type]
-    )
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """Has a small CIFAR-10, which is the published one in these tests."""
-    data, unpacked_bytes = cifar10_archive(tmp_path / "scratch")
-    with serving() as server:
-        file = pinned(server, ARCHIVE, data, unpacks_to=("cifar-10-batches-py",), unpacked_bytes=unpacked_bytes)
-        monkeypatch.setitem(DOWNLOADS, "cifar10", (file,))
-        yield server
 
 
 def get(raw: Path, **more: object) -> list[Path]:

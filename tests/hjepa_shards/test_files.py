@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,24 @@ def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(KeyError):
         fail()
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_goes_wrong_while_a_file_is_sent_to_the_disk_is_said_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush, failed = os.fsync, threading.Event()
+
+    def once(descriptor: int) -> None:
+        """As Linux does: the first flush says it, no later one."""
+        if failed.is_set():
+            return flush(descriptor)
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", once)
+    with pytest.raises(InputError, match="a: cannot be written: Input/output error"), whole_file(tmp_path / "a"):
+        assert failed.wait(10)
     assert os.listdir(tmp_path) == []
 
 

@@ -1,6 +1,7 @@
 """Runs from the command line, as a user types them: killed with -9 and resumed, refused where they must be."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,16 @@ def test_a_folder_with_checkpoints_is_not_overwritten_by_accident(shards: Path, 
     train(config, stop_after=1)
     with pytest.raises(InputError, match="--resume auto"):
         train(config)
+    with pytest.raises(InputError, match=r"--resume xyz: `auto` or the folder .* none found; .*checkpoints/step"):
+        train(config, resume="xyz")
+
+
+def test_a_run_without_a_terminal_says_lines(shards: Path, tmp_path: Path) -> None:
+    ended = subprocess.run([TRAIN, "run", str(tiny_run(shards, tmp_path))], check=True, capture_output=True, text=True)
+    line = r"^step 0/60  loss [\d.]+  ρ [\d.]+ gap -?[\d.]+  [\d,]+ images/s, waiting \d+%$"
+    assert len(re.findall(line, ended.stdout, re.M)) == 1
+    # a model as small as this predicts the position for most of the run: that is said when it begins
+    assert ended.stdout.count("predicts the position, not the image\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,17 +16,8 @@ from hjepa_shards.download import DOWNLOADS
 from hjepa_shards.manifest import load_manifest
 from tests.conftest import Command
 from tests.hjepa_shards.bad_server import Answer, Server, serving
-from tests.hjepa_shards.test_download import ARCHIVE, cifar10_archive, pinned
+from tests.hjepa_shards.small_downloads import ARCHIVE
 from tests.hjepa_shards.test_verify import flip
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    data, unpacked_bytes = cifar10_archive(tmp_path / "scratch")
-    with serving() as server:
-        file = pinned(server, ARCHIVE, data, unpacks_to=("cifar-10-batches-py",), unpacked_bytes=unpacked_bytes)
-        monkeypatch.setitem(DOWNLOADS, "cifar10", (file,))
-        yield server
 
 
 def test_download_verify_raw_and_build_end_well(server: Server, command: Command, tmp_path: Path) -> None:

@@ -205,6 +205,7 @@ def test_the_list_is_found_or_asked_for(tmp_path: Path) -> None:
     chosen = open_split("image-text", tmp_path, "test", list_file=tmp_path / "my_val.csv")
     assert listed(chosen) == {"a.jpg": ("two",)}
     assert listed(open_split("image-text", None, "x", list_file=tmp_path / "my_val.csv")) == {"a.jpg": ("two",)}
+    assert listed(open_split("image-text", tmp_path, "x", list_file=Path("my_val.csv"))) == {"a.jpg": ("two",)}
     put(tmp_path, {"other.csv": b"a.jpg,three", "train/list.tsv": b"b.jpg\tfour", "train/b.jpg": JPEG})
     assert listed(open_split("image-text", tmp_path, "train")) == {"b.jpg": ("four",)}
     with pytest.raises(InputError, match="goes by no list"):
