@@ -1,5 +1,6 @@
 """A streaming shard engine for large image mixtures: plain tars, exact order, exact resume. No torch in here."""
 
+from hjepa_shards.batch import Batch
 from hjepa_shards.build import BuildOptions, build
 from hjepa_shards.config import Strict, flatten, load_yaml, parse
 from hjepa_shards.crop import AugmentationConfig
@@ -19,10 +20,11 @@ from hjepa_shards.errors import (
     SidecarError,
     TooMuchDamage,
 )
+from hjepa_shards.evaluation import read_split
 from hjepa_shards.fetch import Patience, Watcher
 from hjepa_shards.files import exclusive, sync_folder, write_atomically
 from hjepa_shards.index import index_tars
-from hjepa_shards.loader import Batch, Loader, open_loader, read_split
+from hjepa_shards.loader import Loader, open_loader
 from hjepa_shards.manifest import Manifest, built_splits, load_manifest
 from hjepa_shards.mixfile import MixtureFile, parse_source, write_mixture
 from hjepa_shards.mixture import DataConfig, Mixture, SourceConfig, load_mixture, load_mixture_file
@@ -32,6 +34,7 @@ from hjepa_shards.report import write_report
 from hjepa_shards.rng import derive_key, permutation
 from hjepa_shards.shares import SourceStats, dataset_stats
 from hjepa_shards.sources import SOURCES
+from hjepa_shards.stages import LoaderStats, SourceShare
 from hjepa_shards.terminal import console, run_app
 from hjepa_shards.verify import Problem, verify
 
@@ -51,6 +54,7 @@ __all__ = [
     "Forecast",
     "InputError",
     "Loader",
+    "LoaderStats",
     "Manifest",
     "ManifestError",
     "Mixture",
@@ -64,6 +68,7 @@ __all__ = [
     "ShardTruncated",
     "SidecarError",
     "SourceConfig",
+    "SourceShare",
     "SourceStats",
     "Strict",
     "TooMuchDamage",

@@ -40,14 +40,19 @@ def exact_weights(values: Sequence[int | float]) -> tuple[int, ...]:
     """
     if not values:
         raise InputError("weights: at least one expected, none found")
-    fractions = [Fraction(Decimal(str(value))) if math.isfinite(value) else None for value in values]
+    fractions = [exact_fraction(value) if math.isfinite(value) else None for value in values]
     exact = [fraction for fraction in fractions if fraction is not None and fraction >= 0]
     if len(exact) < len(values):
         raise InputError(f"weights: numbers of at least 0 expected, {list(values)} found")
     if not any(exact):
         raise InputError(f"weights: at least one above 0 expected, {list(values)} found")
     unit = math.lcm(*(fraction.denominator for fraction in exact))
-    return _lowest_terms([int(fraction * unit) for fraction in exact])
+    return lowest_terms([int(fraction * unit) for fraction in exact])
+
+
+def exact_fraction(value: float) -> Fraction:
+    """The decimal that a float is written as."""
+    return Fraction(Decimal(str(value)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +113,7 @@ class Segment:
         """
         assert position >= self.start
         assert len(weights) == len(origin)
-        new_weights = _lowest_terms(weights)
+        new_weights = lowest_terms(weights)
         counts = [int(count) for count in self.counts([position])[0]]
         unit = self.grain // sum(self.weights)
         length = position - self.start
@@ -128,7 +133,7 @@ class Segment:
 def first_segment(weights: Sequence[int]) -> Segment:
     """The segment that a run begins with."""
     nothing = (0,) * len(weights)
-    return Segment(start=0, weights=_lowest_terms(weights), draws=nothing, owed=nothing)
+    return Segment(start=0, weights=lowest_terms(weights), draws=nothing, owed=nothing)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,7 +203,8 @@ def _cuts(low: int, high: int) -> Iterator[tuple[int, int, int]]:
         yield from _cuts(middle, high)
 
 
-def _lowest_terms(weights: Sequence[int]) -> tuple[int, ...]:
+def lowest_terms(weights: Sequence[int]) -> tuple[int, ...]:
+    """The smallest whole numbers of the same ratios. InputError for what cannot be weights."""
     if min(weights) < 0 or not any(weights):
         raise InputError(f"weights: none below 0 and one above it expected, {list(weights)} found")
     divisor = math.gcd(*weights)

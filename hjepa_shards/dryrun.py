@@ -59,10 +59,10 @@ def forecast(mixture: Mixture, *, epochs: int, global_batch: int, ranks: int = 1
     plan = mixture.make_plan(seed=0)  # the seed permutes samples; the counts do not depend on it
     steps = plan.num_steps(epochs, global_batch)
     total = steps * global_batch
-    draws = plan.segment.counts([total])[0].tolist()
+    draws = plan.counts(total)
     entries = []
     for entry, manifest, weight, drawn in zip(mixture.entries, mixture.manifests, mixture.weights, draws, strict=True):
-        share = weight / sum(mixture.weights)
+        share = drawn / total if mixture.staircase else weight / sum(mixture.weights)
         num_bytes = int(manifest.shard_bytes.sum())
         lanes, window = mixture.config.order.lanes, mixture.config.order.window
         open_shards = (

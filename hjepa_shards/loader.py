@@ -9,24 +9,25 @@ of the same window. The replacement is a function of position and bytes alone; `
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hjepa_shards.crop import AugmentationConfig, central_crops, random_crops
+from hjepa_shards.batch import Batch
+from hjepa_shards.counting import exact_weights
+from hjepa_shards.crop import AugmentationConfig, random_crops
 from hjepa_shards.decode import crop_into
 from hjepa_shards.errors import InputError, TooMuchDamage
-from hjepa_shards.manifest import load_manifest
 from hjepa_shards.mixture import Mixture
 from hjepa_shards.plan import Plan, Planned, add_proofs, order_proof, slice_size
 from hjepa_shards.reader import DAMAGE, Located, SampleReader
+from hjepa_shards.stages import LoaderStats, SourceShare, StageTimes, lap
 from hjepa_shards.state import load_state, resume, state_dict
 from hjepa_shards.store import LocalStore
 from hjepa_shards.threads import num_cores
@@ -39,30 +40,6 @@ _MAX_REPORTED = 1000
 """Damaged samples of an entry that a state lists."""
 _DAMAGE_SHARE, _DAMAGE_LEAST = 1e-3, 10
 """A run stops when more than this share of an entry (and at least so many samples) turns out damaged."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """One rank's part of a global batch, n images.
-
-    The arrays live in the loader's ring of buffers and are valid until the next batch is asked for.
-    """
-
-    images: NDArray[np.uint8]
-    """[n, R, R, 3], RGB"""
-    labels: NDArray[np.int64]
-    entries: NDArray[np.int64]
-    """Index into the mixture's entries, which are sorted by name."""
-    samples: NDArray[np.int64]
-    """Delivered sample of its entry, in manifest order."""
-    positions: NDArray[np.int64]
-    valid: NDArray[np.bool_]
-    """False where a row only fills the batch up (evaluation)."""
-    position: int
-    """First position of the global batch."""
-    next_position: int
-    proof: int
-    """This rank's share of the order proof up to next_position; the ranks' shares add up."""
 
 
 @final
@@ -90,11 +67,15 @@ class Loader:
         self._rank, self._world, self._global_batch = rank, world, global_batch
         self._image_size, self._augmentation = image_size, augmentation
         self._position, self._proof = position, proof
-        self._first = (position, proof)
+        self._first = self._last = (position, proof)
+        """Where this loader began; where the batch ends that was delivered last."""
         num = slice_size(global_batch, world)
         shape = (num, image_size, image_size, 3)
         self._ring = deque(np.empty(shape, np.uint8) for _ in range(_PREFETCH + 1))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hjepa-decode")
+        self._times, self._threads = StageTimes(), threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hjepa-decode", initializer=self._times.enroll)
+        self._images = self._bytes = 0
+        self._waited_s = 0.0
         self._plan_lock = threading.Lock()  # the plan keeps a few windows; threads ask it for replacements
         self._pending: deque[_Pending] = deque()
 
@@ -106,8 +87,10 @@ class Loader:
         while len(self._pending) < _PREFETCH:
             self._prepare()
         pending = self._pending.popleft()
+        began = time.perf_counter()
         for future in pending.tasks:
             future.result()
+        self._waited_s += time.perf_counter() - began
         self._prepare_behind(pending)
         return self._deliver(pending)
 
@@ -116,6 +99,47 @@ class Loader:
         position, proof = (batch.next_position, batch.proof) if batch else self._first
         damaged = {name: sorted(samples)[:_MAX_REPORTED] for name, samples in self.damaged.items()}
         return state_dict(self.plan, position, proof, damaged)
+
+    def set_weights(self, weights: Mapping[str, float], *, after: Batch | None = None) -> None:
+        """Draw by other weights from the first position behind `after` on (None: the batch delivered last).
+
+        weights: of every entry, in any unit; one of weight 0 rests. Every rank makes the same call at the same step.
+        Batches delivered behind `after`, into a prefetcher say, come again under the new weights: drop them there.
+        InputError for other names, wrong numbers, and for a mixture whose weights follow epochs.
+        """
+        names = [entry.name for entry in self.plan.entries]
+        if sorted(weights) != names:
+            raise InputError(f"weights: one for each of {', '.join(names)} expected, {', '.join(weights)} found")
+        position, proof = (after.next_position, after.proof) if after else self._last
+        if position < self.plan.segment.start:
+            raise InputError(f"weights: were set at position {self.plan.segment.start}, behind this batch")
+        plan = self.plan.reweighed(position, exact_weights([weights[name] for name in names]))
+        self._drop_pending()
+        self.plan = plan
+        self._position, self._proof = self._last = position, proof
+
+    def stats(self) -> LoaderStats:
+        """What the threads did since this loader was opened, and what the run has had of each entry."""
+        position, _ = self._last
+        draws, weights = self.plan.counts(position), self.plan.segment_at(position).weights
+        return LoaderStats(
+            seconds=self._times.passed_s(),
+            images=self._images,
+            num_bytes=self._bytes,
+            threads=self._threads,
+            stages=self._times.totals(),
+            waited_s=self._waited_s,
+            sources={
+                entry.name: SourceShare(
+                    draws=drawn,
+                    share=drawn / max(1, sum(draws)),
+                    target=weight / sum(weights),
+                    passes=drawn / entry.num_samples,
+                    damaged=len(self.damaged.get(entry.name, ())),
+                )
+                for entry, drawn, weight in zip(self.plan.entries, draws, weights, strict=True)
+            },
+        )
 
     def close(self) -> None:
         """Stop the threads and close the shards."""
@@ -150,8 +174,18 @@ class Loader:
             self._prepare()
         self._ring.append(delivered.images)
 
+    def _drop_pending(self) -> None:
+        """Give up what is being prepared; its buffers are filled first."""
+        for pending in reversed(self._pending):
+            for task in pending.tasks:
+                task.cancel()
+            wait(pending.tasks)
+            self._ring.appendleft(pending.images)
+        self._pending.clear()
+
     def _fill(self, pending: "_Pending", start: int, stop: int) -> None:
         """Read, decode and crop samples [start, stop) of a batch."""
+        lap("idle")
         planned = pending.planned
         good: list[tuple[int, Located, NDArray[np.uint8]]] = []
         for i in range(start, stop):
@@ -165,8 +199,10 @@ class Loader:
             np.array([located.height for _, located, _ in good], np.int64),
             self._augmentation,
         )
-        for (i, _, pixels), crop in zip(good, crops, strict=True):
+        for (i, located, pixels), crop in zip(good, crops, strict=True):
             crop_into(pending.images[i], pixels, crop)
+            pending.num_bytes[i] = located.num_bytes
+        lap("resize")
 
     def _first_good(self, pending: "_Pending", i: int) -> tuple[int, Located, NDArray[np.uint8]]:
         """Sample i of the batch, or the first of its replacements that is not damaged."""
@@ -195,6 +231,8 @@ class Loader:
         self._report(pending.damage)
         names = [self.plan.entries[entry].name for entry in planned.source]
         self._proof = add_proofs(self._proof, order_proof(planned.position, names, pending.samples))
+        self._last = (pending.position + self._global_batch, self._proof)
+        self._images, self._bytes = self._images + pending.num, self._bytes + int(pending.num_bytes.sum())
         return Batch(
             images=pending.images,
             labels=pending.labels,
@@ -231,12 +269,14 @@ class _Pending:
     num: int
     labels: NDArray[np.int64] = field(init=False)
     samples: NDArray[np.int64] = field(init=False)
+    num_bytes: NDArray[np.int64] = field(init=False)
     damage: list[tuple[str, int, str]] = field(default_factory=list)
     tasks: list[Future[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.labels = np.empty(self.num, np.int64)
         self.samples = np.empty(self.num, np.int64)
+        self.num_bytes = np.empty(self.num, np.int64)
 
 
 def open_loader(
@@ -278,61 +318,3 @@ def open_loader(
         augmentation=mixture.config.augmentation,
         threads=mixture.config.threads or num_cores(),
     )
-
-
-def read_split(
-    folder: Path,
-    *,
-    image_size: int,
-    batch: int,
-    crop_share: float = 1.0,
-    limit: int | None = None,
-    rank: int = 0,
-    world: int = 1,
-    threads: int = 0,
-) -> Iterator[Batch]:
-    """A split once, in manifest order, for evaluation: central square crops, resized to [n, R, R, 3].
-
-    limit: only the first samples. Rank r of R takes samples [rN/R, (r+1)N/R); all ranks give the same number of
-    batches, padded with `valid` False. A damaged sample stops it: an evaluation is not to be approximate.
-    """
-    manifest = load_manifest(folder)
-    num = min(manifest.num_samples, limit or manifest.num_samples)
-    start, stop = rank * num // world, (rank + 1) * num // world
-    most = -(-num // world)
-    if batch < 1:
-        raise InputError(f"batch: a positive number expected, {batch} found")
-    with (
-        closing(SampleReader(LocalStore(folder, manifest), manifest)) as reader,
-        ThreadPoolExecutor(threads or num_cores(), thread_name_prefix="hjepa-decode") as pool,
-    ):
-        for first in range(start, start + most, batch):
-            samples = np.arange(first, min(first + batch, start + most))
-            valid = samples < stop
-            samples = np.where(valid, samples, start)
-            images = np.empty((len(samples), image_size, image_size, 3), np.uint8)
-            labels = list(
-                pool.map(
-                    lambda job: _centre(reader, job[0], job[1], crop_share),
-                    zip(samples.tolist(), images, strict=True),
-                )
-            )
-            yield Batch(
-                images=images,
-                labels=np.array(labels, np.int64),
-                entries=np.zeros(len(samples), np.int64),
-                samples=samples,
-                positions=samples,
-                valid=valid,
-                position=first,
-                next_position=first + len(samples),
-                proof=0,
-            )
-
-
-def _centre(reader: SampleReader, sample: int, slot: NDArray[np.uint8], crop_share: float) -> int:
-    """Decode one sample into its slot; returns its label."""
-    located = reader.locate(sample)
-    size = (np.array([located.width]), np.array([located.height]))
-    crop_into(slot, reader.pixels(located), central_crops(*size, share=crop_share)[0])
-    return located.label

@@ -308,7 +308,7 @@ def _entry(source: SourceConfig) -> str:
     parts = [f"name: {source.name}"]
     parts += [f"split: {source.split}"] * (source.split != "train")
     parts += [f"entry: {source.entry}"] * (source.entry is not None)
-    parts += [f"weight: {_number(source.weight)}"] if source.weight is not None else []
+    parts += [f"weight: {_number(source.first_weight)}"] if source.first_weight is not None else []
     return ", ".join(parts)
 
 

@@ -11,7 +11,8 @@ each sample exactly once.
 """
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from hjepa_shards.crop import AugmentationConfig
 from hjepa_shards.errors import InputError
 from hjepa_shards.manifest import FILE_NAME, Manifest, load_manifest
 from hjepa_shards.plan import Entry, OrderSettings, Plan
+from hjepa_shards.staircase import Staircase, make_staircase
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
@@ -34,17 +36,28 @@ class SourceConfig(Strict):
     name: str = Field(pattern=_NAME)
     """A built source: a folder under `root`."""
     split: str = Field(default="train", pattern=_NAME)
-    weight: float | None = Field(default=None, ge=0)
-    """Share of the draws, in any unit; only for `strategy: weighted`, where it is required."""
+    weight: float | dict[float, float] | None = None
+    """Share of the draws, in any unit; only for `strategy: weighted`, where it is required.
+
+    {0: .1, 100: .9} follows epochs (staircase.py).
+    """
     entry: str | None = Field(default=None, pattern=_NAME)
     """Its name in the mixture; by default the source, or source-split where the split is not `train`."""
 
     @field_validator("weight", mode="before")
     @classmethod
-    def _one_number(cls, weight: Any) -> Any:
-        if isinstance(weight, list | dict | bool):
-            raise ValueError(f"a weight is one number, {type(weight).__name__} found; weights do not follow epochs")
-        return weight
+    def _numbers(cls, weight: Any) -> Any:
+        try:
+            if isinstance(weight, dict) and weight:
+                return {_at_least_0(epoch): _at_least_0(value) for epoch, value in weight.items()}
+            return None if weight is None else _at_least_0(weight)
+        except (TypeError, ValueError) as error:
+            raise ValueError("a number of at least 0, or such numbers by epoch ({0: .1, 100: .9}) expected") from error
+
+    @property
+    def first_weight(self) -> float | None:
+        """The weight at the start."""
+        return self.weight[min(self.weight)] if isinstance(self.weight, Mapping) else self.weight
 
     @property
     def entry_name(self) -> str:
@@ -57,7 +70,7 @@ class DataConfig(Strict):
     root: str
     """Folder of the built shards: <root>/<source>/<split>/manifest.json."""
     strategy: Literal["weighted", "balanced", "concat"]
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    sources: tuple[SourceConfig, ...]
     epoch_samples: int | None = Field(default=None, ge=1)
     """Positions in an epoch; by default all sizes together, for `balanced` sources × the largest size."""
     image_size: int = Field(default=224, ge=1)
@@ -70,6 +83,13 @@ class DataConfig(Strict):
     threads: int = Field(default=0, ge=0)
     """Decoding threads; 0 is one a core."""
 
+    @field_validator("sources")
+    @classmethod
+    def _not_empty(cls, sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        if not sources:
+            raise ValueError("at least one source expected")
+        return sources
+
     @model_validator(mode="after")
     def _weights_fit_the_strategy(self) -> "DataConfig":
         given = [source.entry_name for source in self.sources if source.weight is not None]
@@ -78,8 +98,8 @@ class DataConfig(Strict):
             raise ValueError(f"`strategy: weighted` needs a weight for {', '.join(missing)}; or use `balanced`")
         if self.strategy != "weighted" and given:
             raise ValueError(f"`strategy: {self.strategy}` takes no weights, some found for {', '.join(given)}")
-        if self.strategy == "weighted":
-            _given_weights(self.sources)
+        if self.strategy == "weighted" and not make_staircase(_written(self.sources), 1):
+            _weights("weighted", self.sources, ())
         return self
 
     @model_validator(mode="after")
@@ -100,12 +120,26 @@ class Mixture:
     manifests: tuple[Manifest, ...]
     folders: tuple[Path, ...]
     weights: tuple[int, ...]
-    """In lowest terms."""
+    """In lowest terms, at the start of a run."""
     epoch_samples: int
+    staircase: Staircase | None
+    """Where weights follow epochs."""
 
     def make_plan(self, seed: int) -> Plan:
         """The plan of a run from its first position on."""
-        return Plan(self.entries, seed, self.config.order, first_segment(self.weights), self.epoch_samples)
+        segment = first_segment(self.weights)
+        return Plan(self.entries, seed, self.config.order, segment, self.epoch_samples, self.staircase)
+
+    def weights_at(self, position: int) -> tuple[int, ...]:
+        """In lowest terms."""
+        return self.staircase.weights(position) if self.staircase else self.weights
+
+
+def _at_least_0(value: Any) -> float:
+    number = float(value)
+    if isinstance(value, bool) or not 0 <= number < math.inf:
+        raise ValueError
+    return number
 
 
 def load_mixture_file(path: Path) -> Mixture:
@@ -126,7 +160,8 @@ def load_mixture(config: DataConfig, where: str) -> Mixture:
         if manifest.num_samples == 0:
             raise InputError(f"{where}: {source.entry_name} has no samples; take it out of the mixture")
     sizes = [manifest.num_samples for manifest in manifests]
-    epoch_samples = len(sizes) * max(sizes) if config.strategy == "balanced" else sum(sizes)
+    epoch_samples = config.epoch_samples or (len(sizes) * max(sizes) if config.strategy == "balanced" else sum(sizes))
+    staircase = make_staircase(_written(sources), epoch_samples)
     return Mixture(
         config=config,
         entries=tuple(
@@ -140,8 +175,9 @@ def load_mixture(config: DataConfig, where: str) -> Mixture:
         ),
         manifests=tuple(manifests),
         folders=tuple(folders),
-        weights=_weights(config.strategy, sources, sizes),
-        epoch_samples=config.epoch_samples or epoch_samples,
+        weights=staircase.weights(0) if staircase else _weights(config.strategy, sources, sizes),
+        epoch_samples=epoch_samples,
+        staircase=staircase,
     )
 
 
@@ -150,11 +186,11 @@ def _weights(strategy: str, sources: Sequence[SourceConfig], sizes: Sequence[int
         return (1,) * len(sizes)
     if strategy == "concat":
         return exact_weights(sizes)
-    return _given_weights(sources)
+    return exact_weights([weight for weight in _written(sources) if not isinstance(weight, Mapping)])
 
 
-def _given_weights(sources: Sequence[SourceConfig]) -> tuple[int, ...]:
-    return exact_weights([source.weight for source in sources if source.weight is not None])
+def _written(sources: Sequence[SourceConfig]) -> list[float | Mapping[float, float]]:
+    return [source.weight for source in sources if source.weight is not None]
 
 
 def _advice(root: Path, source: SourceConfig, built: list[str]) -> str:

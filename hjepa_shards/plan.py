@@ -10,8 +10,9 @@ slices of consecutive places of it, not every R-th place: with striding, the per
 with R, and a rank's share of a source was wrong by up to 92 points.
 """
 
+import bisect
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -22,6 +23,10 @@ from hjepa_shards.counting import Segment
 from hjepa_shards.errors import InputError
 from hjepa_shards.permutation import Entry, EntryOrder, OrderSettings
 from hjepa_shards.rng import derive_key
+from hjepa_shards.staircase import STAIR, Staircase
+
+Written = tuple[int | tuple[tuple[str, str], ...], ...]
+"""Weights as the configuration has them, one an entry: whole numbers in lowest terms, or knots of a staircase."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,8 +62,16 @@ class Plan:
     """The order of samples from `segment.start` on."""
 
     def __init__(
-        self, entries: Sequence[Entry], seed: int, order: OrderSettings, segment: Segment, epoch_samples: int
+        self,
+        entries: Sequence[Entry],
+        seed: int,
+        order: OrderSettings,
+        segment: Segment,
+        epoch_samples: int,
+        staircase: Staircase | None = None,
+        written: Written | None = None,
     ) -> None:
+        """segment: the first; a staircase cuts the others. written: None where it is the first that was written."""
         names = [entry.name for entry in entries]
         assert names == sorted(set(names))
         assert len(names) == len(segment.weights)
@@ -67,23 +80,50 @@ class Plan:
         self.order = order
         self.segment = segment
         self.epoch_samples = epoch_samples
+        self.staircase = staircase
+        self.written: Written = written or (staircase.written() if staircase else segment.weights)
         self._orders = [EntryOrder(entry, seed, order) for entry in entries]
+        self._segments = [segment]
+        self._cut_to = _next_stair(segment.start)
+        """Stairs below this position are in `_segments`."""
 
     def samples(self, start: int, stop: int) -> Planned:
         """The positions [start, stop), in order."""
         if start < self.segment.start or stop < start:
             raise ValueError(f"positions [{start}, {stop}) asked of a plan that starts at {self.segment.start}")
         source, draw, pass_, sample, lane = np.empty((5, stop - start), np.int64)
-        for index, (first, places) in enumerate(self.segment.route(start, stop)):
-            last = first + len(places)
-            drawn = self._orders[index].draws(first, last)
-            source[places] = index
-            draw[places] = np.arange(first, last)
-            pass_[places] = drawn.pass_
-            sample[places] = drawn.sample
-            lane[places] = drawn.lane
+        for segment, begin, end in self._stretches(start, stop):
+            for index, (first, offsets) in enumerate(segment.route(begin, end)):
+                last, places = first + len(offsets), offsets + (begin - start)
+                drawn = self._orders[index].draws(first, last)
+                source[places] = index
+                draw[places] = np.arange(first, last)
+                pass_[places] = drawn.pass_
+                sample[places] = drawn.sample
+                lane[places] = drawn.lane
         position = np.arange(start, stop)
         return Planned(position=position, source=source, draw=draw, pass_=pass_, sample=sample, lane=lane)
+
+    def segment_at(self, position: int) -> Segment:
+        """The segment that `position` is in."""
+        if self.staircase:
+            while self._cut_to <= min(position, self.staircase.end):
+                weights = self.staircase.weights(self._cut_to)
+                if weights != self._segments[-1].weights:
+                    self._segments.append(self._segments[-1].cut(self._cut_to, weights))
+                self._cut_to += STAIR
+        return self._segments[bisect.bisect_right(self._segments, position, key=lambda segment: segment.start) - 1]
+
+    def counts(self, position: int) -> list[int]:
+        """Draws of every entry before `position`."""
+        return self.segment_at(position).counts([position])[0].tolist()
+
+    def _stretches(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int]]:
+        """The positions [start, stop) cut where the weights may change: (segment, first position, end)."""
+        while start < stop:
+            end = min(stop, _next_stair(start)) if self.staircase else stop
+            yield self.segment_at(start), start, end
+            start = end
 
     def global_batch(self, position: int, batch: int) -> Planned:
         """The positions [position, position + batch), by lane, as ranks cut them. The same for any world."""
@@ -102,8 +142,10 @@ class Plan:
 
     def reweighed(self, position: int, weights: Sequence[int]) -> "Plan":
         """The plan from `position` on under other weights, integers in the order of `entries`."""
-        segment = self.segment.cut(position, weights)
-        return Plan(self.entries, self.seed, self.order, segment, self.epoch_samples)
+        if self.staircase:
+            raise InputError("weights that follow epochs cannot be set as well; take the epochs out of data.sources")
+        segment = self.segment_at(position).cut(position, weights)
+        return Plan(self.entries, self.seed, self.order, segment, self.epoch_samples, written=self.written)
 
     def epoch(self, position: int) -> int:
         return position // self.epoch_samples
@@ -111,6 +153,10 @@ class Plan:
     def num_steps(self, num_epochs: int, batch: int) -> int:
         """Global batches that hold `num_epochs` epochs. The last may run into the next; none is short."""
         return -(-num_epochs * self.epoch_samples // batch)
+
+
+def _next_stair(position: int) -> int:
+    return (position // STAIR + 1) * STAIR
 
 
 def lane_order(lane: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hjepa_shards.decode import decode
 from hjepa_shards.errors import ChecksumMismatch, DecodeError, ShardTruncated, SidecarError
 from hjepa_shards.manifest import Manifest
+from hjepa_shards.stages import lap
 from hjepa_shards.store import Store
 
 DAMAGE = (ChecksumMismatch, DecodeError, ShardTruncated, SidecarError)
@@ -35,6 +36,11 @@ class Located:
     @property
     def height(self) -> int:
         return int(self.row["height"])
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the image as it is stored."""
+        return int(self.row["image_bytes"])
 
     @property
     def label(self) -> int:
@@ -65,11 +71,15 @@ class SampleReader:
             int(row["image_crc32"]),
         )
         data = self.store.read(located.shard, offset, num_bytes)
-        if crc32(data) != expected:
+        lap("read")
+        found = crc32(data)
+        if found != expected:
             data = self.store.read(located.shard, offset, num_bytes)
-        if crc32(data) != expected:
+            found = crc32(data)
+        lap("verify")
+        if found != expected:
             raise ChecksumMismatch(
-                f"{self.name}, shard {located.shard}: {num_bytes} bytes at {offset} have crc32 {crc32(data):08x}, "
+                f"{self.name}, shard {located.shard}: {num_bytes} bytes at {offset} have crc32 {found:08x}, "
                 f"{expected:08x} expected; run `hjepa-shards verify`"
             )
         return data
@@ -77,6 +87,7 @@ class SampleReader:
     def pixels(self, located: Located) -> NDArray[np.uint8]:
         """RGB [H, W, 3], upright, as large as the sidecar says."""
         pixels = decode(self.image_bytes(located), int(located.row["colour"]), int(located.row["orientation"]))
+        lap("decode")
         if pixels.shape[:2] != (located.height, located.width):
             raise DecodeError(
                 f"{self.name}, shard {located.shard}: {located.width} x {located.height} pixels expected, "

@@ -34,7 +34,7 @@ def expected_stats(data: DataConfig, manifests: Sequence[Manifest | None]) -> di
     """As `dataset_stats`, with holes for what is not built."""
     sizes = [manifest.num_samples if manifest else None for manifest in manifests]
     epoch = expected_epoch(data, manifests)
-    weights: list[float | None] = [source.weight for source in data.sources]
+    weights: list[float | None] = [source.first_weight for source in data.sources]
     if data.strategy != "weighted":
         weights = [1] * len(sizes) if data.strategy == "balanced" else [*sizes]
     known = [weight for weight in weights if weight is not None]

@@ -25,7 +25,7 @@ from hjepa_shards.counting import MAX_WEIGHT_SUM, Segment
 from hjepa_shards.errors import ResumeMismatch
 from hjepa_shards.manifest import ORDER_VERSION
 from hjepa_shards.mixture import Mixture
-from hjepa_shards.plan import OrderSettings, Plan
+from hjepa_shards.plan import OrderSettings, Plan, Written
 
 FORMAT = 1
 Flag = Literal["--accept-mixture", "--accept-content"]
@@ -59,6 +59,8 @@ class LoaderState(Strict):
     position: NonNegativeInt
     proof: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     """Proof of order of all positions before this one, hex."""
+    weights: Written
+    """What the configuration said; the run may have set others since, those of `segment`."""
     segment: SegmentState
     sources: dict[str, SourceState] = Field(min_length=1)
     damaged: dict[str, tuple[NonNegativeInt, ...]]
@@ -67,7 +69,7 @@ class LoaderState(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "LoaderState":
         segment, num_sources = self.segment, len(self.sources)
-        if {len(segment.weights), len(segment.draws), len(segment.owed)} != {num_sources}:
+        if {len(segment.weights), len(segment.draws), len(segment.owed), len(self.weights)} != {num_sources}:
             raise ValueError(f"segment: {num_sources} weights, draws and owed expected, one a source")
         if not 0 < sum(segment.weights) <= MAX_WEIGHT_SUM:
             raise ValueError(f"segment: weights that sum to 1..{MAX_WEIGHT_SUM} expected")
@@ -98,7 +100,8 @@ def state_dict(plan: Plan, position: int, proof: int, damaged: Mapping[str, Iter
         order=plan.order,
         position=position,
         proof=f"{proof:032x}",
-        segment=SegmentState(**dataclasses.asdict(plan.segment)),
+        weights=plan.written,
+        segment=SegmentState(**dataclasses.asdict(plan.segment_at(position))),
         sources={
             entry.name: SourceState(
                 order_digest=entry.order_digest,
@@ -145,7 +148,8 @@ def resume(
         for index, entry in enumerate(mixture.entries)
     )
     segment = _next_segment(state, mixture) if changed else _segment(state)
-    return Plan(entries, seed, mixture.config.order, segment, mixture.epoch_samples)
+    written = _written(mixture)
+    return Plan(entries, seed, mixture.config.order, segment, mixture.epoch_samples, mixture.staircase, written)
 
 
 def differences(state: LoaderState, mixture: Mixture, seed: int) -> list[Difference]:
@@ -159,7 +163,7 @@ def differences(state: LoaderState, mixture: Mixture, seed: int) -> list[Differe
         ("order", state.order.model_dump(), order.model_dump(), "--accept-mixture"),
     ]
     if sorted(state.sources) == list(now):
-        before, after = (dict(zip(now, w, strict=True)) for w in (state.segment.weights, mixture.weights))
+        before, after = (dict(zip(now, w, strict=True)) for w in (state.weights, _written(mixture)))
         rows.append(("weights", before, after, "--accept-mixture"))
     for name in sorted(state.sources.keys() & now.keys()):
         old, new = state.sources[name], now[name]
@@ -180,12 +184,21 @@ def _segment(state: LoaderState) -> Segment:
 
 
 def _next_segment(state: LoaderState, mixture: Mixture) -> Segment:
-    """A segment that starts at the state's position with the weights and entries of today."""
+    """A segment that starts at the state's position with the weights and entries of today.
+
+    Weights that were set during the run stay where the configuration's are what they were.
+    """
     old_names = sorted(state.sources)
     origin = [old_names.index(entry.name) if entry.name in state.sources else None for entry in mixture.entries]
-    segment = _segment(state).rearranged(state.position, mixture.weights, origin)
+    stay = state.weights == _written(mixture) and not mixture.staircase and origin == list(range(len(old_names)))
+    weights = state.segment.weights if stay else mixture.weights_at(state.position)
+    segment = _segment(state).rearranged(state.position, weights, origin)
     draws = tuple(0 if _restarts(state, mixture, index) else count for index, count in enumerate(segment.draws))
     return dataclasses.replace(segment, draws=draws)
+
+
+def _written(mixture: Mixture) -> Written:
+    return mixture.staircase.written() if mixture.staircase else mixture.weights
 
 
 def _generation(state: LoaderState, mixture: Mixture, index: int) -> int:

@@ -61,17 +61,16 @@ class Stopwatch:
 
 def source_rows(plan: Plan, position: int, losses: Sequence[float | None]) -> dict[str, dict[str, Any]]:
     """Per source: images so far, their share beside the one asked for, passes, and the loss since the last line."""
-    counts = plan.segment.counts([position])[0].tolist()
-    total_weight = sum(plan.segment.weights)
+    counts, weights = plan.counts(position), plan.segment_at(position).weights
     return {
         entry.name: {
             "count": count,
             "share": count / max(1, sum(counts)),
-            "target": weight / total_weight,
+            "target": weight / sum(weights),
             "passes": count / entry.num_samples,
             "loss": loss,
         }
-        for entry, count, weight, loss in zip(plan.entries, counts, plan.segment.weights, losses, strict=True)
+        for entry, count, weight, loss in zip(plan.entries, counts, weights, losses, strict=True)
     }
 
 

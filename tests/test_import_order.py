@@ -16,10 +16,11 @@ _ORDER = {
         "sources.places365 sources.coco sources.offline sources.stl10 sources.remote sources.inflate "
         "sources.tar_patterns sources.archives sources.captions sources.split_words sources.tar_table "
         "sources.webdataset sources.caption_lists sources.image_text sources writer blueprint tasks cluster merge "
-        "build index verify repair counting permutation plan crop mixture state store decode contents reader "
-        "perceptual hamming fingerprints duplicates loader dryrun shares mixfile download rawcheck terminal charts "
-        "survey pictures copies leftout report capacity doctor commands commands.tables commands.making "
-        "commands.checking commands.fetching commands.showing commands.reporting commands.machine cli "
+        "build index verify repair counting staircase permutation plan crop mixture state stages store decode "
+        "contents reader perceptual hamming fingerprints duplicates batch loader evaluation dryrun shares mixfile "
+        "download rawcheck terminal charts survey pictures copies leftout report capacity doctor commands "
+        "commands.tables commands.making commands.checking commands.fetching commands.showing commands.reporting "
+        "commands.machine cli "
     ),
     "hjepa_train": (
         "distributed draws schedules layers backbones.base backbones.vit backbones masks augment anticollapse metrics "

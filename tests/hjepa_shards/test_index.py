@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from hjepa_shards.errors import InputError, ShardError
+from hjepa_shards.evaluation import read_split
 from hjepa_shards.index import index_tars
-from hjepa_shards.loader import read_split
 from hjepa_shards.sidecar import Sidecar
 from hjepa_shards.verify import verify
 from tests.hjepa_shards.test_images import saved, scene

@@ -13,10 +13,12 @@ import pytest
 
 from hjepa_shards import loader as loader_module
 from hjepa_shards import store as store_module
+from hjepa_shards.batch import Batch
 from hjepa_shards.config import parse
 from hjepa_shards.crop import random_crops
 from hjepa_shards.errors import ChecksumMismatch, InputError, ShardError, TooMuchDamage
-from hjepa_shards.loader import Loader, open_loader, read_split
+from hjepa_shards.evaluation import read_split
+from hjepa_shards.loader import Loader, open_loader
 from hjepa_shards.manifest import load_manifest
 from hjepa_shards.mixture import DataConfig, Mixture, load_mixture
 from hjepa_shards.reader import SampleReader
@@ -95,6 +97,75 @@ def test_the_state_is_that_of_the_batch_however_far_the_threads_are(shards: Path
             next(loader)
     assert len(set(states)) == 1
     assert json.loads(states[0])["position"] == 8
+
+
+# ---- weights in flight
+
+
+def sources_of(batch: Batch) -> list[int]:
+    return np.bincount(batch.entries, minlength=3).tolist()
+
+
+def test_weights_that_are_set_rule_behind_the_batch_in_hand(shards: Path) -> None:
+    mixture = mix(shards)
+    first = mixture.make_plan(5)
+    changed = first.reweighed(24, (0, 3, 1))
+    with open_loader(mixture, seed=5, global_batch=12) as loader:
+        next(loader)
+        held = next(loader)
+        kept = held.images.copy()
+        loader.set_weights({"digits": 0, "photos": 0.75, "scattered": 0.25})
+        assert np.array_equal(held.images, kept)
+        for start in (24, 36, 48):
+            batch = next(loader)
+            assert (batch.position, batch.samples.tolist()) == (
+                start,
+                changed.samples(start, start + 12).sample.tolist(),
+            )
+            assert sources_of(batch) == [0, 9, 3]
+        state = loader.state_dict(batch)
+        expected = delivered_by(loader, 2)
+    with open_loader(mixture, seed=5, global_batch=12, state=state) as loader:
+        assert delivered_by(loader, 2) == expected
+        loader.set_weights({"digits": 5, "photos": 2, "scattered": 3})
+
+
+def test_the_same_weights_set_anywhere_change_nothing(shards: Path) -> None:
+    """Also from a batch that a prefetcher left behind: what it had come again."""
+    mixture = mix(shards)
+    with open_loader(mixture, seed=5, global_batch=12) as loader:
+        expected = delivered_by(loader, 9)
+    with open_loader(mixture, seed=5, global_batch=12) as loader:
+        found = []
+        loader.set_weights({"digits": 0.5, "photos": 0.2, "scattered": 0.3})
+        for _ in range(3):
+            batches = [next(loader) for _ in range(3)]
+            found.append(batches[0])
+            loader.set_weights({"digits": 5, "photos": 2, "scattered": 3}, after=batches[0])
+        assert [batch.proof for batch in found] == [row[1] for row in expected[:3]]
+        assert delivered_by(loader, 6) == expected[3:]
+
+
+def delivered_by(loader: Loader, num: int) -> list[tuple[int, int, list[int], bytes]]:
+    return [(b.position, b.proof, b.samples.tolist(), b.images.tobytes()) for b in islice(loader, num)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({"digits": 1}, "one for each of digits, photos, scattered expected, digits found"),
+        ({"digits": 1, "photos": -1, "scattered": 1}, "at least 0 expected"),
+        ({"digits": 0, "photos": 0, "scattered": 0}, "at least one above 0"),
+    ],
+)
+def test_wrong_weights_change_nothing(shards: Path, weights: dict[str, float], said: str) -> None:
+    with open_loader(mix(shards), seed=5, global_batch=12) as loader:
+        expected = delivered_by(loader, 3)
+    with open_loader(mix(shards), seed=5, global_batch=12) as loader:
+        found = delivered_by(loader, 1)
+        with pytest.raises(InputError, match=said):
+            loader.set_weights(weights)
+        assert found + delivered_by(loader, 2) == expected
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused(shards: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from hjepa_shards.config import parse
-from hjepa_shards.loader import read_split
+from hjepa_shards.evaluation import read_split
 from hjepa_shards.mixfile import SCALES, parse_source, write_mixture
 from hjepa_shards.mixture import DataConfig, load_mixture_file
 from hjepa_shards.shares import dataset_stats
@@ -154,7 +154,7 @@ def test_a_run_is_long_enough_for_its_target_network_and_named_after_its_file(sh
         (["--source", "digits"], ["digits=0.5", "--strategy balanced"]),
         (["--source", "digits=many"], ["digits=many", "a number expected", "'many'"]),
         (["--source", "digits="], ["a number expected"]),
-        (["--source", "digits=nan"], ["digits=nan", "finite"]),
+        (["--source", "digits=nan"], ["digits=nan", "a number of at least 0"]),
         (["--source", "digits=-1"], ["digits=-1", "-1"]),
         (["--source", "digits=0"], ["above 0"]),
         (["--source", "=1"], ["--source =1", "name"]),

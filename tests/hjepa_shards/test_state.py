@@ -59,6 +59,7 @@ def test_a_state_is_plain_json_with_exactly_the_promised_fields(root: Path) -> N
         "order": {"lanes": 1, "window": 16, "shuffle": "window"},
         "position": 25,
         "proof": "000000000000000000000000000000ff",
+        "weights": [6, 3, 1],
         "segment": {
             "start": 10,
             "weights": [1, 1, 2],
@@ -138,6 +139,19 @@ def test_other_weights_start_a_segment_when_accepted(root: Path) -> None:
     assert rows(again.samples(30, 300)) == rows(plan.reweighed(30, (1, 1, 2)).samples(30, 300))
     assert [entry.generation for entry in again.entries] == [0, 0, 0]
     assert differences(saved(again, 40), changed, SEED) == []
+
+
+def test_weights_that_were_set_during_a_run_go_on(root: Path) -> None:
+    plan = mix(root).make_plan(SEED).reweighed(20, (1, 1, 2))
+    assert differences(saved(plan, 30), mix(root), SEED) == []
+    again = resume(saved(plan, 30), mix(root), SEED)
+    assert rows(again.samples(30, 300)) == rows(plan.samples(30, 300))
+    assert differences(saved(again, 60), mix(root), SEED) == []
+    # something else is accepted: they stay; other weights in the configuration are those of today
+    other_order = resume(saved(plan, 30), mix(root, order={"lanes": 2}), SEED, accept_mixture=True)
+    assert other_order.segment.weights == (1, 1, 2)
+    written = resume(saved(plan, 30), mix(root, {"a": 1, "b": 2, "c": 1}), SEED, accept_mixture=True)
+    assert written.segment.weights == (1, 2, 1)
 
 
 def test_other_pixels_go_on_in_the_same_order_when_accepted(root: Path) -> None:

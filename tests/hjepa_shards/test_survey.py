@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hjepa_shards.evaluation import read_split
 from hjepa_shards.index import index_tars
-from hjepa_shards.loader import read_split
 from hjepa_shards.manifest import load_manifest
 from hjepa_shards.survey import Survey, counts_by, thumbnail
 from tests.hjepa_shards.test_verify import flip

@@ -1,0 +1,30 @@
+"""A batch as it is delivered."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """One rank's part of a global batch, n images.
+
+    The arrays live in the loader's ring of buffers and are valid until the next batch is asked for.
+    """
+
+    images: NDArray[np.uint8]
+    """[n, R, R, 3], RGB"""
+    labels: NDArray[np.int64]
+    entries: NDArray[np.int64]
+    """Index into the mixture's entries, which are sorted by name."""
+    samples: NDArray[np.int64]
+    """Delivered sample of its entry, in manifest order."""
+    positions: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+    """False where a row only fills the batch up (evaluation)."""
+    position: int
+    """First position of the global batch."""
+    next_position: int
+    proof: int
+    """This rank's share of the order proof up to next_position; the ranks' shares add up."""
