@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from hjepa_shards.errors import InputError
 from hjepa_shards.mixture import Mixture
-from hjepa_shards.plan import slice_size
+from hjepa_shards.plan import add_proofs, order_proof, slice_size
+
+_PROVED_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +94,16 @@ def forecast(mixture: Mixture, *, epochs: int, global_batch: int, ranks: int = 1
         entries=tuple(entries),
         warnings=tuple(_warnings(mixture, entries, epochs, ranks)),
     )
+
+
+def planned_proof(mixture: Mixture, *, seed: int, samples: int) -> int:
+    """The order proof of the first `samples` images of a run in which none is damaged. About 2 µs an image."""
+    plan, proof = mixture.make_plan(seed), 0
+    names = [entry.name for entry in plan.entries]
+    for start in range(0, samples, _PROVED_AT_ONCE):
+        planned = plan.samples(start, min(start + _PROVED_AT_ONCE, samples))
+        proof = add_proofs(proof, order_proof(planned.position, [names[i] for i in planned.source], planned.sample))
+    return proof
 
 
 def _warnings(mixture: Mixture, entries: Sequence[EntryForecast], epochs: int, ranks: int) -> list[str]:

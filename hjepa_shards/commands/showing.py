@@ -9,7 +9,7 @@ from rich.table import Table
 
 from hjepa_shards.commands.tables import print_manifests, print_remarks, splits_below
 from hjepa_shards.config import load_yaml
-from hjepa_shards.dryrun import Forecast, forecast
+from hjepa_shards.dryrun import Forecast, forecast, planned_proof
 from hjepa_shards.errors import InputError
 from hjepa_shards.manifest import Manifest, load_manifest
 from hjepa_shards.mixture import Mixture, load_mixture_file
@@ -51,24 +51,44 @@ def plan_command(
     epochs: Annotated[int | None, typer.Option(help="[default: training.epochs, or 1]")] = None,
     global_batch: Annotated[int | None, typer.Option(help="[default: training.global_batch, or 256]")] = None,
     ranks: Annotated[int, typer.Option(help="processes that share a global batch")] = 1,
+    proof: Annotated[int | None, typer.Option(help="print the order proof after so many images", min=0)] = None,
+    expect: Annotated[
+        str | None, typer.Option(help="with --proof: the proof that a run reported; exit code 1 where it is another")
+    ] = None,
 ) -> None:
     """What a run will see, before it starts: steps, and samples, passes, repeats, never seen by source."""
     mixture = load_mixture_file(config)
+    if proof is not None or expect is not None:
+        return _print_proof(config, mixture, proof, expect)
     if epochs is None:
-        epochs = _training_number(config, "epochs", otherwise=1)
+        epochs = _number(config, "training", "epochs", otherwise=1)
     if global_batch is None:
-        global_batch = _training_number(config, "global_batch", otherwise=256)
+        global_batch = _number(config, "training", "global_batch", otherwise=256)
     if "epochs" not in (load_yaml(config).get("training") or {"epochs": 1}):
         console.print(f"[yellow]note[/yellow] {escape(str(config))}: no training.epochs there: one epoch is planned")
     print_forecast(forecast(mixture, epochs=epochs, global_batch=global_batch, ranks=ranks), mixture)
 
 
-def _training_number(config: Path, key: str, otherwise: int) -> int:
-    """A number of a run's `training` section, which a file for the mixture alone does not have."""
-    training = load_yaml(config).get("training")
-    value = training.get(key, otherwise) if isinstance(training, dict) else otherwise
+def _print_proof(config: Path, mixture: Mixture, samples: int | None, expected: str | None) -> None:
+    if samples is None:
+        raise InputError("--expect: belongs to --proof IMAGES, which is missing")
+    found = f"{planned_proof(mixture, seed=_number(config, 'run', 'seed', otherwise=0), samples=samples):032x}"
+    if expected is None or expected.lower() == found:
+        console.print(f"order proof after {samples:,} images: {found}{' as expected' if expected else ''}")
+        return
+    console.print(
+        f"order proof after {samples:,} images: {expected} reported, {found} planned: another order, other samples, "
+        "another seed, or damaged samples that were replaced"
+    )
+    raise typer.Exit(1)
+
+
+def _number(config: Path, section: str, key: str, otherwise: int) -> int:
+    """A number in a section that a run's file has and one for the mixture alone has not."""
+    content = load_yaml(config).get(section)
+    value = content.get(key, otherwise) if isinstance(content, dict) else otherwise
     if type(value) is not int:
-        raise InputError(f"{config}: training.{key}: a whole number expected, {value!r} found")
+        raise InputError(f"{config}: {section}.{key}: a whole number expected, {value!r} found")
     return value
 
 

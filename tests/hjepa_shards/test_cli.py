@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hjepa_shards.loader import open_loader
 from hjepa_shards.manifest import load_manifest
+from hjepa_shards.mixture import load_mixture_file
 from tests.conftest import Command
 from tests.hjepa_shards.test_build import files_of
 from tests.hjepa_shards.test_verify import flip
@@ -132,6 +134,21 @@ def test_a_plan_of_a_run_that_says_no_epochs_is_of_one(command: Command, shards:
     for training, is_noted in (("", False), ("training: {epochs: 2}", False), ("training: {global_batch: 8}", True)):
         code, out, _ = command("plan", yaml_of(tmp_path, data + training))
         assert (code, note in " ".join(out.split())) == (0, is_noted)
+
+
+def test_a_plan_proves_the_order_that_a_loader_delivers(command: Command, shards: Path, tmp_path: Path) -> None:
+    data = f"{{root: {shards}, strategy: balanced, sources: [{{name: digits}}, {{name: photos}}], image_size: 8}}"
+    config = yaml_of(tmp_path, f"run: {{seed: 7}}\ndata: {data}\n")
+    with open_loader(load_mixture_file(config), seed=7, global_batch=50) as loader:
+        proof = f"{[next(loader) for _ in range(6)][-1].proof:032x}"
+    code, out, _ = command("plan", config, "--proof", 300)
+    assert (code, out) == (0, f"order proof after 300 images: {proof}\n")
+    code, out, _ = command("plan", config, "--proof", 300, "--expect", proof)
+    assert (code, out) == (0, f"order proof after 300 images: {proof} as expected\n")
+    code, out, _ = command("plan", config, "--proof", 299, "--expect", proof)
+    assert code == 1
+    assert f"{proof} reported" in out
+    refused(command("plan", config, "--expect", proof), "--proof IMAGES")
 
 
 def test_a_damaged_manifest_is_one_line(command: Command, split: Path) -> None:
