@@ -12,6 +12,7 @@ from hjepa_shards.mixture import Mixture
 from hjepa_shards.plan import add_proofs, order_proof, slice_size
 
 _PROVED_AT_ONCE = 1 << 16
+_MANY_PASSES = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +117,11 @@ def _warnings(mixture: Mixture, entries: Sequence[EntryForecast], epochs: int, r
                 f"{entry.name}: {entry.never_seen:,} of {entry.samples:,} samples are never seen; give it a larger "
                 "weight or train longer"
             )
-        if entry.passes > 3 * epochs:
+        if entry.passes > _MANY_PASSES:
+            found.append(
+                f"{entry.name} is repeated {entry.passes:,.0f} times in the run; train shorter, or on more images"
+            )
+        elif entry.passes > 3 * epochs:
             found.append(
                 f"{entry.name} is repeated {entry.passes / epochs:.1f} times an epoch; a smaller weight repeats it less"
             )

@@ -208,7 +208,10 @@ class _Template:
         ]
         width = max(40, *(len(line[0]) + 2 for line in self._sources()))
         text = "".join(_commented(line, width) + "\n" for line in lines)
-        return text, (*(f"{entry} is not built yet: {build}" for entry, build in missing.items()), *probe)
+        notes = [f"{entry} is not built yet: {build}" for entry, build in missing.items()]
+        if recipe is not _SMALL:
+            notes.append("this recipe wants a GPU; --image-size 32 writes one for a CPU")
+        return text, (*notes, *probe)
 
     def _pairs(self) -> list[tuple[SourceConfig, Manifest | None]]:
         return list(zip(self.data.sources, self.manifests, strict=True))

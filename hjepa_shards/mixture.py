@@ -25,6 +25,7 @@ from hjepa_shards.crop import AugmentationConfig
 from hjepa_shards.errors import InputError
 from hjepa_shards.manifest import FILE_NAME, Manifest, load_manifest
 from hjepa_shards.plan import Entry, OrderSettings, Plan
+from hjepa_shards.sources import SOURCES
 from hjepa_shards.staircase import Staircase, make_staircase
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -196,9 +197,11 @@ def _written(sources: Sequence[SourceConfig]) -> list[float | Mapping[float, flo
 def _advice(root: Path, source: SourceConfig, built: list[str]) -> str:
     name = f"{source.name}/{source.split}"
     nearest = difflib.get_close_matches(name, built, n=1, cutoff=0.8)
-    if nearest:
+    known = SOURCES.get(source.name)
+    if nearest and known is None:
         return f"did you mean {nearest[0]}?"
-    return f"build it with `hjepa-shards build {source.name} --split {source.split} --raw DIR --out {root}`"
+    raw = " --raw DIR" if known is None or known.layout else ""
+    return f"build it with `hjepa-shards build {source.name} --split {source.split}{raw} --out {root}`"
 
 
 def _folder(root: Path, source: SourceConfig, where: str) -> Path:

@@ -20,7 +20,7 @@ from hjepa_shards.fetch import SILENT, Progress, Watcher, digest_of
 from hjepa_shards.images import opened, to_rgb
 from hjepa_shards.rng import derive_key, permutation
 from hjepa_shards.sample import RawSample
-from hjepa_shards.sources import SOURCES, RawSplit, open_split
+from hjepa_shards.sources import SOURCES, RawSplit, open_split, require_source
 from hjepa_shards.sources.cifar import PUBLISHED_MD5
 from hjepa_shards.sources.tree import entries
 from hjepa_shards.threads import in_threads
@@ -123,8 +123,7 @@ def check_raw_splits(
     raw, classes, list_file: as `open_split` takes them.  deep: decode every image.  workers: threads.
     InputError for an unknown source; a split that cannot be opened says so in its check.
     """
-    if source not in SOURCES:
-        raise InputError(f"source {source!r}: unknown; known: {', '.join(SOURCES)}")
+    require_source(source)
     checks = []
     for split in splits or SOURCES[source].default_splits:
         with tempfile.TemporaryDirectory(prefix="hjepa-verify-raw-") as scratch:

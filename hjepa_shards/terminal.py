@@ -23,6 +23,9 @@ from rich.text import Text
 
 from hjepa_shards.errors import InputError, ShardError
 
+_INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
+
 console = Console(width=None if sys.stdout.isatty() else 140)
 
 
@@ -35,9 +38,17 @@ def run_app(app: typer.Typer) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here (a training run with --resume auto)", file=sys.stderr)
-        raise SystemExit(130) from None
+    except PermissionError as error:  # pathlib asks whether a place is a folder, and raises where it may not look
+        print(f"error: {error.filename}: cannot be read: {error.strerror}; give yourself the right to", file=sys.stderr)
+        raise SystemExit(2) from error
+    except SystemExit as left:
+        if left.code == _INTERRUPTED:
+            print(
+                "interrupted; the same command goes on from here, a training run from its last checkpoint with "
+                "--resume auto",
+                file=sys.stderr,
+            )
+        raise
 
 
 class Advance(Protocol):

@@ -55,6 +55,6 @@ def eval_command(
     test: Annotated[int | None, typer.Option(help="images they are tested on")] = None,
 ) -> None:
     """Probe a run's encoders on frozen features, beside chance, raw pixels, PCA-30 and the untrained encoder."""
-    evaluate(folder, source=source, split=split, bank=bank, test=test)
+    evaluate(folder, source=source, split=split, bank=bank, test=test, say=console.print)
     console.print(as_rich(did_it_learn(read_run(folder))[-1]))
     console.print(f"report  {folder / 'report.md'}")

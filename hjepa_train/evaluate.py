@@ -31,11 +31,17 @@ _PIXELS_SIDE = 32
 
 
 def evaluate(
-    folder: Path, *, source: str | None = None, known_rows: Sequence[dict[str, Any]] = (), **changes: Any
+    folder: Path,
+    *,
+    source: str | None = None,
+    known_rows: Sequence[dict[str, Any]] = (),
+    say: Callable[[str], None] = lambda what: None,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Probe a run's latest checkpoint on a labelled source; also written to evaluation.json and report.md.
 
     known_rows: rows that need no probing, such as the pixels' from another run's evaluation on the same images.
+    say: hears what is being done, some minutes in all.
     changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in report.py.
     """
     config = load_run_config(folder / CONFIG_FILE)
@@ -51,6 +57,7 @@ def evaluate(
     root = Path(config.data.root)
     split = _test_split(root, name, settings.split)
     size = config.data.image_size
+    say(f"reading {settings.bank:,} images of {name} train and {settings.test:,} of {name} {split}")
     bank, bank_labels = _read(root / name / "train", size, settings.bank, settings.crop_share, device)
     test, test_labels = _read(root / name / split, size, settings.test, settings.crop_share, device)
     known = {row["features"] for row in known_rows}
@@ -62,6 +69,12 @@ def evaluate(
             for name, encoder in encoders.items()
         },
     }
+
+    def row(features_name: str, make: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        say(f"probing {features_name}")
+        of_bank, of_test = make()
+        return asdict(probe(features_name, of_bank, bank_labels, of_test, test_labels))
+
     result = {
         "source": name,
         "split": split,
@@ -71,12 +84,7 @@ def evaluate(
         "chance": chance(bank_labels, test_labels),
         "rows": [
             *known_rows,
-            *(
-                asdict(probe(key, of_bank, bank_labels, of_test, test_labels))
-                for key, make in features.items()
-                if key not in known
-                for of_bank, of_test in [make()]
-            ),
+            *(row(key, make) for key, make in features.items() if key not in known),
         ],
     }
     _remember(folder / "evaluation.json", result)

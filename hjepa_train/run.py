@@ -290,6 +290,12 @@ def _checkpoint_to_resume(folder: Path, resume: str | None) -> Path | None:
     if resume == "auto":
         return newest
     if resume is not None:
+        inner = Path(resume) / "checkpoints"
+        if inner.is_dir() or Path(resume).name == "checkpoints":
+            raise InputError(
+                f"--resume {resume}: the folder of one checkpoint expected, that of a run found; say `--resume auto`, "
+                f"or {newest or inner / 'step-...'}"
+            )
         if not Path(resume).is_dir():
             raise InputError(
                 f"--resume {resume}: `auto` or the folder of a checkpoint expected, none found; the latest of "

@@ -1,5 +1,6 @@
 """Commands that show what is there or will be: sources, info, plan."""
 
+import difflib
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,9 @@ from hjepa_shards.manifest import Manifest, load_manifest
 from hjepa_shards.mixture import Mixture, load_mixture_file
 from hjepa_shards.sources import SOURCES
 from hjepa_shards.terminal import console, size
+
+_SECTIONS = ("run", "data", "backbone", "objective", "training", "evaluation", "logging")
+"""Of a run's file. `hjepa-train run` refuses every unknown key in them."""
 
 
 def sources_command() -> None:
@@ -58,6 +62,7 @@ def plan_command(
 ) -> None:
     """What a run will see, before it starts: steps, and samples, passes, repeats, never seen by source."""
     mixture = load_mixture_file(config)
+    _require_known_keys(config)
     if proof is not None or expect is not None:
         return _print_proof(config, mixture, proof, expect)
     if epochs is None:
@@ -67,6 +72,22 @@ def plan_command(
     if "epochs" not in (load_yaml(config).get("training") or {"epochs": 1}):
         console.print(f"[yellow]note[/yellow] {escape(str(config))}: no training.epochs there: one epoch is planned")
     print_forecast(forecast(mixture, epochs=epochs, global_batch=global_batch, ranks=ranks), mixture)
+
+
+def _require_known_keys(config: Path) -> None:
+    """InputError for a section that no run has, and for what may be meant as one of the numbers that are used here."""
+    content = load_yaml(config)
+    if "data" not in content:
+        return
+    training = content.get("training")
+    for where, keys, known, likeness in (
+        ("", content, _SECTIONS, 0.0),
+        ("training.", training if isinstance(training, dict) else {}, ("epochs", "global_batch"), 0.8),
+    ):
+        for key in map(str, keys):
+            near = [] if key in known else difflib.get_close_matches(key, known, n=1, cutoff=likeness)
+            if near:
+                raise InputError(f"{config}: unknown key `{where}{key}`; did you mean `{where}{near[0]}`?")
 
 
 def _print_proof(config: Path, mixture: Mixture, samples: int | None, expected: str | None) -> None:

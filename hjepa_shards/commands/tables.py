@@ -1,6 +1,7 @@
 """What several commands print or look for: built splits below a folder, their table, their remarks."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.markup import escape
@@ -12,8 +13,8 @@ from hjepa_shards.terminal import console, size
 
 
 def splits_below(folders: list[Path]) -> list[Path]:
-    """Every folder with a manifest, here or below. InputError where there is none."""
-    found = [path.parent for folder in folders for path in sorted(folder.glob(f"**/{FILE_NAME}"))]
+    """Every folder with a manifest, here or below. InputError where there is none, or a folder cannot be read."""
+    found = [inner for folder in folders for inner in sorted(_with_manifest(folder))]
     if not found:
         names = ", ".join(str(folder) for folder in folders)
         raise InputError(
@@ -21,6 +22,16 @@ def splits_below(folders: list[Path]) -> list[Path]:
             "for somebody else's tars"
         )
     return found
+
+
+def _with_manifest(folder: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+    for inner, _, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if FILE_NAME in names:
+            yield Path(inner)
 
 
 def print_manifests(found: Iterable[tuple[str | Path, Manifest]]) -> None:

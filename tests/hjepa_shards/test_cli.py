@@ -1,9 +1,12 @@
 """The commands: tables for people; what is wrong is one line on stderr and exit code 2."""
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,9 @@ from hjepa_shards.mixture import load_mixture_file
 from tests.conftest import Command
 from tests.hjepa_shards.test_build import files_of
 from tests.hjepa_shards.test_verify import flip
+
+HJEPA_SHARDS = str(Path(sys.executable).parent / "hjepa-shards")
+POWERLESS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 
 
 def refused(result: tuple[int, str, str], *said: str) -> None:
@@ -134,6 +140,49 @@ def test_a_plan_of_a_run_that_says_no_epochs_is_of_one(command: Command, shards:
     for training, is_noted in (("", False), ("training: {epochs: 2}", False), ("training: {global_batch: 8}", True)):
         code, out, _ = command("plan", yaml_of(tmp_path, data + training))
         assert (code, note in " ".join(out.split())) == (0, is_noted)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("traning: {epochs: 3}", "unknown key `traning`; did you mean `training`?"),
+        ("training: {globl_batch: 64}", "`training.globl_batch`; did you mean `training.global_batch`?"),
+        ("training: {epoch: 3}", "`training.epoch`; did you mean `training.epochs`?"),
+    ],
+)
+def test_a_plan_of_misspelt_numbers_is_refused(
+    command: Command, shards: Path, tmp_path: Path, content: str, said: str
+) -> None:
+    data = f"data: {{root: {shards}, strategy: balanced, sources: [{{name: digits}}]}}"
+    refused(command("plan", yaml_of(tmp_path, f"{data}\n{content}\n")), said)
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path, split: Path) -> None:
+    """By a process without the rights that root has over other people's files."""
+    locked = tmp_path / "locked"
+    (locked / "inner").mkdir(parents=True)
+    locked.chmod(0)
+    try:
+        for arguments in (["build", "folder", "--raw", locked, "--out", tmp_path / "out"], ["verify", tmp_path]):
+            ended = subprocess.run([*POWERLESS, HJEPA_SHARDS, *map(str, arguments)], capture_output=True, text=True)
+            assert (ended.returncode, ended.stdout.strip()) == (2, "")
+            assert re.fullmatch(r"error: .*locked.* cannot be read: Permission denied.*\n", ended.stderr)
+    finally:
+        locked.chmod(0o700)
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [HJEPA_SHARDS, "build", "scattered", "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while not (tmp_path / "scattered").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted; the same command goes on from here" in stderr
+    assert b"Traceback" not in stderr
 
 
 def test_a_plan_proves_the_order_that_a_loader_delivers(command: Command, shards: Path, tmp_path: Path) -> None:

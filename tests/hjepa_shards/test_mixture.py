@@ -99,6 +99,8 @@ def test_a_source_that_is_not_built_is_named_with_what_is_and_the_command(root: 
     assert f"`hjepa-shards build cifar10 --split train --raw DIR --out {root}`" in said
     with pytest.raises(InputError, match=r"did you mean photos/train\?"):
         load(root, "concat", [{"name": "photo"}])
+    with pytest.raises(InputError, match=r"`hjepa-shards build digits --split val --out "):
+        load(root, "concat", [{"name": "digits", "split": "val"}])
     with pytest.raises(InputError, match=r"built under .*/nowhere: nothing"):
         load(root / "nowhere", "concat", [{"name": "photos"}])
 

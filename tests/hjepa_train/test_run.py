@@ -130,6 +130,9 @@ def test_a_folder_with_checkpoints_is_not_overwritten_by_accident(shards: Path, 
         train(config)
     with pytest.raises(InputError, match=r"--resume xyz: `auto` or the folder .* none found; .*checkpoints/step"):
         train(config, resume="xyz")
+    for run_folder in (tmp_path / "tiny", tmp_path / "tiny" / "checkpoints"):
+        with pytest.raises(InputError, match=r"one checkpoint expected, that of a run found; .*auto`, or .*step-0"):
+            train(config, resume=str(run_folder))
 
 
 def test_a_run_without_a_terminal_says_lines(shards: Path, tmp_path: Path) -> None:
