@@ -32,7 +32,8 @@ from hjepa_shards.state import load_state, resume, state_dict
 from hjepa_shards.store import LocalStore
 from hjepa_shards.threads import num_cores
 
-_TASK_SAMPLES = 16
+_TASK_SAMPLES = (8, 64)
+"""Least and most samples of a task: their crops are drawn at once, and every thread should have one."""
 _ATTEMPTS = 16
 _PREFETCH = 2
 """Batches being prepared while the trainer holds one."""
@@ -72,6 +73,8 @@ class Loader:
         num = slice_size(global_batch, world)
         shape = (num, image_size, image_size, 3)
         self._ring = deque(np.empty(shape, np.uint8) for _ in range(_PREFETCH + 1))
+        least, most = _TASK_SAMPLES
+        self._task_samples = max(least, min(most, -(-num // threads)))
         self._times, self._threads = StageTimes(), threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hjepa-decode", initializer=self._times.enroll)
         self._images = self._bytes = 0
@@ -162,8 +165,8 @@ class Loader:
         num = len(planned.position)
         pending = _Pending(position=self._position, planned=planned, images=images, num=num)
         pending.tasks = [
-            self._pool.submit(self._fill, pending, start, min(start + _TASK_SAMPLES, num))
-            for start in range(0, num, _TASK_SAMPLES)
+            self._pool.submit(self._fill, pending, start, min(start + self._task_samples, num))
+            for start in range(0, num, self._task_samples)
         ]
         self._pending.append(pending)
         self._position += self._global_batch
@@ -184,45 +187,59 @@ class Loader:
         self._pending.clear()
 
     def _fill(self, pending: "_Pending", start: int, stop: int) -> None:
-        """Read, decode and crop samples [start, stop) of a batch."""
+        """Read, decode and crop samples [start, stop) of a batch, one after the other: pixels stay in the cache."""
         lap("idle")
         planned = pending.planned
-        good: list[tuple[int, Located, NDArray[np.uint8]]] = []
-        for i in range(start, stop):
-            sample, located, pixels = self._first_good(pending, i)
-            pending.samples[i], pending.labels[i] = sample, located.label
-            good.append((i, located, pixels))
-        crops = random_crops(
-            self.plan.seed,
-            planned.position[start:stop],
-            np.array([located.width for _, located, _ in good], np.int64),
-            np.array([located.height for _, located, _ in good], np.int64),
-            self._augmentation,
-        )
-        for (i, located, pixels), crop in zip(good, crops, strict=True):
-            crop_into(pending.images[i], pixels, crop)
-            pending.num_bytes[i] = located.num_bytes
-        lap("resize")
+        located = [self._locate(pending, i, int(planned.sample[i])) for i in range(start, stop)]
+        crops = self._crops(planned.position[start:stop], located)
+        lap("read")
+        for i, found, crop in zip(range(start, stop), located, crops, strict=True):
+            if not (found and self._show(pending, i, int(planned.sample[i]), found, crop)):
+                self._show_replacement(pending, i)
 
-    def _first_good(self, pending: "_Pending", i: int) -> tuple[int, Located, NDArray[np.uint8]]:
-        """Sample i of the batch, or the first of its replacements that is not damaged."""
-        planned = pending.planned
-        entry, draw, sample = int(planned.source[i]), int(planned.draw[i]), int(planned.sample[i])
-        reader = self._readers[entry]
-        for attempt in range(1, _ATTEMPTS + 2):
-            try:
-                located = reader.locate(sample)
-                return sample, located, reader.pixels(located)
-            except DAMAGE as error:
-                pending.damage.append((self.plan.entries[entry].name, sample, str(error)))
-                if attempt > _ATTEMPTS:
-                    raise TooMuchDamage(
-                        f"{self.plan.entries[entry].name}: sample {int(planned.sample[i])} and its {_ATTEMPTS} "
-                        f"replacements are all damaged, the last because {error}; run `hjepa-shards verify`"
-                    ) from error
-                with self._plan_lock:
-                    sample = self.plan.replacement(entry, draw, attempt)
-        raise AssertionError("unreachable")
+    def _crops(self, positions: NDArray[np.int64], located: Sequence[Located | None]) -> NDArray[np.int64]:
+        """A crop a position; any where the sample could not be located."""
+        sizes = np.array([(found.width, found.height) if found else (1, 1) for found in located], np.int64)
+        return random_crops(self.plan.seed, positions, sizes[:, 0], sizes[:, 1], self._augmentation)
+
+    def _locate(self, pending: "_Pending", i: int, sample: int) -> Located | None:
+        """None where the index of its shard is damaged."""
+        entry = int(pending.planned.source[i])
+        try:
+            return self._readers[entry].locate(sample)
+        except DAMAGE as error:
+            pending.damage.append((self.plan.entries[entry].name, sample, str(error)))
+            return None
+
+    def _show(self, pending: "_Pending", i: int, sample: int, located: Located, crop: NDArray[np.int64]) -> bool:
+        """Put a crop of a sample into its place in the batch. False where its bytes are damaged."""
+        entry = int(pending.planned.source[i])
+        try:
+            pixels = self._readers[entry].pixels(located)
+        except DAMAGE as error:
+            pending.damage.append((self.plan.entries[entry].name, sample, str(error)))
+            return False
+        crop_into(pending.images[i], pixels, crop)
+        pending.samples[i], pending.labels[i], pending.num_bytes[i] = sample, located.label, located.num_bytes
+        lap("resize")
+        return True
+
+    def _show_replacement(self, pending: "_Pending", i: int) -> None:
+        """The first of the sample's replacements that is not damaged."""
+        entry, draw = int(pending.planned.source[i]), int(pending.planned.draw[i])
+        for attempt in range(1, _ATTEMPTS + 1):
+            with self._plan_lock:
+                sample = self.plan.replacement(entry, draw, attempt)
+            located = self._locate(pending, i, sample)
+            if located:
+                crop = self._crops(pending.planned.position[i : i + 1], [located])[0]
+                if self._show(pending, i, sample, located, crop):
+                    return
+        *_, (name, _, reason) = pending.damage
+        raise TooMuchDamage(
+            f"{name}: sample {int(pending.planned.sample[i])} and its {_ATTEMPTS} replacements are all damaged, the "
+            f"last because {reason}; run `hjepa-shards verify`"
+        )
 
     # ---- delivering
 

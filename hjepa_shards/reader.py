@@ -4,6 +4,7 @@ What the bytes say is damage: a checksum that does not match after one more read
 cut short, a broken sidecar. All of it is raised as `Damage`; read errors are not (store.py).
 """
 
+import bisect
 from dataclasses import dataclass
 from typing import Any, final
 from zlib import crc32
@@ -54,12 +55,12 @@ class SampleReader:
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store = store
         self.name = manifest.name
-        self._ends = np.cumsum(manifest.shard_samples)
+        self._ends: list[int] = np.cumsum(manifest.shard_samples).tolist()
 
     def locate(self, sample: int) -> Located:
         """Find a sample; SidecarError if its row is damaged."""
-        shard = int(np.searchsorted(self._ends, sample, side="right"))
-        start = int(self._ends[shard - 1]) if shard else 0
+        shard = bisect.bisect_right(self._ends, sample)
+        start = self._ends[shard - 1] if shard else 0
         return Located(shard, self.store.sidecar(shard).row(sample - start))
 
     def image_bytes(self, located: Located) -> bytes:

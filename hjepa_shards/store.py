@@ -5,7 +5,6 @@ bounded by the process's limit of open files. A read error (EIO, a missing file)
 stops the run: only what the bytes themselves say counts as damage.
 """
 
-import contextlib
 import os
 import resource
 import threading
@@ -54,8 +53,10 @@ class LocalStore(Store):
         self._sidecars = _Lru(limit, self._open_sidecar, lambda sidecar: None)
 
     def read(self, shard: int, offset: int, num_bytes: int) -> bytes:
-        what = f"{self._path(shard)}: reading {num_bytes} bytes at {offset}"
-        data = _with_retries(what, lambda: self._read_once(shard, offset, num_bytes))
+        data = _with_retries(
+            lambda: self._read_once(shard, offset, num_bytes),
+            lambda: f"{self._path(shard)}: reading {num_bytes} bytes at {offset}",
+        )
         if len(data) != num_bytes:
             raise ShardTruncated(
                 f"{self._path(shard)}: {num_bytes} bytes expected at {offset}, {len(data)} found; "
@@ -64,7 +65,7 @@ class LocalStore(Store):
         return data
 
     def sidecar(self, shard: int) -> Sidecar:
-        return _with_retries(f"{self._path(shard)}: opening its index", lambda: self._sidecar_once(shard))
+        return _with_retries(lambda: self._sidecar_once(shard), lambda: f"{self._path(shard)}: opening its index")
 
     def close(self) -> None:
         self._descriptors.clear()
@@ -101,18 +102,19 @@ class LocalStore(Store):
         return sidecar
 
 
-def _with_retries(what: str, attempt: Callable[[], Resource]) -> Resource:
+def _with_retries(attempt: Callable[[], Resource], what: Callable[[], str]) -> Resource:
     """What `attempt` returns; ShardError saying `what` failed where even the last attempt is an OSError."""
-    for wait_s in _RETRY_WAITS_S:
-        with contextlib.suppress(OSError):
+    for wait_s in (*_RETRY_WAITS_S, None):
+        try:
             return attempt()
-        time.sleep(wait_s)
-    try:
-        return attempt()
-    except OSError as error:
-        raise ShardError(
-            f"{what} failed {len(_RETRY_WAITS_S) + 1} times: {error.strerror or error}; look at the disk, then resume"
-        ) from error
+        except OSError as error:
+            if wait_s is None:
+                raise ShardError(
+                    f"{what()} failed {len(_RETRY_WAITS_S) + 1} times: {error.strerror or error}; look at the disk, "
+                    "then resume"
+                ) from error
+            time.sleep(wait_s)
+    raise AssertionError("unreachable")
 
 
 def _descriptor_share(num_stores: int) -> int:
