@@ -2,7 +2,7 @@
 
 from hjepa_shards.batch import Batch
 from hjepa_shards.build import BuildOptions, build
-from hjepa_shards.config import Strict, flatten, load_yaml, parse
+from hjepa_shards.config import Strict, flatten, load_yaml, overridden, parse
 from hjepa_shards.crop import AugmentationConfig
 from hjepa_shards.doctor import Advice, Examination, examine
 from hjepa_shards.download import download, space_needed
@@ -92,6 +92,7 @@ __all__ = [
     "load_yaml",
     "open_loader",
     "order_proof",
+    "overridden",
     "parse",
     "parse_source",
     "permutation",

@@ -4,8 +4,9 @@ Every configuration is a `Strict` model standing beside what it configures. An u
 nearest known one; nothing is silently ignored.
 """
 
+import copy
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,46 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: a mapping of keys expected, {type(content).__name__} found")
     return content
+
+
+def overridden(content: dict[str, Any], changes: Sequence[str], where: str) -> dict[str, Any]:
+    """A copy of `content` with values from `key.key=value`, as on a command line; the value is YAML.
+
+    where: what to call the content in errors. Keys need not be there yet; wrong ones are for `parse` to refuse.
+    """
+    content = copy.deepcopy(content)
+    for change in changes:
+        path, equals, text = change.partition("=")
+        *way, last = path.split(".")
+        if not equals or "" in (*way, last):
+            raise InputError(f"--set {change}: a key and a value expected, such as training.lr=1e-4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {change}: a YAML value expected, {text!r} found") from error
+        place: Any = content
+        for key in way:
+            place = _item(place, key, change, where)
+        if isinstance(place, list):
+            _item(place, last, change, where)
+            place[int(last)] = value
+        elif isinstance(place, dict):
+            place[last] = value
+        else:
+            raise InputError(f"--set {change}: {where} has no keys below {'.'.join(way)}, which is {place!r}")
+    return content
+
+
+def _item(place: Any, key: str, change: str, where: str) -> Any:
+    """What stands at a key of a mapping, made where it is missing, or at an index of a list."""
+    if isinstance(place, dict):
+        if place.get(key) is None:
+            place[key] = {}
+        return place[key]
+    if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
+        return place[int(key)]
+    found = f"a list of {len(place)}" if isinstance(place, list) else repr(place)
+    raise InputError(f"--set {change}: {key} is nothing in {where}: {found} stands there")
 
 
 def parse(model: type[Model], content: dict[str, Any], where: str) -> Model:

@@ -28,13 +28,16 @@ def run_command(
     resume: Annotated[
         str | None, typer.Option(help="`auto`: from the latest checkpoint, or begin; or a checkpoint's path")
     ] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="another value, such as training.lr=1e-4 (may be repeated)")
+    ] = None,
     stop_after: Annotated[int | None, typer.Option(help="save and stop after this step")] = None,
     accept_mixture: Annotated[bool, typer.Option(help="resume with other weights or sources")] = False,
     accept_content: Annotated[bool, typer.Option(help="resume with other pixels in the same order")] = False,
 ) -> None:
     """Train. Killed at any moment, `--resume auto` goes on in the middle of the epoch."""
     folder = train(
-        load_run_config(config),
+        load_run_config(config, changes or ()),
         resume=resume,
         stop_after=stop_after,
         accept_mixture=accept_mixture,

@@ -5,6 +5,7 @@ runs/<name>/  config.yaml  metrics.jsonl  report.md  evaluation.json  checkpoint
 
 import contextlib
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from hjepa_shards import (
     load_mixture,
     load_yaml,
     open_loader,
+    overridden,
     parse,
     write_atomically,
 )
@@ -111,9 +113,12 @@ class RunConfig(Strict):
         return value
 
 
-def load_run_config(path: Path) -> RunConfig:
-    """A run's file, checked to the last key. InputError naming every wrong one."""
-    config = parse(RunConfig, load_yaml(path), str(path))
+def load_run_config(path: Path, changes: Sequence[str] = ()) -> RunConfig:
+    """A run's file, checked to the last key. InputError naming every wrong one.
+
+    changes: `training.lr=1e-4`, in place of what stands there.
+    """
+    config = parse(RunConfig, overridden(load_yaml(path), changes, str(path)), str(path))
     _room(config.backbone, BACKBONES, f"{path}: backbone")
     _room(config.objective, OBJECTIVES, f"{path}: objective")
     return config

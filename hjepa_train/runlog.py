@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -88,9 +88,8 @@ class RunLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start) if tensorboard else None
         self._progress = Progress(
             TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
-            BarColumn(),
+            BarColumn(bar_width=10),
             TextColumn("{task.description}"),
-            TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
@@ -106,11 +105,11 @@ class RunLog:
 
     def write(self, row: dict[str, Any]) -> None:
         append_metrics(self._path, row)
-        shown = [f"loss {row['loss']:.4f}"]
+        shown = [f"loss {row['loss']:.3f}"]
         if "rho_l0" in row:
             shown.append(f"ρ {row['rho_l0']:.2f} gap {row['gap_l0']:.2f}")
-        shown.append(f"{row['images_per_s']:,.0f} images/s, waiting {row['data_wait']:.0%}")
-        self._progress.update(self._task, description="  ".join(shown))
+        shown.append(f"{row['images_per_s']:,.0f}/s, waits {row['data_wait']:.0%}")
+        self._progress.update(self._task, description=" ".join(shown))
         if not self._progress.console.is_terminal and time.monotonic() > self._say_next:
             self._say_next = time.monotonic() + _SAY_EVERY_S
             self.say(f"step {row['step']}/{self._num_steps}  {'  '.join(shown)}")

@@ -207,7 +207,7 @@ def _open(editions: tuple[Edition, ...], raw: Path | None, split: str, classes: 
     edition = next(begun, editions[0])
     advice = (
         f"`hjepa-shards download {edition.name}` fetches all of it into data/raw/{edition.name}; give the folder "
-        f"that holds {edition.folder}"
+        f"that holds {edition.folder}, or build a part of it with --split"
     )
     return CifarSplit(raw_folder(raw, (edition.folder,), edition.files[split], advice), edition, split)
 

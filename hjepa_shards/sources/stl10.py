@@ -96,7 +96,10 @@ def _size(path: Path) -> int:
 
 
 def _open(raw: Path | None, split: str, classes: Path | None) -> Stl10Split:
-    advice = "`hjepa-shards download stl10` fetches it into data/raw/stl10; give the folder that holds stl10_binary"
+    advice = (
+        "`hjepa-shards download stl10` fetches it into data/raw/stl10; give the folder that holds stl10_binary, or "
+        "build a part of it with --split"
+    )
     return Stl10Split(raw_folder(raw, ("stl10_binary",), _FILES[split], advice), split)
 
 

@@ -135,9 +135,36 @@ def test_a_folder_with_checkpoints_is_not_overwritten_by_accident(shards: Path, 
             train(config, resume=str(run_folder))
 
 
+def test_values_are_set_on_the_command_line(shards: Path, tmp_path: Path) -> None:
+    path = tiny_run(shards, tmp_path)
+    changes = ["training.lr=1e-4", "data.sources.1.weight={0: .25, 2: 0}", "run.name=other"]
+    arguments = [part for change in changes for part in ("--set", change)]
+    ended = subprocess.run([TRAIN, "run", str(path), *arguments, "--stop-after", "1"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    config = load_run_config(tmp_path / "other" / "config.yaml")
+    assert config == load_run_config(path, changes)
+    assert (config.training.lr, config.data.sources[1].weight) == (1e-4, {0: 0.25, 2: 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("training.lr", "a key and a value expected"),
+        ("training..lr=3", "a key and a value expected"),
+        ("training.lr={", "a YAML value expected"),
+        ("training.learning_rat=1", "learning_rat"),
+        ("data.sources.7.weight=1", "a list of 2 stands there"),
+        ("training.lr.high=1", "training.lr, which is 0.001|lr"),
+    ],
+)
+def test_wrong_values_on_the_command_line_are_refused(shards: Path, tmp_path: Path, change: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load_run_config(tiny_run(shards, tmp_path, training__lr=1e-3), [change])
+
+
 def test_a_run_without_a_terminal_says_lines(shards: Path, tmp_path: Path) -> None:
     ended = subprocess.run([TRAIN, "run", str(tiny_run(shards, tmp_path))], check=True, capture_output=True, text=True)
-    line = r"^step 0/60  loss [\d.]+  ρ [\d.]+ gap -?[\d.]+  [\d,]+ images/s, waiting \d+%$"
+    line = r"^step 0/60  loss [\d.]+  ρ [\d.]+ gap -?[\d.]+  [\d,]+/s, waits \d+%$"
     assert len(re.findall(line, ended.stdout, re.M)) == 1
     # a model as small as this predicts the position for most of the run: that is said when it begins
     assert ended.stdout.count("predicts the position, not the image\n") == 1
