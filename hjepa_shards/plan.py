@@ -105,7 +105,12 @@ class Plan:
         return Planned(position=position, source=source, draw=draw, pass_=pass_, sample=sample, lane=lane)
 
     def segment_at(self, position: int) -> Segment:
-        """The segment that `position` is in."""
+        """The segment that `position` is in. InputError before the first: other weights ruled there."""
+        if position < self.segment.start:
+            raise InputError(
+                f"position {position}: lies before {self.segment.start}, where weights were set; take its state before "
+                "setting them"
+            )
         if self.staircase:
             while self._cut_to <= min(position, self.staircase.end):
                 weights = self.staircase.weights(self._cut_to)

@@ -125,6 +125,8 @@ def test_weights_that_are_set_rule_behind_the_batch_in_hand(shards: Path) -> Non
             assert sources_of(batch) == [0, 9, 3]
         state = loader.state_dict(batch)
         expected = delivered_by(loader, 2)
+        with pytest.raises(InputError, match="position 0: lies before 24, where weights were set"):
+            loader.state_dict()
     with open_loader(mixture, seed=5, global_batch=12, state=state) as loader:
         assert delivered_by(loader, 2) == expected
         loader.set_weights({"digits": 5, "photos": 2, "scattered": 3})
