@@ -172,17 +172,32 @@ def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path, split: Path) 
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    """While an image is read that never ends: a pipe that nobody writes to."""
+    pipe = tmp_path / "raw" / "a.jpg"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
     process = subprocess.Popen(
-        [HJEPA_SHARDS, "build", "scattered", "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [HJEPA_SHARDS, "build", "folder", "--raw", str(pipe.parent), "--out", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
-    while not (tmp_path / "scattered").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+    writer = _opened_for_writing(pipe, process)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
+    os.close(writer)
     assert process.returncode == 130
     assert b"interrupted; the same command goes on from here" in stderr
     assert b"Traceback" not in stderr
+
+
+def _opened_for_writing(pipe: Path, process: subprocess.Popen[bytes]) -> int:
+    """A descriptor, once the process reads."""
+    while process.poll() is None:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # nobody reads yet
+            time.sleep(0.01)
+    raise AssertionError(process.communicate())
 
 
 def test_a_plan_proves_the_order_that_a_loader_delivers(command: Command, shards: Path, tmp_path: Path) -> None:
