@@ -31,7 +31,7 @@ def run_command(
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="another value, such as training.lr=1e-4 (may be repeated)")
     ] = None,
-    stop_after: Annotated[int | None, typer.Option(help="save and stop after this step")] = None,
+    stop_after: Annotated[int | None, typer.Option(help="save and stop after this step", min=1)] = None,
     accept_mixture: Annotated[bool, typer.Option(help="resume with other weights or sources")] = False,
     accept_content: Annotated[bool, typer.Option(help="resume with other pixels in the same order")] = False,
 ) -> None:

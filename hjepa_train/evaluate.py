@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hjepa_shards import DataConfig, InputError, built_splits, load_mixture, read_split, write_atomically
+from hjepa_shards import DataConfig, InputError, built_splits, load_mixture, parse, read_split, write_atomically
 from hjepa_train import checkpoint
 from hjepa_train.augment import normalise
 from hjepa_train.backbones import Backbone
@@ -45,8 +45,10 @@ def evaluate(
     changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in report.py.
     """
     config = load_run_config(folder / CONFIG_FILE)
-    settings = EvaluationConfig.model_validate(
-        config.evaluation.model_dump() | {key: value for key, value in changes.items() if value is not None}
+    settings = parse(
+        EvaluationConfig,
+        config.evaluation.model_dump() | {key: value for key, value in changes.items() if value is not None},
+        "evaluation",
     )
     name = source or settings.source or config.data.sources[0].name
     path = checkpoint.latest(folder / "checkpoints")
