@@ -32,9 +32,9 @@ from hjepa_shards.plan import Plan, Planned, order_proof
 from hjepa_shards.rawcheck import check_raw_files, check_raw_splits
 from hjepa_shards.report import write_report
 from hjepa_shards.rng import derive_key, permutation
-from hjepa_shards.shares import SourceStats, dataset_stats
+from hjepa_shards.shares import SourceShare, SourceStats, dataset_stats, source_shares
 from hjepa_shards.sources import SOURCES
-from hjepa_shards.stages import LoaderStats, SourceShare
+from hjepa_shards.stages import LoaderStats
 from hjepa_shards.terminal import console, run_app
 from hjepa_shards.verify import Problem, verify
 
@@ -98,6 +98,7 @@ __all__ = [
     "permutation",
     "read_split",
     "run_app",
+    "source_shares",
     "space_needed",
     "sync_folder",
     "verify",

@@ -98,8 +98,14 @@ class RawList:
             excluded.append({"name": sample.name, "index": sample.index, "reason": reasons[place]})
         return replace(self, listing=self.listing.take(np.flatnonzero(stay)), excluded=excluded)
 
-    def first(self, num_samples: int) -> "RawList":
-        return replace(self, listing=self.listing.take(np.arange(min(num_samples, len(self.listing)))))
+    def thinned(self, num_samples: int) -> "RawList":
+        """So many at equal distances, so that a list sorted by class keeps all its classes."""
+        total = len(self.listing)
+        return (
+            self
+            if num_samples >= total
+            else replace(self, listing=self.listing.take(np.arange(num_samples) * total // num_samples))
+        )
 
 
 def take_list(raw: RawSplit) -> RawList:
@@ -127,12 +133,14 @@ def fix_plan(
     listed: RawList,
     settings: EncodeSettings,
     *,
+    raw_source: str,
     seed: int,
     samples_per_shard: int | None,
     shard_bytes: int,
 ) -> BuildPlan:
     """The plan of `target`: the one that stands there, compared with what is asked for, or a new one.
 
+    source: the name to build under.  raw_source: the one that opened the raw data, mostly the same.
     samples_per_shard: None lets a new plan choose it, for shards of about `shard_bytes`.
     """
     asked: dict[str, Any] = {
@@ -154,7 +162,7 @@ def fix_plan(
             raise BuildMismatch(f"{target.where}: holds tars but no build journal; build into another folder")
         if samples_per_shard is None:
             asked["samples_per_shard"] = _samples_per_shard(listed, settings, shard_bytes)
-        plan = _new_plan(listed, settings, asked)
+        plan = _new_plan(listed, settings, asked, raw_source)
         if target.create(PLAN, _packed(plan)):
             return plan
         found = read_plan(target)  # another part was faster
@@ -184,15 +192,14 @@ def read_plan(target: Target) -> BuildPlan | None:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Whatever is in `now` and was otherwise before, named; '' where nothing is."""
-    was = flatten(before)
-    return "; ".join(
-        f"{key}: {_shown(was.get(key))} before, {_shown(value)} now"
-        for key, value in flatten(now).items()
-        if was.get(key) != value
-    )
+    was, now = flatten(before), flatten(now)
+    different = [key for key, value in now.items() if was.get(key) != value]
+    if "num_samples" in different:  # which says more than the digest of the same list
+        different.remove("input_digest")
+    return "; ".join(f"{key}: {_shown(was.get(key))} before, {_shown(now[key])} now" for key in different)
 
 
-def _new_plan(listed: RawList, settings: EncodeSettings, asked: Mapping[str, Any]) -> BuildPlan:
+def _new_plan(listed: RawList, settings: EncodeSettings, asked: Mapping[str, Any], raw_source: str) -> BuildPlan:
     raw, listing = listed.raw, listed.listing
     members = Members(
         image=_image_extension(listing.names, settings),
@@ -205,7 +212,7 @@ def _new_plan(listed: RawList, settings: EncodeSettings, asked: Mapping[str, Any
         class_names=raw.class_names,
         class_groups=raw.class_groups,
         notes=listed.notes,
-        provenance=raw.provenance.as_dict(),
+        provenance=raw.provenance.as_dict() | ({"raw_source": raw_source} if raw_source != asked["source"] else {}),
         renamed=listing.renamed(),
     )
     return BuildPlan(**json.loads(_packed(plan)))  # as it will be read

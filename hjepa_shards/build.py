@@ -20,7 +20,7 @@ from hjepa_shards.errors import InputError
 from hjepa_shards.exclusions import read_exclusions
 from hjepa_shards.manifest import Manifest
 from hjepa_shards.merge import finish, is_finished, mark_of
-from hjepa_shards.sources import SOURCES, open_split, require_source
+from hjepa_shards.sources import SOURCES, default_splits, open_split, require_source
 from hjepa_shards.sources.base import RawSplit
 from hjepa_shards.target import Target, is_url, target_at
 from hjepa_shards.tasks import Job, Run, Task, run_in_processes
@@ -49,11 +49,13 @@ class BuildOptions:
     seed: int = 0
     """Of the shuffle that decides which sample goes into which shard."""
     limit: int | None = None
-    """Only the first samples of the sorted list."""
+    """Only so many samples, at equal distances of the sorted list: every class that has as many keeps its share."""
     classes: Path | None = None
     """A file with one class a line, in place of the published list (imagenet100)."""
     list_file: Path | None = None
     """A file that names images and captions (image-text), where it is not found beside them."""
+    name: str | None = None
+    """What to call the source among the shards, where not as it is called here: a second folder of own images."""
     exclude: Path | None = None
     """A file that names samples to be left out (`exclusions.py`)."""
     workers: int = 1
@@ -98,19 +100,20 @@ def build(
     options: BuildOptions | None = None,
     progress: Progress | None = None,
 ) -> list[Manifest]:
-    """Build `out/<source>/<split>` for each split (all that the raw data has, if none is named).
+    """Build `out/<source, or options.name>/<split>` for each split (all that the raw data has, if none is named).
 
     out: a folder, or a URL that fsspec knows. Continues where a killed build stopped. InputError for a wrong folder or
     option, BuildMismatch where `out` holds a build with other settings, input or encoder.
     """
     options = options or BuildOptions()
+    name = options.name or source
     manifests = []
     for split, opened in _opened(source, raw, splits, options):
-        target = _target(out, source, split, options)
-        listed = _listed(target, source, split, opened, options)
+        target = _target(out, name, split, options)
+        listed = _listed(target, name, split, opened, options)
         target.prepare()
         with target.alone():
-            plan = _plan(target, source, split, listed, options)
+            plan = _plan(target, name, split, listed, source, options)
             target.remove_leftovers()
             build_missing(target, plan, listed, range(plan.num_shards), _way(options), progress)
             manifests.append(finish(target, plan))
@@ -129,13 +132,14 @@ def build_part(
 ) -> list[BuiltPart]:
     """One part of the same build, beside others on this or other machines; `merge` makes the manifests."""
     options = options or BuildOptions()
+    name = options.name or source
     parts = []
     for split, opened in _opened(source, raw, splits, options):
-        target = _target(out, source, split, options)
-        listed = _listed(target, source, split, opened, options)
+        target = _target(out, name, split, options)
+        listed = _listed(target, name, split, opened, options)
         target.prepare()
         with target.alone_with(mark_of(part.number, part.of)):
-            plan = _plan(target, source, split, listed, options)
+            plan = _plan(target, name, split, listed, source, options)
             shards = range(part.number - 1, plan.num_shards, part.of)
             target.remove_leftovers(tuple(Path(plan.shard_name(shard)).stem for shard in shards))
             build_missing(target, plan, listed, shards, _way(options), progress)
@@ -186,6 +190,7 @@ def _opened(
 ) -> list[tuple[str, RawSplit]]:
     """Every split, opened before the first is built: what is wrong with the last is said at once."""
     require_source(source)
+    _require_name(options.name, source)
     require_encoder(_settings(source, options))
     for name in ("samples_per_shard", "limit", "workers", "shard_mb"):
         value = getattr(options, name)
@@ -195,37 +200,48 @@ def _opened(
         raw = Path(raw).resolve()  # workers on other machines stand in other folders
     return [
         (split, open_split(source, raw, split, classes=options.classes, list_file=options.list_file))
-        for split in splits or SOURCES[source].default_splits
+        for split in splits or default_splits(source, raw)
     ]
 
 
-def _listed(target: Target, source: str, split: str, raw: RawSplit, options: BuildOptions) -> RawList:
+def _require_name(name: str | None, source: str) -> None:
+    """InputError for a name that a folder, a key or a reader of tars could stumble over, or that means other images."""
+    if name is None or name == source:
+        return
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        raise InputError(f"--name: letters, digits, - and _ expected, {name!r} found")
+    if name in SOURCES:
+        raise InputError(f"--name {name}: another source is called so; choose a name of your own")
+
+
+def _listed(target: Target, name: str, split: str, raw: RawSplit, options: BuildOptions) -> RawList:
     """The list that is cut into shards."""
     raw.prepare(target.scratch)
     listed = take_list(raw)
     if options.exclude is not None:
-        reasons = read_exclusions(options.exclude, source, split)
+        reasons = read_exclusions(options.exclude, name, split)
         listed = listed.without({place: reasons[key] for key, place in listed.listing.places_of(reasons).items()})
     if options.limit is not None:
-        listed = listed.first(options.limit)
+        listed = listed.thinned(options.limit)
     if not len(listed.listing):
-        raise InputError(f"{source} {split}: no images found in the raw data")
+        raise InputError(f"{name} {split}: no images found in the raw data")
     return listed
 
 
-def _target(out: str | Path, source: str, split: str, options: BuildOptions) -> Target:
+def _target(out: str | Path, name: str, split: str, options: BuildOptions) -> Target:
     if options.cluster and not is_url(out):
         out = Path(out).resolve()
-    return target_at(out, source, split)
+    return target_at(out, name, split)
 
 
-def _plan(target: Target, source: str, split: str, listed: RawList, options: BuildOptions) -> BuildPlan:
+def _plan(target: Target, name: str, split: str, listed: RawList, source: str, options: BuildOptions) -> BuildPlan:
     return fix_plan(
         target,
-        source,
+        name,
         split,
         listed,
         _settings(source, options),
+        raw_source=source,
         seed=options.seed,
         samples_per_shard=options.samples_per_shard,
         shard_bytes=options.shard_mb * 2**20,

@@ -38,4 +38,4 @@ for _name, _command in _COMMANDS.items():
 
 
 def main() -> None:
-    run_app(app)
+    run_app(app, interrupted="the same command goes on with what is not done yet")

@@ -114,7 +114,8 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
         found = detail.get("input")
         shown = "" if isinstance(found, dict | list) else f", {found!r} found"
         place = f"{path}: " if path else ""
-        return f"{place}{detail['msg'].removeprefix('Value error, ')}{shown}"
+        message = detail["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+        return f"{place}{message}{shown}"
     known = _known_keys(model, location[:-1])
     nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     advice = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(sorted(known))}"

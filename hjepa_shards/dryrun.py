@@ -98,7 +98,7 @@ def forecast(mixture: Mixture, *, epochs: int, global_batch: int, ranks: int = 1
 
 
 def planned_proof(mixture: Mixture, *, seed: int, samples: int) -> int:
-    """The order proof of the first `samples` images of a run in which none is damaged. About 2 µs an image."""
+    """The order proof of the first `samples` images of a run in which none is damaged. About 6 µs an image."""
     plan, proof = mixture.make_plan(seed), 0
     names = [entry.name for entry in plan.entries]
     for start in range(0, samples, _PROVED_AT_ONCE):

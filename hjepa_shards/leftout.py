@@ -55,7 +55,7 @@ def left_out(manifest: Manifest, raw: str | None, budget: Budget) -> tuple[list[
 
 def _raw_images(manifest: Manifest, raw: str, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
     """(name, index) -> thumbnail of those raw images of which anything can be decoded."""
-    split = open_split(manifest.source, raw, manifest.split)
+    split = open_split(manifest.raw_source, raw, manifest.split)
     found = {}
     for sample in split.samples:
         if (sample.name, sample.index) in wanted:

@@ -27,7 +27,8 @@ from hjepa_shards.errors import InputError, TooMuchDamage
 from hjepa_shards.mixture import Mixture
 from hjepa_shards.plan import Plan, Planned, add_proofs, order_proof, slice_size
 from hjepa_shards.reader import DAMAGE, Located, SampleReader
-from hjepa_shards.stages import LoaderStats, SourceShare, StageTimes, lap
+from hjepa_shards.shares import source_shares
+from hjepa_shards.stages import LoaderStats, StageTimes, lap
 from hjepa_shards.state import load_state, resume, state_dict
 from hjepa_shards.store import LocalStore
 from hjepa_shards.threads import num_cores
@@ -124,7 +125,6 @@ class Loader:
     def stats(self) -> LoaderStats:
         """What the threads did since this loader was opened, and what the run has had of each entry."""
         position, _ = self._last
-        draws, weights = self.plan.counts(position), self.plan.segment_at(position).weights
         return LoaderStats(
             seconds=self._times.passed_s(),
             images=self._images,
@@ -132,16 +132,7 @@ class Loader:
             threads=self._threads,
             stages=self._times.totals(),
             waited_s=self._waited_s,
-            sources={
-                entry.name: SourceShare(
-                    draws=drawn,
-                    share=drawn / max(1, sum(draws)),
-                    target=weight / sum(weights),
-                    passes=drawn / entry.num_samples,
-                    damaged=len(self.damaged.get(entry.name, ())),
-                )
-                for entry, drawn, weight in zip(self.plan.entries, draws, weights, strict=True)
-            },
+            sources=source_shares(self.plan, position, self.damaged),
         )
 
     def close(self) -> None:

@@ -68,6 +68,11 @@ class Manifest:
         return f"{self.source}-{self.split}"
 
     @property
+    def raw_source(self) -> str:
+        """What opens its raw data: the source itself, unless it was built with --name."""
+        return self.provenance.get("raw_source", self.source)
+
+    @property
     def num_shards(self) -> int:
         return len(self.shard_samples)
 

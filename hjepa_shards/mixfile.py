@@ -30,6 +30,8 @@ SCALES: dict[str, tuple[tuple[str, ...], int | None]] = {
 }
 """Foundation mixtures: sources as `parse_source` takes them, samples an epoch (None: all sizes together)."""
 
+_SMALLEST, _LARGEST = 32, 224
+"""Sides of the crops, unless one is asked for."""
 _MIN_STEPS = 2_000
 """With momentum .996 a target network forgets its random start in about 1,500 steps; shorter runs are refused."""
 
@@ -78,6 +80,16 @@ def write_mixture(path: Path, data: DataConfig, *, force: bool = False) -> Mixtu
         raise InputError(f"{path.parent}: cannot be made: {error.strerror}; choose another --out") from error
     write_atomically(path, text.encode())
     return MixtureFile(path=path, stats=stats, notes=notes)
+
+
+def default_image_size(root: str, sources: Sequence[SourceConfig]) -> int:
+    """224, or what the largest images have where all sources are built and none is so large; 32 at least."""
+    sides = [_LARGEST]
+    manifests = [_manifest(root, source) for source in sources]
+    if all(manifest and "width" in manifest.statistics for manifest in manifests):
+        sides = [min(m.statistics["width"][1], m.statistics["height"][1]) for m in manifests if m]
+    side = min(_LARGEST, max(_SMALLEST, *sides))
+    return max(size for size in range(_SMALLEST, side + 1) if any(size % grid == 0 for grid in _LEVELS))
 
 
 def _manifest(root: str, source: SourceConfig) -> Manifest | None:
@@ -179,32 +191,35 @@ class _Template:
             *(f"#   {build}   (not built yet)" for build in missing.values()),
             f"#   hjepa-shards plan {shown}   (what the run will see, before it starts)",
             f"#   hjepa-train run {shown}     (killed? add --resume auto)",
-            f"run: {{name: {name}, seed: 0}}",
+            (f"run: {{name: {name}, seed: 0}}", "name of its folder below runs/; seed of order, crops, masks, weights"),
             "data:",
             f"  root: {_scalar(data.root)}",
             (f"  strategy: {data.strategy}", _STRATEGY[data.strategy]),
             *self._sources(),
             self._epoch_samples(),
-            f"  image_size: {size}",
-            f"  augmentation: {{{_augmentation(data.augmentation)}}}",
+            (f"  image_size: {size}", "side of the crops, pixels"),
+            (
+                f"  augmentation: {{{_augmentation(data.augmentation)}}}",
+                "crop_scale: share of the area; color_jitter: of brightness, contrast, saturation",
+            ),
             (f"  pixel_mean: {_list(data.pixel_mean)}", self._own_pixels()),
             f"  pixel_std: {_list(data.pixel_std)}",
             (f"backbone: {{vit: {{{recipe.vit}, patch: {patch}}}}}", f"{grid} x {grid} patches"),
             "objective:",
             "  hjepa:",
             ("    levels: 3", f"cells of {_LEVELS[grid]} patches a side"),
-            f"    predictor: {recipe.predictor}",
+            (f"    predictor: {recipe.predictor}", "a ViT without patches"),
             "training:",
             (f"  epochs: {epochs}", why),
             (f"  global_batch: {recipe.global_batch}", "images of an optimizer step, over all GPUs"),
             ("  micro_batch: null", "images a GPU works on at once; by default all of its part"),
-            "  lr: 1.0e-3",
+            ("  lr: 1.0e-3", "of AdamW, its peak; falls to 0 along a cosine"),
             ("  warmup_epochs: null", "by default a tenth of the run"),
             (f"  precision: {recipe.precision}", "bf16 on a GPU, fp32 on a CPU"),
-            "  save_every_steps: 500",
-            "  keep_checkpoints: 2",
+            ("  save_every_steps: 500", "a kill costs at most so many"),
+            ("  keep_checkpoints: 2", "the latest"),
             evaluation,
-            "logging: {every_steps: 20, tensorboard: true}",
+            ("logging: {every_steps: 20, tensorboard: true}", "a line in metrics.jsonl"),
         ]
         width = max(40, *(len(line[0]) + 2 for line in self._sources()))
         text = "".join(_commented(line, width) + "\n" for line in lines)
@@ -259,7 +274,7 @@ class _Template:
         least = math.ceil(_MIN_STEPS * recipe.global_batch / epoch)
         epochs = max(recipe.epochs, least)
         why = ": at least so many, for the target network to forget its random start" if least > recipe.epochs else ""
-        return epochs, f"{epochs * epoch // recipe.global_batch:,} steps{why}"
+        return epochs, f"{math.ceil(epochs * epoch / recipe.global_batch):,} steps{why}"
 
     def _evaluation(self, recipe: _Recipe) -> tuple[str | tuple[str, str], tuple[str, ...]]:
         """(the section, what it still needs), of the first source with labels and a test split; a built one first."""
@@ -275,10 +290,16 @@ class _Template:
                 candidates.append((manifest is None, len(lacking), source.name, lacking))
         if not candidates:
             section = "# evaluation: {source: NAME}", "of a built source with labels, a train and a test split"
-            return section, ("no source has labels and a test split: name one under `evaluation` to probe features",)
+            return section, (
+                "no source has labels and a test split, so `hjepa-train eval` wants another: build one (cifar10, or "
+                "a folder with train/<class>/ and test/<class>/) and name it under `evaluation`",
+            )
         *_, name, lacking = min(candidates, key=lambda candidate: candidate[:2])
         section = f"evaluation: {{source: {name}, crop_share: {recipe.crop_share}, bank: 10000, test: 4000}}"
-        return section, tuple(f"`hjepa-train eval` will want the split {split} of {name}" for split in sorted(lacking))
+        comment = "`hjepa-train eval`: crop_share of the shorter side; bank: images to learn from"
+        return (section, comment), tuple(
+            f"`hjepa-train eval` will want the split {split} of {name}" for split in sorted(lacking)
+        )
 
 
 _STRATEGY = {

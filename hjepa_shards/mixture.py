@@ -145,8 +145,12 @@ def _at_least_0(value: Any) -> float:
 
 def load_mixture_file(path: Path) -> Mixture:
     """The mixture of a YAML file: the `data` section of a run, or a file that holds only that."""
-    content = load_yaml(path)
-    return load_mixture(parse(DataConfig, content.get("data", content), f"{path}: data"), str(path))
+    return mixture_of(load_yaml(path), str(path))
+
+
+def mixture_of(content: dict[str, Any], where: str) -> Mixture:
+    """The same of the file's content."""
+    return load_mixture(parse(DataConfig, content.get("data", content), f"{where}: data"), where)
 
 
 def load_mixture(config: DataConfig, where: str) -> Mixture:

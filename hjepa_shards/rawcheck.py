@@ -20,7 +20,7 @@ from hjepa_shards.fetch import SILENT, Progress, Watcher, digest_of
 from hjepa_shards.images import opened, to_rgb
 from hjepa_shards.rng import derive_key, permutation
 from hjepa_shards.sample import RawSample
-from hjepa_shards.sources import SOURCES, RawSplit, open_split, require_source
+from hjepa_shards.sources import RawSplit, default_splits, open_split, require_source
 from hjepa_shards.sources.cifar import PUBLISHED_MD5
 from hjepa_shards.sources.tree import entries
 from hjepa_shards.threads import in_threads
@@ -125,7 +125,7 @@ def check_raw_splits(
     """
     require_source(source)
     checks = []
-    for split in splits or SOURCES[source].default_splits:
+    for split in splits or default_splits(source, raw):
         with tempfile.TemporaryDirectory(prefix="hjepa-verify-raw-") as scratch:
             try:
                 opened_split = open_split(source, raw, split, classes=classes, list_file=list_file)

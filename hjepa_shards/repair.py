@@ -69,7 +69,7 @@ def repair(
                     _index_again(workshop, folder, problems)
                 else:
                     plan = _plan_of(folder, manifest)
-                    opened = open_split(plan.source, raw, plan.split, classes=classes, list_file=list_file)
+                    opened = open_split(manifest.raw_source, raw, plan.split, classes=classes, list_file=list_file)
                     listed = _listed(folder, plan, opened, workshop.scratch)
                     shards = sorted({problem.shard for problem in problems if problem.shard is not None})
                     way = partial(run_in_processes, workers=workers)
@@ -135,7 +135,7 @@ def _listed(folder: Path, plan: BuildPlan, raw: RawSplit, scratch: Path) -> RawL
         sample = listed.listing.sample(place)
         if (sample.name, sample.index) in reasons:
             places[place] = reasons[sample.name, sample.index]
-    listed = listed.without(places).first(plan.num_samples)
+    listed = listed.without(places).thinned(plan.num_samples)
     settings = plan.encode_settings()
     require_encoder(settings)
     different = differences(

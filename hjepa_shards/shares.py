@@ -1,11 +1,12 @@
-"""What an epoch of a mixture takes from each source: shares, draws, passes; also while some are not built yet."""
+"""What an epoch takes from each source, or a run took so far: shares, draws, passes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from hjepa_shards.manifest import Manifest
 from hjepa_shards.mixture import DataConfig, Mixture
+from hjepa_shards.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +20,36 @@ class SourceStats:
     """Expected draws an epoch."""
     passes: float | None
     """Over all its samples, an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceShare:
+    """What a run had of an entry so far, all ranks together."""
+
+    draws: int
+    share: float
+    target: float
+    """The share that its weight asks for now."""
+    passes: float
+    damaged: int
+    """Distinct samples that this rank found damaged."""
+
+
+def source_shares(
+    plan: Plan, position: int, damaged: Mapping[str, Collection[int]] | None = None
+) -> dict[str, SourceShare]:
+    """By entry, after `position` samples. damaged: samples by entry."""
+    draws, weights = plan.counts(position), plan.segment_at(position).weights
+    return {
+        entry.name: SourceShare(
+            draws=drawn,
+            share=drawn / max(1, sum(draws)),
+            target=weight / sum(weights),
+            passes=drawn / entry.num_samples,
+            damaged=len((damaged or {}).get(entry.name, ())),
+        )
+        for entry, drawn, weight in zip(plan.entries, draws, weights, strict=True)
+    }
 
 
 def dataset_stats(mixture: Mixture) -> dict[str, SourceStats]:

@@ -1,7 +1,7 @@
 """What the threads of a loader spend their time on, and what limits it.
 
 A thread that was enrolled calls `lap(stage)` behind each stage; the time since its last lap is that stage's. A lap
-costs a fifth of a microsecond, a sample half a millisecond.
+costs half a microsecond, a sample half a millisecond.
 """
 
 import threading
@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, final
+
+from hjepa_shards.shares import SourceShare
 
 Stage = Literal["read", "verify", "decode", "resize", "idle"]
 WORK: tuple[Stage, ...] = ("read", "verify", "decode", "resize")
@@ -46,19 +48,6 @@ def lap(stage: Stage) -> None:
         now = time.perf_counter()
         seconds[stage] += now - _this_thread.last
         _this_thread.last = now
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceShare:
-    """What was delivered of an entry, by all ranks."""
-
-    draws: int
-    share: float
-    target: float
-    """The share that its weight asks for now."""
-    passes: float
-    damaged: int
-    """Distinct samples that this rank found damaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

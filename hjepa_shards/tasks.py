@@ -7,6 +7,7 @@ nothing about the bytes. A worker refuses a job that was planned with another en
 import functools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import chain, islice
+from multiprocessing import forkserver
 from typing import Any, final
 
 from hjepa_shards.encode import EncodeSettings, encoder_identity
@@ -25,6 +27,7 @@ from hjepa_shards.target import Target
 from hjepa_shards.writer import Members, Report, write_shard
 
 _POLL_S = 0.2
+_STOP = 2
 
 
 @final
@@ -80,7 +83,8 @@ def run_in_processes(job: Job, tasks: Iterable[Task], report: Report, workers: i
     # everything is imported once more, not once a worker; macOS cannot fork behind its frameworks
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     context.set_forkserver_preload([__name__])
-    done = context.Array("q", 2)  # samples, raw bytes
+    _start_forkserver()
+    done = context.Array("q", 3)  # samples, raw bytes, whether to stop
     with ProcessPoolExecutor(len(first), mp_context=context, initializer=_start_worker, initargs=(job, done)) as pool:
         waiting = {pool.submit(_run_in_worker, task) for task in islice(left, 2 * workers)}
         seen = (0, 0)
@@ -99,8 +103,20 @@ def run_in_processes(job: Job, tasks: Iterable[Task], report: Report, workers: i
                 "fewer --workers if it was memory"
             ) from error
         except BaseException:
+            done[_STOP] = 1
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _start_forkserver() -> None:
+    """Deaf to Ctrl-C, which goes to all processes of a terminal: the parent hears it and tells the workers."""
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 _worker_job: Job
@@ -109,15 +125,17 @@ _worker_done: Any
 
 def _start_worker(job: Job, done: Any) -> None:
     global _worker_job, _worker_done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker_job, _worker_done = job, done
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A build killed with -9 takes its workers along; they would wait for tasks for ever."""
+    """A build that was stopped or killed with -9 takes its workers along, also from a read that never returns."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    parent.join()
+    while parent.is_alive() and not _worker_done[_STOP]:
+        parent.join(_POLL_S)
     os._exit(1)
 
 

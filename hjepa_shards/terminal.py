@@ -29,8 +29,11 @@ _INTERRUPTED = 130
 console = Console(width=None if sys.stdout.isatty() else 140)
 
 
-def run_app(app: typer.Typer) -> None:
-    """Run a command; what its user can mend is one line on stderr and exit code 2 (HJEPA_TRACEBACK=1 shows more)."""
+def run_app(app: typer.Typer, *, interrupted: str) -> None:
+    """Run a command; what its user can mend is one line on stderr and exit code 2 (HJEPA_TRACEBACK=1 shows more).
+
+    interrupted: how to go on after Ctrl-C.
+    """
     try:
         app()
     except (InputError, ShardError) as error:
@@ -39,15 +42,11 @@ def run_app(app: typer.Typer) -> None:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except PermissionError as error:  # pathlib asks whether a place is a folder, and raises where it may not look
-        print(f"error: {error.filename}: cannot be read: {error.strerror}; give yourself the right to", file=sys.stderr)
+        print(f"error: {error.filename}: {error.strerror}; change its permissions, or choose another", file=sys.stderr)
         raise SystemExit(2) from error
     except SystemExit as left:
         if left.code == _INTERRUPTED:
-            print(
-                "interrupted; the same command goes on from here, a training run from its last checkpoint with "
-                "--resume auto",
-                file=sys.stderr,
-            )
+            print(f"interrupted; {interrupted}", file=sys.stderr)
         raise
 
 

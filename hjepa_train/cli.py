@@ -19,7 +19,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    run_app(app)
+    run_app(app, interrupted="--resume auto goes on from the last checkpoint, or begins where none was saved yet")
 
 
 @app.command("run")
@@ -38,6 +38,7 @@ def run_command(
     """Train. Killed at any moment, `--resume auto` goes on in the middle of the epoch."""
     folder = train(
         load_run_config(config, changes or ()),
+        where=str(config),
         resume=resume,
         stop_after=stop_after,
         accept_mixture=accept_mixture,

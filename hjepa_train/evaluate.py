@@ -59,9 +59,10 @@ def evaluate(
     root = Path(config.data.root)
     split = _test_split(root, name, settings.split)
     size = config.data.image_size
-    say(f"reading {settings.bank:,} images of {name} train and {settings.test:,} of {name} {split}")
+    say(f"reading {name}")
     bank, bank_labels = _read(root / name / "train", size, settings.bank, settings.crop_share, device)
     test, test_labels = _read(root / name / split, size, settings.test, settings.crop_share, device)
+    say(f"{len(bank):,} images of {name} train to learn from, {len(test):,} of {name} {split} to be tested on")
     known = {row["features"] for row in known_rows}
     features: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
         "raw pixels": lambda: (_pixels(bank), _pixels(test)),
@@ -98,7 +99,7 @@ def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, 
     """The encoders of a checkpoint, and the one the run began with."""
     mixture = load_mixture(config.data, config.run.name)
     num_steps = mixture.make_plan(config.run.seed).num_steps(config.training.epochs, config.training.global_batch)
-    backbone, objective = build_parts(config, num_steps)
+    backbone, objective = build_parts(config, num_steps, config.run.name)
     untrained = copy.deepcopy(backbone)
     checkpoint.restore_model(objective, checkpoint.load(path).model, path)
     found = {"untrained": untrained, **objective.encoders()}
@@ -132,7 +133,10 @@ def _read(folder: Path, image_size: int, limit: int, crop_share: float, device: 
     images = torch.cat([images for images, _ in pairs]).permute(0, 3, 1, 2)
     labels = torch.cat([labels for _, labels in pairs])
     if (labels < 0).all():
-        raise InputError(f"{folder}: labels to probe for expected, none found; name a labelled source with --source")
+        raise InputError(
+            f"{folder}: labels to probe for expected, none found; name a labelled source with --source: cifar10, say, "
+            "or a folder that was built from train/<class>/ and test/<class>/"
+        )
     return images.to(device), labels.to(device)
 
 

@@ -104,7 +104,7 @@ def write_report(folder: Path) -> Path:
 def what_ran(run: Run) -> Sheet:
     last = run.metrics[-1]
     facts = {
-        "steps": _count(last["step"] + 1),
+        "steps, up to the last log point": _count(last["step"] + 1),
         "images": _count(last.get("position")),
         "images/s (median)": _number(_summary(median, run.metrics, "images_per_s"), 1),
         "time spent waiting for data": _percent(_summary(fmean, run.metrics, "data_wait")),
@@ -189,7 +189,7 @@ def _alarms(run: Run) -> Sheet:
         title="Alarms",
         columns=("alarm", "first at step", "last at step", "log points"),
         rows=tuple(rows),
-        note="" if fired else "None fired.",
+        note="" if fired else "None fired; they are judged behind the warm-up, over three log points.",
     )
 
 
@@ -208,7 +208,7 @@ def _probes(evaluation: dict[str, Any]) -> Sheet:
         title=f"{evaluation['source']} ({evaluation['split']}), percent right",
         columns=("features", "dims", "linear", "k-NN", "k-NN centred", "k-NN whitened", "L2"),
         rows=tuple(rows),
-        note=f"Bank {_count(evaluation['bank'])}, test {_count(evaluation['test'])}.",
+        note=f"Bank {_count(evaluation['bank'])}, test {_count(evaluation['test'])}; chance: its commonest class",
     )
 
 

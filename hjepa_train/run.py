@@ -124,19 +124,25 @@ def load_run_config(path: Path, changes: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def build_parts(config: RunConfig, num_steps: int) -> tuple[Backbone, Objective]:
-    """Backbone and objective of a run with their initial weights, a function of the configuration alone."""
-    where = config.run.name
+def build_parts(config: RunConfig, num_steps: int, where: str) -> tuple[Backbone, Objective]:
+    """Backbone and objective of a run with their initial weights, a function of the configuration alone.
+
+    where: what to call the configuration in errors.
+    """
     backbone_name, backbone_config, _ = _room(config.backbone, BACKBONES, f"{where}: backbone")
     _, objective_config, objective = _room(config.objective, OBJECTIVES, f"{where}: objective")
     size, seed = config.data.image_size, config.run.seed
-    backbone = build_backbone(backbone_name, backbone_config, size, seed=seed)
-    return backbone, objective(backbone, objective_config, image_size=size, num_steps=num_steps, seed=seed)
+    try:
+        backbone = build_backbone(backbone_name, backbone_config, size, seed=seed)
+        return backbone, objective(backbone, objective_config, image_size=size, num_steps=num_steps, seed=seed)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def train(
     config: RunConfig,
     *,
+    where: str | None = None,
     resume: str | None = None,
     stop_after: int | None = None,
     accept_mixture: bool = False,
@@ -144,27 +150,34 @@ def train(
 ) -> Path:
     """Run a configuration to its end, or to step `stop_after`. Returns the run's folder.
 
+    where: what to call the configuration in errors, usually its file.
     resume: None begins (refused where checkpoints stand), "auto" goes on from the latest checkpoint or begins, a path
     goes on from that checkpoint.
     """
     folder = config.run.folder / config.run.name
-    mixture = load_mixture(config.data, config.run.name)
+    mixture = load_mixture(config.data, where or config.run.name)
+    num_steps = mixture.make_plan(config.run.seed).num_steps(config.training.epochs, config.training.global_batch)
+    _, objective = build_parts(config, num_steps, where or config.run.name)
+    run = partial(_train, config, mixture, objective, num_steps, folder)
     _make_folder(folder)
     with exclusive(folder, "another run is writing here; wait for it, or choose another run.name"):
         checkpoint.recover(folder / "checkpoints")
         found = _checkpoint_to_resume(folder, resume)
         if found is None:
-            return _train(config, mixture, folder, None, stop_after, accept_mixture, accept_content)
+            return run(None, resume, stop_after, accept_mixture, accept_content)
         saved = checkpoint.load(found)
         _refuse_other_recipe(saved.state["config"], config, found)
-        return _train(config, mixture, folder, saved, stop_after, accept_mixture, accept_content)
+        return run(saved, resume, stop_after, accept_mixture, accept_content)
 
 
 def _train(
     config: RunConfig,
     mixture: Mixture,
+    objective: Objective,
+    num_steps: int,
     folder: Path,
     saved: checkpoint.Checkpoint | None,
+    resume: str | None,
     stop_after: int | None,
     accept_mixture: bool,
     accept_content: bool,
@@ -173,8 +186,6 @@ def _train(
     device = choose_device(training.device)
     if training.threads:
         torch.set_num_threads(training.threads)
-    num_steps = mixture.make_plan(seed).num_steps(training.epochs, training.global_batch)
-    _, objective = build_parts(config, num_steps)
     objective.to(device)
     optimizer = build_optimizer(objective, training)
     alarms = Alarms(warmup_steps=_warmup_steps(config, mixture, num_steps))
@@ -207,6 +218,8 @@ def _train(
             log.say(f"going on from {saved.path}: step {start} of {num_steps}")
             for difference in checkpoint.compare_recipe(saved.state["recipe"], recipe):
                 log.say(f"[yellow]note[/yellow] {difference}: the order goes on exactly, the bits may not")
+        elif resume:
+            log.say(f"beginning at step 0 of {num_steps}: no checkpoint in {folder} yet")
 
         def save(step: int, loaded: Loaded) -> None:
             checkpoint.save(
@@ -243,6 +256,8 @@ def _train(
             log=log,
             save=save,
         )
+        if stop < num_steps:
+            log.say(f"stopped after step {stop} of {num_steps}, saved; --resume auto goes on")
     return folder
 
 

@@ -4,7 +4,7 @@ Sums stay on the device between log points, so that the host waits for the devic
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from hjepa_shards import Plan, console, flatten
+from hjepa_shards import SourceShare, console, flatten
 from hjepa_train.journal import append_metrics
 
 _SAY_EVERY_S = 30
@@ -59,18 +59,11 @@ class Stopwatch:
         return row
 
 
-def source_rows(plan: Plan, position: int, losses: Sequence[float | None]) -> dict[str, dict[str, Any]]:
+def source_rows(shares: Mapping[str, SourceShare], losses: Sequence[float | None]) -> dict[str, dict[str, Any]]:
     """Per source: images so far, their share beside the one asked for, passes, and the loss since the last line."""
-    counts, weights = plan.counts(position), plan.segment_at(position).weights
     return {
-        entry.name: {
-            "count": count,
-            "share": count / max(1, sum(counts)),
-            "target": weight / sum(weights),
-            "passes": count / entry.num_samples,
-            "loss": loss,
-        }
-        for entry, count, weight, loss in zip(plan.entries, counts, weights, losses, strict=True)
+        name: {"count": had.draws, "share": had.share, "target": had.target, "passes": had.passes, "loss": loss}
+        for (name, had), loss in zip(shares.items(), losses, strict=True)
     }
 
 

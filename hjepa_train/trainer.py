@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from hjepa_shards import Batch as Loaded
-from hjepa_shards import InputError, Loader, derive_key
+from hjepa_shards import InputError, Loader, derive_key, source_shares
 from hjepa_train.distributed import average_gradients, rank
 from hjepa_train.metrics import Alarms
 from hjepa_train.objectives.base import Batch, Objective
@@ -81,7 +81,7 @@ def fit(
             row = {"step": step, "position": loaded.next_position, **numbers, "lr": lr, **watch.lap()}
             row |= {
                 "grad_norm": _gradient_norm(objective),
-                "sources": source_rows(loader.plan, loaded.next_position, losses.take()),
+                "sources": source_rows(source_shares(loader.plan, loaded.next_position), losses.take()),
                 "alarms": alarms.judge(step, diagnosis),
                 "proof": f"{loaded.proof:032x}",
             }

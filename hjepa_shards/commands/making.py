@@ -51,7 +51,10 @@ def build_command(
     shard_mb: Annotated[int, typer.Option(help="aimed size of a shard, MiB")] = DEFAULT_SHARD_MB,
     samples_per_shard: Annotated[int | None, typer.Option(help="instead of --shard-mb")] = None,
     seed: Annotated[int, typer.Option(help="of the shuffle over shards")] = 0,
-    limit: Annotated[int | None, typer.Option(help="only so many samples of each split")] = None,
+    limit: Annotated[int | None, typer.Option(help="only so many samples of each split, evenly spread")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="build it under another name, such as a second folder of your own")
+    ] = None,
     classes: _Classes = None,
     list_file: _ListFile = None,
     exclude: Annotated[
@@ -72,6 +75,7 @@ def build_command(
         limit=limit,
         classes=classes,
         list_file=list_file,
+        name=name,
         exclude=exclude,
         workers=workers,
         cluster=cluster,
@@ -88,13 +92,13 @@ def build_command(
             console.print(
                 f"part {part} is built: {built.num_shards} of {built.of_shards} shards of {built.where}", markup=False
             )
-        console.print(f"when all are: hjepa-shards merge {str(out).rstrip('/')}/{source}", markup=False)
+        console.print(f"when all are: hjepa-shards merge {str(out).rstrip('/')}/{name or source}", markup=False)
         return
     with progress_bar("images") as start:
         timed = _Timed(start(source))
         manifests = build(source, raw=raw, out=out, splits=split or (), options=options, progress=timed)
     timed.say()
-    _end([(target_at(out, source, manifest.split).where, manifest) for manifest in manifests])
+    _end([(target_at(out, manifest.source, manifest.split).where, manifest) for manifest in manifests])
 
 
 def merge_command(

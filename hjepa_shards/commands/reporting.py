@@ -11,7 +11,7 @@ from hjepa_shards.commands.tables import splits_below
 from hjepa_shards.config import parse
 from hjepa_shards.errors import InputError
 from hjepa_shards.manifest import load_manifest
-from hjepa_shards.mixfile import SCALES, parse_source, write_mixture
+from hjepa_shards.mixfile import SCALES, default_image_size, parse_source, write_mixture
 from hjepa_shards.mixture import DataConfig, load_mixture_file
 from hjepa_shards.report import write_report
 from hjepa_shards.shares import SourceStats
@@ -29,7 +29,9 @@ def mix_command(
         Literal["weighted", "balanced", "concat"], typer.Option(help="by weights, equally, or by size")
     ] = "weighted",
     epoch_samples: Annotated[int | None, typer.Option(help="[default: all sizes together]")] = None,
-    image_size: Annotated[int, typer.Option(help="side of the crops, pixels")] = 224,
+    image_size: Annotated[
+        int | None, typer.Option(help="side of the crops, pixels [default: 224, or less if all images are smaller]")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace a file that stands there")] = False,
 ) -> None:
     """Write a commented run configuration around a mixture of sources, built or not yet."""
@@ -58,7 +60,7 @@ def mix_command(
         "strategy": strategy,
         "sources": [source.model_dump() for source in sources],
         "epoch_samples": epoch_samples,
-        "image_size": image_size,
+        "image_size": default_image_size(root, sources) if image_size is None else image_size,
     }
     written = write_mixture(out, parse(DataConfig, content, "mix"), force=force)
     _print_stats(written.stats)

@@ -1,24 +1,27 @@
 """Commands that show what is there or will be: sources, info, plan."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from hjepa_shards.commands.tables import print_manifests, print_remarks, splits_below
-from hjepa_shards.config import load_yaml
+from hjepa_shards.config import flatten, load_yaml, overridden
 from hjepa_shards.dryrun import Forecast, forecast, planned_proof
 from hjepa_shards.errors import InputError
 from hjepa_shards.manifest import Manifest, load_manifest
-from hjepa_shards.mixture import Mixture, load_mixture_file
+from hjepa_shards.mixture import Mixture, mixture_of
 from hjepa_shards.sources import SOURCES
 from hjepa_shards.terminal import console, size
 
 _SECTIONS = ("run", "data", "backbone", "objective", "training", "evaluation", "logging")
 """Of a run's file. `hjepa-train run` refuses every unknown key in them."""
+_NUMBERS = ("epochs", "global_batch")
+"""The keys of `training` that are used here."""
 
 
 def sources_command() -> None:
@@ -55,45 +58,46 @@ def plan_command(
     epochs: Annotated[int | None, typer.Option(help="[default: training.epochs, or 1]")] = None,
     global_batch: Annotated[int | None, typer.Option(help="[default: training.global_batch, or 256]")] = None,
     ranks: Annotated[int, typer.Option(help="processes that share a global batch")] = 1,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="another value, such as data.epoch_samples=50000")
+    ] = None,
     proof: Annotated[int | None, typer.Option(help="print the order proof after so many images", min=0)] = None,
     expect: Annotated[
         str | None, typer.Option(help="with --proof: the proof that a run reported; exit code 1 where it is another")
     ] = None,
 ) -> None:
     """What a run will see, before it starts: steps, and samples, passes, repeats, never seen by source."""
-    mixture = load_mixture_file(config)
-    _require_known_keys(config)
+    content = overridden(load_yaml(config), changes or (), str(config))
+    mixture = mixture_of(content, str(config))
+    _require_known_keys(content, config)
     if proof is not None or expect is not None:
-        return _print_proof(config, mixture, proof, expect)
+        return _print_proof(mixture, _number(content, config, "run", "seed", otherwise=0), proof, expect)
     if epochs is None:
-        epochs = _number(config, "training", "epochs", otherwise=1)
+        epochs = _number(content, config, "training", "epochs", otherwise=1)
     if global_batch is None:
-        global_batch = _number(config, "training", "global_batch", otherwise=256)
-    if "epochs" not in (load_yaml(config).get("training") or {"epochs": 1}):
+        global_batch = _number(content, config, "training", "global_batch", otherwise=256)
+    if "epochs" not in (content.get("training") or {"epochs": 1}):
         console.print(f"[yellow]note[/yellow] {escape(str(config))}: no training.epochs there: one epoch is planned")
     print_forecast(forecast(mixture, epochs=epochs, global_batch=global_batch, ranks=ranks), mixture)
 
 
-def _require_known_keys(config: Path) -> None:
+def _require_known_keys(content: dict[str, Any], config: Path) -> None:
     """InputError for a section that no run has, and for what may be meant as one of the numbers that are used here."""
-    content = load_yaml(config)
     if "data" not in content:
         return
     training = content.get("training")
-    for where, keys, known, likeness in (
-        ("", content, _SECTIONS, 0.0),
-        ("training.", training if isinstance(training, dict) else {}, ("epochs", "global_batch"), 0.8),
-    ):
-        for key in map(str, keys):
-            near = [] if key in known else difflib.get_close_matches(key, known, n=1, cutoff=likeness)
-            if near:
-                raise InputError(f"{config}: unknown key `{where}{key}`; did you mean `{where}{near[0]}`?")
+    suspects = [(str(key), "", _SECTIONS, 0.0) for key in content]
+    suspects += [(str(key), "training.", _NUMBERS, 0.8) for key in (training if isinstance(training, dict) else ())]
+    for key, section, known, likeness in suspects:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=likeness)
+        if near and key not in known:
+            raise InputError(f"{config}: unknown key `{section}{key}`; did you mean `{section}{near[0]}`?")
 
 
-def _print_proof(config: Path, mixture: Mixture, samples: int | None, expected: str | None) -> None:
+def _print_proof(mixture: Mixture, seed: int, samples: int | None, expected: str | None) -> None:
     if samples is None:
         raise InputError("--expect: belongs to --proof IMAGES, which is missing")
-    found = f"{planned_proof(mixture, seed=_number(config, 'run', 'seed', otherwise=0), samples=samples):032x}"
+    found = f"{planned_proof(mixture, seed=seed, samples=samples):032x}"
     if expected is None or expected.lower() == found:
         console.print(f"order proof after {samples:,} images: {found}{' as expected' if expected else ''}")
         return
@@ -104,10 +108,10 @@ def _print_proof(config: Path, mixture: Mixture, samples: int | None, expected: 
     raise typer.Exit(1)
 
 
-def _number(config: Path, section: str, key: str, otherwise: int) -> int:
+def _number(content: dict[str, Any], config: Path, section: str, key: str, otherwise: int) -> int:
     """A number in a section that a run's file has and one for the mixture alone has not."""
-    content = load_yaml(config).get(section)
-    value = content.get(key, otherwise) if isinstance(content, dict) else otherwise
+    found = content.get(section)
+    value = found.get(key, otherwise) if isinstance(found, dict) else otherwise
     if type(value) is not int:
         raise InputError(f"{config}: {section}.{key}: a whole number expected, {value!r} found")
     return value
@@ -119,42 +123,54 @@ def print_forecast(plan: Forecast, mixture: Mixture) -> None:
         f"{plan.epochs:,} epochs of {plan.epoch_samples:,} samples ({mixture.config.strategy}): {plan.steps:,} steps "
         f"of {plan.global_batch} on each of {plan.ranks} ranks, {plan.samples:,} samples in all"
     )
-    table = Table("source")
-    for name in (
-        "share",
-        "samples",
-        "an epoch",
-        "in the run",
+    drawn = Table("source", "share", "samples", "an epoch", "in the run")
+    comes_to = Table(
+        "source",
         "passes",
         "repeats",
         "never seen",
         "read",
         "windows",
-    ):
-        table.add_column(name, justify="right")
+        caption="windows: keep so much in memory or on an SSD",
+    )
+    for column in (*drawn.columns[1:], *comes_to.columns[1:]):
+        column.justify = "right"
     for entry in plan.entries:
-        table.add_row(
-            entry.name,
+        drawn.add_row(
+            escape(entry.name),
             f"{entry.share:.2%}",
             f"{entry.samples:,}",
             f"{entry.epoch_draws:,.0f}",
             f"{entry.draws:,}",
+        )
+        comes_to.add_row(
+            escape(entry.name),
             f"{entry.passes:.2f}",
             f"{entry.repeats:,}",
             f"{entry.never_seen:,}",
             size(entry.draw_bytes),
             size(entry.window_bytes),
         )
-    console.print(table)
+    console.print(drawn, comes_to)
     for warning in plan.warnings:
         console.print(f"[yellow]note[/yellow] {escape(warning)}")
 
 
+def _words(facts: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in flatten(facts).items())
+
+
 def _print_details(folder: Path, manifest: Manifest) -> None:
-    console.print(f"stored as: {manifest.settings}", markup=False)
-    console.print(f"encoder: {manifest.encoder or 'none (indexed tars)'}", markup=False)
-    for key, value in manifest.provenance.items():
-        console.print(f"{key}: {value}", markup=False)
+    facts = {
+        "members of a sample": ", ".join(manifest.members),
+        **{key.replace("_", " "): value for key, value in manifest.settings.items()},
+        "encoder": "somebody else's" if manifest.encoder is None else _words(manifest.encoder),
+        **{key.replace("_", " "): value for key, value in manifest.provenance.items()},
+        "order digest": manifest.order_digest,
+        "content digest": manifest.content_digest,
+    }
+    for what, value in facts.items():
+        console.print(f"{what}: {value}", markup=False, highlight=False)
     statistics = manifest.statistics
     if statistics.get("images") and "width" in statistics:
         width, height = statistics["width"], statistics["height"]

@@ -36,8 +36,9 @@ def _with_manifest(folder: Path) -> Iterator[Path]:
 
 def print_manifests(found: Iterable[tuple[str | Path, Manifest]]) -> None:
     """A line a split, with its folder or URL."""
-    table = Table("split", "samples", "shards", "bytes", "members", "classes", "excluded", "order", "content")
-    for column in table.columns[1:4]:
+    table = Table("split", "samples", "shards", "bytes", "classes", "excluded")
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:]:
         column.justify = "right"
     for folder, manifest in found:
         table.add_row(
@@ -45,11 +46,8 @@ def print_manifests(found: Iterable[tuple[str | Path, Manifest]]) -> None:
             f"{manifest.num_samples:,}",
             f"{manifest.num_shards:,}",
             size(int(manifest.shard_bytes.sum())),
-            " ".join(manifest.members),
             str(len(manifest.class_names) or "-"),
-            str(len(manifest.exclusions)),
-            manifest.order_digest[:12],
-            manifest.content_digest[:12],
+            f"{len(manifest.exclusions):,}",
         )
     console.print(table)
 

@@ -9,7 +9,7 @@ from hjepa_shards.sources import cifar, coco, folder, image_text, imagenet, offl
 from hjepa_shards.sources.base import Provenance, RawSplit, Source
 from hjepa_shards.sources.tar_patterns import is_pattern
 
-__all__ = ["SOURCES", "Provenance", "RawSplit", "Source", "open_split", "require_source"]
+__all__ = ["SOURCES", "Provenance", "RawSplit", "Source", "default_splits", "open_split", "require_source"]
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -64,6 +64,14 @@ def open_split(
             raise InputError(f"{name}: a folder expected, {raw!r} found; give the folder that holds the raw data")
         return source.open_pattern(raw, split, classes)
     return source.open(None if raw is None else Path(raw), split, classes)
+
+
+def default_splits(name: str, raw: str | Path | None) -> tuple[str, ...]:
+    """What is built when no split is named: the source's usual ones, or those that stand in this raw data."""
+    source = SOURCES[name]
+    if source.find_splits is None or raw is None or not Path(raw).is_dir():
+        return source.default_splits
+    return source.find_splits(Path(raw)) or source.default_splits
 
 
 def require_source(name: str) -> None:

@@ -118,6 +118,8 @@ class Source:
     """Any split may be asked for: `splits` holds the usual ones."""
     default_splits: tuple[str, ...]
     """What is built when no split is named."""
+    find_splits: Callable[[Path], tuple[str, ...]] | None = None
+    """The same where it depends on what stands in the raw folder; nothing found: the default ones."""
     pixels: Literal["png", "keep", "jpeg"]
     """How images are stored when nothing else is asked for; jpeg: with shorter side 256, quality 90."""
     takes_classes: bool = False
@@ -137,6 +139,8 @@ def raw_folder(raw: Path | None, inner: tuple[str, ...], needed: tuple[str, ...]
     """
     if raw is None:
         raise InputError(f"--raw: the folder of the raw data expected, nothing given; {advice}")
+    if not os.path.exists(raw):
+        raise InputError(f"{raw}: no such folder; {advice}")
     for folder in (raw, *(raw / name for name in inner)):
         if all(os.path.exists(folder / name) for name in needed):
             return folder

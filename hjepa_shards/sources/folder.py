@@ -14,6 +14,7 @@ def _open(raw: Path | None, split: str, classes: Path | None) -> TreeSplit:
     if raw is None:
         raise InputError("folder: a folder of images expected, nothing given; name it with --raw")
     root = _root(raw, split)
+    beside = [] if root == raw else [entry.name for entry in entries(raw) if entry.name not in _SPLITS]
     found = entries(root)
     folders = tuple(entry.name for entry in found if entry.is_dir())
     loose = [entry.name for entry in found if extension_of(entry.name) and not entry.is_dir()]
@@ -27,6 +28,7 @@ def _open(raw: Path | None, split: str, classes: Path | None) -> TreeSplit:
         folders=folders,
         class_names=tuple(map(proper_text, folders)),
         provenance=Provenance(upstream="own images", licence="not stated", citation=""),
+        remarks=(_left_out(raw, split, beside),) if beside else (),
     )
 
 
@@ -44,6 +46,18 @@ def _root(raw: Path, split: str) -> Path:
     return raw
 
 
+def _left_out(raw: Path, split: str, beside: list[str]) -> str:
+    more = f" and {len(beside) - 3:,} more" if len(beside) > 3 else ""
+    names = ", ".join(map(proper_text, beside[:3]))
+    return f"{proper_text(str(raw.name))}/{split} was read as a split; not read: {names}{more} beside it"
+
+
+def _standing(raw: Path) -> tuple[str, ...]:
+    """The splits that have a folder; none where the images stand straight in `raw`, or in a folder a class."""
+    found = tuple(split for split in _SPLITS if (raw / split).is_dir())
+    return found if "train" in found else ()
+
+
 FOLDER = Source(
     name="folder",
     description="your own images",
@@ -53,6 +67,7 @@ FOLDER = Source(
     download="no need",
     splits=_SPLITS,
     default_splits=("train",),
+    find_splits=_standing,
     pixels="keep",
     open=_open,
 )

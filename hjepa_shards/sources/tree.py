@@ -19,19 +19,30 @@ class TreeSplit(RawSplit):
     """The images below `root`, named by their path there. Bytes are read as they are on disk."""
 
     def __init__(
-        self, root: Path, *, folders: tuple[str, ...], class_names: tuple[str, ...], provenance: Provenance
+        self,
+        root: Path,
+        *,
+        folders: tuple[str, ...],
+        class_names: tuple[str, ...],
+        provenance: Provenance,
+        remarks: tuple[str, ...] = (),
     ) -> None:
-        """folders: one a class, in the order of labels; none: the images stand in `root` and have no labels."""
+        """folders: one a class, in the order of labels; none: the images stand in `root` and have no labels.
+
+        remarks: what else a user should know.
+        """
         self.root = root
         self.folders = folders
         self.class_names = class_names
         self.provenance = provenance
+        self.remarks = remarks
 
     @property
     def notes(self) -> tuple[str, ...]:
         filled = {sample.label for sample in self.samples}
         empty = [folder for label, folder in enumerate(self.folders) if label not in filled]
-        return (f"classes without an image: {', '.join(map(proper_text, empty))}",) if empty else ()
+        no_image = (f"classes without an image: {', '.join(map(proper_text, empty))}",) if empty else ()
+        return (*self.remarks, *no_image)
 
     def list_samples(self) -> Sequence[RawSample]:
         samples = [

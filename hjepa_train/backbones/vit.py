@@ -72,7 +72,7 @@ class ViT(Backbone):
         super().__init__()
         if image_size % config.patch:
             raise InputError(
-                f"vit: patch {config.patch} does not divide the image size {image_size}; "
+                f"backbone.vit.patch: {config.patch} does not divide the image size {image_size}; "
                 f"patches that do: {', '.join(str(p) for p in range(2, image_size) if image_size % p == 0)}"
             )
         self.width, self.num_stages, num_heads = config.shape

@@ -238,16 +238,18 @@ def _levels(config: HJepaConfig, grid: int, num_stages: int) -> tuple[tuple[int,
     """(stride of each level, stage of each level; no stages where all levels pool the encoder's output)"""
     if config.levels == "depth":
         if config.strides is not None:
-            raise InputError("hjepa: `levels: depth` takes no strides: its levels share the fine grid")
+            raise InputError("objective.hjepa: `levels: depth` takes no strides: its levels share the fine grid")
         if num_stages < 3:
-            raise InputError(f"hjepa: `levels: depth` needs a backbone of at least 3 blocks, {num_stages} found")
+            raise InputError(
+                f"objective.hjepa: `levels: depth` needs a backbone of at least 3 blocks, {num_stages} found"
+            )
         return (1, 1, 1), (round(num_stages / 3), round(2 * num_stages / 3), num_stages)
     divisors = [s for s in range(1, grid // 2 + 1) if grid % s == 0]
     strides = config.strides or ((1,) if config.levels == 1 else STRIDES.get(grid, ())[: config.levels])
     if len(strides) != config.levels or list(strides) != sorted(set(strides)) or not set(strides) <= set(divisors):
         raise InputError(
-            f"hjepa: {config.levels} rising strides expected that cut the grid of {grid} x {grid} into 2 or more "
-            f"cells a side, {list(strides)} found; possible here: {divisors}; set `strides` or `levels: 1`"
+            f"objective.hjepa.strides: {config.levels} rising strides expected that cut the grid of {grid} x {grid} "
+            f"into 2 or more cells a side, {list(strides)} found; possible: {divisors}; set `strides` or `levels: 1`"
         )
     return strides, ()
 
@@ -256,7 +258,7 @@ def _level_weights(config: HJepaConfig, num_levels: int) -> tuple[float, ...]:
     weights = LEVEL_WEIGHTS[:num_levels] if config.level_weights is None else config.level_weights
     if len(weights) != num_levels or min(weights) < 0:
         raise InputError(
-            f"hjepa: {num_levels} level_weights of 0 or more expected, {list(weights)} found; one for each level"
+            f"objective.hjepa.level_weights: {num_levels} of 0 or more expected, {list(weights)} found; one a level"
         )
     return weights
 
@@ -265,7 +267,7 @@ def _refuse_slow_target(initial: float, num_steps: int) -> None:
     share = schedules.initial_share(num_steps, initial=initial)
     if share > schedules.MAX_INITIAL_SHARE:
         raise InputError(
-            f"hjepa: with momentum {initial} over {num_steps} steps the target would keep {share:.1%} of its "
+            f"objective.hjepa.momentum: with {initial} over {num_steps} steps the target would keep {share:.1%} of its "
             f"initial weights, at most {schedules.MAX_INITIAL_SHARE:.0%} expected; train longer or set "
             f"`momentum: {schedules.largest_momentum(num_steps)}`"
         )

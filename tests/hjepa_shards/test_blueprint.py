@@ -23,7 +23,7 @@ def test_the_slices_hold_every_sample_once(shards: Path) -> None:
     plan = read_plan(FolderTarget(shards / "digits" / "train"))
     assert plan is not None
     assert (plan.num_shards, plan.num_samples) == (5, 200)
-    listed = take_list(open_split("digits", None, "train")).first(200)
+    listed = take_list(open_split("digits", None, "train")).thinned(200)
     slices = [shuffled_slice(plan, listed.listing, order_of(plan), shard) for shard in range(5)]
     assert [len(part) for part in slices] == [48, 48, 48, 48, 8]
     keys = [key for part in slices for key, _ in part]

@@ -24,17 +24,17 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.delenv("HJEPA_TRACEBACK", raising=False)
     with pytest.raises(SystemExit) as left:
-        run_app(app_that_raises(kind("the disk [/is] full"), monkeypatch))
+        run_app(app_that_raises(kind("the disk [/is] full"), monkeypatch), interrupted="say it again")
     assert left.value.code == 2
     assert capsys.readouterr() == ("", "error: the disk [/is] full\n")
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyError):
-        run_app(app_that_raises(KeyError("x"), monkeypatch))
+        run_app(app_that_raises(KeyError("x"), monkeypatch), interrupted="say it again")
     monkeypatch.setenv("HJEPA_TRACEBACK", "1")
     with pytest.raises(InputError):
-        run_app(app_that_raises(InputError("x"), monkeypatch))
+        run_app(app_that_raises(InputError("x"), monkeypatch), interrupted="say it again")
 
 
 def test_sizes_are_read_by_people() -> None:

@@ -42,7 +42,7 @@ def test_backbone_and_objective_can_be_built_at_any_size_that_is_written(tmp_pat
         narrow = {"width": 24, "depth": 1, "heads": 1, "patch": patch}
         objective = {"hjepa": objective["hjepa"] | {"predictor": {"width": 24, "depth": 1, "heads": 1}}}
         config = config.model_copy(update={"backbone": {"vit": narrow}, "objective": objective})
-    backbone, _ = build_parts(config, num_steps)
+    backbone, _ = build_parts(config, num_steps, "test")
     assert image_size % backbone.patch_size == 0
 
 
