@@ -23,7 +23,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from hjepa_shards.config import first_problem, flatten
 from hjepa_shards.encode import EXTENSIONS, EncodeSettings, encode, encoder_identity
 from hjepa_shards.errors import BuildMismatch, DecodeError, InputError
-from hjepa_shards.listing import Listing, in_order, listing_of
+from hjepa_shards.listing import Listing, in_order
 from hjepa_shards.manifest import shard_pattern
 from hjepa_shards.rng import derive_key, permutation
 from hjepa_shards.sample import extension_of
@@ -94,25 +94,23 @@ class RawList:
         stay[list(reasons)] = False
         excluded = []
         for place in sorted(reasons):
-            sample = self.listing.sample(place)
+            sample = self.listing.samples[place]
             excluded.append({"name": sample.name, "index": sample.index, "reason": reasons[place]})
         return replace(self, listing=self.listing.take(np.flatnonzero(stay)), excluded=excluded)
 
     def thinned(self, num_samples: int) -> "RawList":
-        """So many at equal distances, so that a list sorted by class keeps all its classes."""
-        total = len(self.listing)
-        return (
-            self
-            if num_samples >= total
-            else replace(self, listing=self.listing.take(np.arange(num_samples) * total // num_samples))
-        )
+        """So many, drawn over the whole list and still in its order: the first ones may all be of one class."""
+        if num_samples >= len(self.listing):
+            return self
+        drawn = permutation(derive_key(0, "limit"), len(self.listing))[:num_samples]
+        return replace(self, listing=self.listing.take(np.sort(drawn)))
 
 
 def take_list(raw: RawSplit) -> RawList:
-    """The sorted list of a raw split, which forgets its own: two lists of ImageNet are half a gigabyte."""
-    listing, notes = listing_of(raw.samples), raw.notes
+    """The sorted list of a raw split, which forgets its own."""
+    samples, notes = raw.samples, raw.notes
     raw.forget_list()
-    return RawList(raw, in_order(listing), (), notes)
+    return RawList(raw, in_order(samples), (), notes)
 
 
 def shuffled_slice(plan: BuildPlan, listing: Listing, order: NDArray[np.int64], shard: int) -> Listing:
@@ -202,9 +200,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _new_plan(listed: RawList, settings: EncodeSettings, asked: Mapping[str, Any], raw_source: str) -> BuildPlan:
     raw, listing = listed.raw, listed.listing
     members = Members(
-        image=_image_extension(listing.names, settings),
-        labels=bool((listing.labels >= 0).any()),
-        captions=any(map(bool, listing.captions)),
+        image=_image_extension(listing.samples.names, settings),
+        labels=bool((listing.samples.labels >= 0).any()),
+        captions=any(map(bool, listing.samples.captions.texts)),
     )
     plan = BuildPlan(
         **asked,
@@ -231,15 +229,15 @@ def _samples_per_shard(listed: RawList, settings: EncodeSettings, shard_bytes: i
     probed = range(min(len(listed.listing), _PROBED_SAMPLES))
     sizes = []
     for i in probed:
-        sample = listed.listing.sample(i)
+        sample = listed.listing.samples[i]
         with contextlib.suppress(DecodeError):
             image = encode(listed.raw.read(sample), settings).data
             texts = (b"0",) * (sample.label >= 0) + tuple(text.encode() for text in sample.captions)
             sizes.append(sum(member_bytes(len(data)) for data in (image, *texts)))
     if not sizes:
         raise InputError(
-            f"{listed.listing.names[0]}: an image expected, neither it nor any of the first {len(probed)} files can be "
-            "decoded; is this a folder of images?"
+            f"{listed.listing.samples.names[0]}: an image expected, neither it nor any of the first {len(probed)} "
+            "files can be decoded; is this a folder of images?"
         )
     return max(256, round(shard_bytes / float(np.mean(sizes)) / 256) * 256)
 

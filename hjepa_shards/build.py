@@ -49,7 +49,7 @@ class BuildOptions:
     seed: int = 0
     """Of the shuffle that decides which sample goes into which shard."""
     limit: int | None = None
-    """Only so many samples, at equal distances of the sorted list: every class that has as many keeps its share."""
+    """Only so many samples, drawn over the whole list (the first ones may all be of one class), always the same."""
     classes: Path | None = None
     """A file with one class a line, in place of the published list (imagenet100)."""
     list_file: Path | None = None

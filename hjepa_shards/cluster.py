@@ -142,7 +142,7 @@ def _look(job: Job, first: Task, plan: bytes) -> None:
             )
         try:
             with contextlib.suppress(DecodeError):
-                job.raw.read(first.samples.sample(0))
+                job.raw.read(first.samples.samples[0])
         except (InputError, OSError) as error:
             raise InputError(f"{error}; the raw data must be there under the same name on all nodes") from error
 

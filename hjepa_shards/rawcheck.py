@@ -14,6 +14,7 @@ from typing import final
 
 import numpy as np
 
+from hjepa_shards.columns import Samples
 from hjepa_shards.download import DOWNLOADS, IMAGENET
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_shards.fetch import SILENT, Progress, Watcher, digest_of
@@ -146,7 +147,7 @@ def _check_split(
     source: str,
     split: str,
     opened_split: RawSplit,
-    samples: Sequence[RawSample],
+    samples: Samples,
     published: int | None,
     deep: bool,
     workers: int,
@@ -155,8 +156,7 @@ def _check_split(
     wrong = []
     if published is not None and len(samples) != published:
         wrong.append(f"{published:,} images expected, as published, {len(samples):,} found")
-    filled = {sample.label for sample in samples}
-    empty = [name for label, name in enumerate(opened_split.class_names) if label not in filled]
+    empty = samples.empty_classes(opened_split.class_names)
     if empty:
         wrong.append(f"{len(empty):,} of {len(opened_split.class_names):,} classes have no image: {_some(empty)}")
     order = permutation(derive_key(0, "verify-raw", source, split), len(samples))

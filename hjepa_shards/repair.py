@@ -132,7 +132,7 @@ def _listed(folder: Path, plan: BuildPlan, raw: RawSplit, scratch: Path) -> RawL
     reasons = {(entry["name"], entry["index"]): entry["reason"] for entry in plan.excluded}
     places = {}
     for place in range(len(listed.listing)) if reasons else ():
-        sample = listed.listing.sample(place)
+        sample = listed.listing.samples[place]
         if (sample.name, sample.index) in reasons:
             places[place] = reasons[sample.name, sample.index]
     listed = listed.without(places).thinned(plan.num_samples)

@@ -4,6 +4,7 @@ A task is a shard's name and its slice of the list; everything that tasks share 
 nothing about the bytes. A worker refuses a job that was planned with another encoder than its own.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -11,12 +12,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import chain, islice
-from multiprocessing import forkserver
 from typing import Any, final
 
 from hjepa_shards.encode import EncodeSettings, encoder_identity
@@ -83,12 +83,12 @@ def run_in_processes(job: Job, tasks: Iterable[Task], report: Report, workers: i
     # everything is imported once more, not once a worker; macOS cannot fork behind its frameworks
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     context.set_forkserver_preload([__name__])
-    _start_forkserver()
     done = context.Array("q", 3)  # samples, raw bytes, whether to stop
     with ProcessPoolExecutor(len(first), mp_context=context, initializer=_start_worker, initargs=(job, done)) as pool:
-        waiting = {pool.submit(_run_in_worker, task) for task in islice(left, 2 * workers)}
         seen = (0, 0)
         try:
+            with _deaf_to_interrupts():
+                waiting = {pool.submit(_run_in_worker, task) for task in islice(left, 2 * workers)}
             while waiting:
                 ended, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 for future in ended:
@@ -102,21 +102,31 @@ def run_in_processes(job: Job, tasks: Iterable[Task], report: Report, workers: i
                 f"{job.target.where}: a worker process was killed (out of memory?); run the same command again, with "
                 "fewer --workers if it was memory"
             ) from error
-        except BaseException:
-            done[_STOP] = 1
+        except BaseException as error:
+            done[_STOP] = isinstance(error, KeyboardInterrupt)
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _start_forkserver() -> None:
-    """Deaf to Ctrl-C, which goes to all processes of a terminal: the parent hears it and tells the workers."""
-    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Ctrl-C goes to all processes of a terminal. Those that are started here stay deaf to it; this one hears it after.
+
+    Else a half-started worker fills the terminal with what it failed to import.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    heard: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        forkserver.ensure_running()
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if heard:
+        raise KeyboardInterrupt
 
 
 _worker_job: Job
@@ -126,17 +136,26 @@ _worker_done: Any
 def _start_worker(job: Job, done: Any) -> None:
     global _worker_job, _worker_done
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _worker_job, _worker_done = job, done
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A build that was stopped or killed with -9 takes its workers along, also from a read that never returns."""
+    """A build that was interrupted or killed with -9 takes its workers along, also from a read that never returns."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    while parent.is_alive() and not _worker_done[_STOP]:
+    while parent.is_alive():
         parent.join(_POLL_S)
+        if _worker_done[_STOP]:
+            os.kill(os.getpid(), signal.SIGINT)
     os._exit(1)
+
+
+def _interrupt(*_: object) -> None:
+    """Once: what is half-written is cleared away in peace."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _run_in_worker(task: Task) -> None:
@@ -158,7 +177,11 @@ def _run_in_worker(task: Task) -> None:
             last = now
             flush()
 
-    _worker_job.run(task, report)
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        _worker_job.run(task, report)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     flush()
 
 

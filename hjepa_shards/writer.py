@@ -71,7 +71,7 @@ def write_shard(
     statistics = Statistics()
     with target.new_file(shard_name) as file:
         shard = _ShardFile(TarWriter(file), members)
-        for place, (key, sample) in enumerate(samples):
+        for place, (key, sample) in enumerate(samples.keyed()):
             num_bytes = 0
             try:
                 image = raw.read(sample)

@@ -5,7 +5,8 @@ runs/<name>/  config.yaml  metrics.jsonl  report.md  evaluation.json  checkpoint
 
 import contextlib
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -156,11 +157,8 @@ def train(
     """
     folder = config.run.folder / config.run.name
     mixture = load_mixture(config.data, where or config.run.name)
-    num_steps = mixture.make_plan(config.run.seed).num_steps(config.training.epochs, config.training.global_batch)
-    _, objective = build_parts(config, num_steps, where or config.run.name)
-    run = partial(_train, config, mixture, objective, num_steps, folder)
-    _make_folder(folder)
-    with exclusive(folder, "another run is writing here; wait for it, or choose another run.name"):
+    run = partial(_train, config, mixture, folder, where or config.run.name)
+    with _run_folder(folder), exclusive(folder, "another run is writing here; wait for it, or choose another run.name"):
         checkpoint.recover(folder / "checkpoints")
         found = _checkpoint_to_resume(folder, resume)
         if found is None:
@@ -173,9 +171,8 @@ def train(
 def _train(
     config: RunConfig,
     mixture: Mixture,
-    objective: Objective,
-    num_steps: int,
     folder: Path,
+    where: str,
     saved: checkpoint.Checkpoint | None,
     resume: str | None,
     stop_after: int | None,
@@ -186,6 +183,8 @@ def _train(
     device = choose_device(training.device)
     if training.threads:
         torch.set_num_threads(training.threads)
+    num_steps = mixture.make_plan(seed).num_steps(training.epochs, training.global_batch)
+    _, objective = build_parts(config, num_steps, where)
     objective.to(device)
     optimizer = build_optimizer(objective, training)
     alarms = Alarms(warmup_steps=_warmup_steps(config, mixture, num_steps))
@@ -346,11 +345,20 @@ def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) 
         )
 
 
-def _make_folder(folder: Path) -> None:
+@contextlib.contextmanager
+def _run_folder(folder: Path) -> Iterator[None]:
+    """Made where it is missing, and gone again where a run was refused before it wrote anything."""
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be made: {error.strerror}; choose another run.folder") from error
+    try:
+        yield
+    except InputError:
+        if is_new and not (folder / CONFIG_FILE).exists():
+            shutil.rmtree(folder)
+        raise
 
 
 def _write_config(folder: Path, config: RunConfig) -> None:

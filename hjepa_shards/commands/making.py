@@ -51,7 +51,7 @@ def build_command(
     shard_mb: Annotated[int, typer.Option(help="aimed size of a shard, MiB")] = DEFAULT_SHARD_MB,
     samples_per_shard: Annotated[int | None, typer.Option(help="instead of --shard-mb")] = None,
     seed: Annotated[int, typer.Option(help="of the shuffle over shards")] = 0,
-    limit: Annotated[int | None, typer.Option(help="only so many samples of each split, evenly spread")] = None,
+    limit: Annotated[int | None, typer.Option(help="only so many samples of each split, drawn over all of it")] = None,
     name: Annotated[
         str | None, typer.Option(help="build it under another name, such as a second folder of your own")
     ] = None,

@@ -8,7 +8,7 @@ lists once, workers read. So a split travels as its settings and loads again wha
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Literal, final
 
 import numpy as np
 
+from hjepa_shards.columns import Samples
 from hjepa_shards.errors import InputError
 from hjepa_shards.sample import RawSample
 
@@ -51,12 +52,12 @@ class RawSplit(ABC):
         """
 
     @cached_property
-    def samples(self) -> Sequence[RawSample]:
+    def samples(self) -> Samples:
         """Every sample, in any order; (name, index) is unique."""
-        return self.list_samples()
+        return Samples.of(self.list_samples())
 
     @abstractmethod
-    def list_samples(self) -> Sequence[RawSample]:
+    def list_samples(self) -> Iterable[RawSample]:
         """What `samples` keeps."""
 
     def forget_list(self) -> None:

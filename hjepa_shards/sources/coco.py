@@ -45,7 +45,7 @@ class CocoSplit(RawSplit):
     def __init__(self, folder: Path, annotations: Path) -> None:
         self.files = FolderFiles(folder)
         self.annotations = annotations
-        self.absent = absent(self.files, (sample.name for sample in self.samples), annotations)
+        self.absent = absent(self.files, self.samples.names, annotations)
 
     @property
     def notes(self) -> tuple[str, ...]:

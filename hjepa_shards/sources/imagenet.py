@@ -53,8 +53,7 @@ class SynsetSplit(RawSplit):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        filled = {sample.label for sample in self.samples}
-        empty = [synset for label, synset in enumerate(self.synsets) if label not in filled]
+        empty = self.samples.empty_classes(self.synsets)
         notes = [f"classes without an image: {', '.join(empty)}"] if empty else []
         if self.published not in (None, len(self.samples)):
             notes.append(f"{len(self.samples):,} images found, {self.published:,} were published")

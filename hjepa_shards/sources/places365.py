@@ -59,12 +59,11 @@ class PlacesSplit(RawSplit):
             citation="B. Zhou, A. Lapedriza, A. Khosla, A. Oliva, A. Torralba: Places: A 10 million Image Database "
             "for Scene Recognition, PAMI 2017",
         )
-        self.absent = absent(files, (sample.name for sample in self.samples), file_list)
+        self.absent = absent(files, self.samples.names, file_list)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        filled = {sample.label for sample in self.samples}
-        empty = [name for label, name in enumerate(self.class_names) if label not in filled]
+        empty = self.samples.empty_classes(self.class_names)
         return (f"classes without an image: {', '.join(empty)}",) if empty else ()
 
     def list_samples(self) -> Sequence[RawSample]:

@@ -5,7 +5,7 @@ Listing asks the directory only (names and kinds, no stat a file): ImageNet's 1.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
@@ -39,22 +39,18 @@ class TreeSplit(RawSplit):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        filled = {sample.label for sample in self.samples}
-        empty = [folder for label, folder in enumerate(self.folders) if label not in filled]
+        empty = self.samples.empty_classes(self.folders)
         no_image = (f"classes without an image: {', '.join(map(proper_text, empty))}",) if empty else ()
         return (*self.remarks, *no_image)
 
-    def list_samples(self) -> Sequence[RawSample]:
-        samples = [
-            RawSample(name=proper_text(name), index=0, label=label)
-            for label, folder in enumerate(self.folders)
-            for name in image_names(self.root, folder)
-        ]
-        if not self.folders:
-            samples = [RawSample(name=proper_text(name), index=0) for name in image_names(self.root, "")]
-        if not samples:
+    def list_samples(self) -> Iterator[RawSample]:
+        none = True
+        for label, folder in enumerate(self.folders) if self.folders else ((-1, ""),):
+            for name in image_names(self.root, folder):
+                none = False
+                yield RawSample(name=proper_text(name), index=0, label=label)
+        if none:
             raise InputError(f"{self.root}: images expected, none found; is it the right folder?")
-        return samples
 
     def read(self, sample: RawSample) -> bytes:
         return read_file(self.root, sample.name)

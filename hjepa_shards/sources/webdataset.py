@@ -14,7 +14,7 @@ image, a class in .cls, captions in .txt and .json. What real tars hold is settl
 import os
 import re
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, final
@@ -31,7 +31,7 @@ from hjepa_shards.sources.remote import is_remote
 from hjepa_shards.sources.split_words import of_split
 from hjepa_shards.sources.tar_members import TarMember, read_member, tar_members
 from hjepa_shards.sources.tar_patterns import expand, tars_in
-from hjepa_shards.sources.tar_table import TableSamples, TarTable
+from hjepa_shards.sources.tar_table import TarTable
 from hjepa_shards.tar import split_name
 
 CLASS_NAMES_FILE = "classnames.txt"
@@ -69,12 +69,12 @@ class TarSplit(RawSplit):
             return remarks.lines()
         return (*remarks.lines(), f"{len(unlabelled):,} samples without a class (.cls); the first: {unlabelled[0]}")
 
-    def list_samples(self) -> Sequence[RawSample]:
+    def list_samples(self) -> Iterable[RawSample]:
         found, _ = self._found
         if not len(found):
             raise InputError(f"{self.archives[0].location}: samples expected, none found in {len(self.archives)} tars")
-        labels = array("q", map(self._label, found.labels, found.tars, found.keys))
-        return TableSamples(found, [archive.stem for archive in self.archives], labels)
+        labels = array("i", map(self._label, found.labels, found.tars, found.keys))
+        return found.samples([archive.stem for archive in self.archives], labels)
 
     def forget_list(self) -> None:
         _ = self._places, self._names_in_cls  # what reading needs is made from the list
@@ -105,9 +105,7 @@ class TarSplit(RawSplit):
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:
-        """[samples, 3]: tar, offset and bytes of the image; offset -1 where there is none."""
-        found, _ = self._found
-        return np.stack([np.array(column) for column in (found.tars, found.offsets, found.num_bytes)], axis=1)
+        return self._found[0].places()
 
     def __getstate__(self) -> dict[str, Any]:
         # 24 bytes a sample travel along: else each worker would read the headers of all tars again
@@ -138,7 +136,7 @@ class TarSplit(RawSplit):
     @cached_property
     def _names_in_cls(self) -> tuple[str, ...]:
         """The class names that .cls holds, sorted; none where all are numbers."""
-        said = set(self._found[0].labels) - {""}
+        said = self._found[0].labels.different() - {""}
         return () if all(_NUMBER.fullmatch(label) for label in said) else tuple(sorted(said))
 
     @cached_property

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hjepa_shards.build import BuildOptions, build
 from hjepa_shards.encode import EncodeSettings
 from hjepa_shards.errors import BuildMismatch, InputError
 from hjepa_shards.manifest import Manifest, load_manifest
+from hjepa_shards.repair import repair
 from hjepa_shards.sidecar import Sidecar
 from hjepa_shards.verify import verify
 
@@ -37,6 +39,43 @@ def keys_of(folder: Path, manifest: Manifest, shard: int) -> list[str]:
     """Of a shard's samples, in order."""
     with tarfile.open(folder / manifest.shard_name(shard)) as tar:
         return list(dict.fromkeys(name.partition(".")[0] for name in tar.getnames()))
+
+
+def test_a_limit_keeps_all_classes_and_takes_the_same_images_for_any_larger_one(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    for number in range(60):
+        path = raw / f"class{number // 20}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(path)
+    names = []
+    for limit in (20, 40, 100):
+        options = BuildOptions(samples_per_shard=100, limit=limit)
+        build("folder", raw=raw, out=tmp_path / str(limit), options=options)
+        folder = tmp_path / str(limit) / "folder" / "train"
+        names.append({unquote(key) for key in keys_of(folder, load_manifest(folder), 0)})
+    assert [len(found) for found in names] == [20, 40, 60]
+    assert names[0] < names[1] < names[2]
+    assert {name.partition("/")[0] for name in names[0]} == {"class0", "class1", "class2"}
+
+
+def test_two_collections_of_one_source_stand_under_one_root_and_are_repaired(pictures: Path, tmp_path: Path) -> None:
+    folder_build(pictures, tmp_path)
+    options = BuildOptions(samples_per_shard=8, name="mine")
+    (mine,) = build("folder", raw=pictures / "train" / "a", out=tmp_path, options=options)
+    assert (mine.source, mine.raw_source, mine.name) == ("mine", "folder", "mine-train")
+    folder = tmp_path / "mine" / "train"
+    before = files_of(folder)
+    os.truncate(folder / "mine-train-000000.tar", 100)
+    assert repair(folder, raw=pictures / "train" / "a").repaired == ("mine-train-000000.tar",)
+    assert files_of(folder) == before
+    assert not verify(tmp_path / "folder" / "train")
+
+
+@pytest.mark.parametrize(("name", "message"), [("a/b", "letters, digits"), ("", "letters"), ("coco", "called so")])
+def test_a_name_that_would_be_taken_for_something_else_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"--name.*{message}"):
+        build("digits", raw=None, out=tmp_path, options=BuildOptions(name=name))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

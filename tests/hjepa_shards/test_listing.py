@@ -3,14 +3,17 @@
 import pickle
 import re
 import unicodedata
+from collections.abc import Iterable
+from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from hjepa_shards.columns import Samples
 from hjepa_shards.errors import InputError
-from hjepa_shards.listing import Listing, sorted_listing
+from hjepa_shards.listing import Listing, in_order
 from hjepa_shards.sample import RawSample, decode_key, extension_of, plain_key
 
 NAMES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=60)
@@ -20,22 +23,28 @@ SAMPLES = [
 ]
 
 
+def sorted_listing(samples: Iterable[RawSample]) -> Listing:
+    return in_order(Samples.of(samples))
+
+
 def sample(name: str, index: int = 0) -> RawSample:
     return RawSample(name=name, index=index)
 
 
 def keys_of(*samples: RawSample) -> list[str]:
-    return [key for key, _ in sorted_listing(samples)]
+    return [key for key, _ in sorted_listing(samples).keyed()]
 
 
 def names_of(listing: Listing) -> list[tuple[str, int]]:
-    return [(found.name, found.index) for _, found in listing]
+    return [(found.name, found.index) for _, found in listing.keyed()]
 
 
 def test_samples_come_back_as_they_were() -> None:
     listing = sorted_listing(SAMPLES)
-    assert sorted((found for _, found in listing), key=lambda s: s.index) == SAMPLES
-    assert [found for _, found in pickle.loads(pickle.dumps(listing))] == [found for _, found in listing]
+    assert sorted((found for _, found in listing.keyed()), key=lambda s: s.index) == SAMPLES
+    assert [found for _, found in pickle.loads(pickle.dumps(listing)).keyed()] == [
+        found for _, found in listing.keyed()
+    ]
 
 
 def test_the_order_is_that_of_composed_utf8_bytes_then_index() -> None:
@@ -46,17 +55,27 @@ def test_the_order_is_that_of_composed_utf8_bytes_then_index() -> None:
     assert names_of(sorted_listing(rows)) == [("a", 9), ("a", 10), ("b", 1)]
 
 
+@given(st.lists(st.tuples(NAMES, st.integers(0, 3)), unique=True, max_size=6), st.randoms())
+def test_the_order_does_not_depend_on_how_the_samples_come(rows: list[tuple[str, int]], random: Random) -> None:
+    composed = {(unicodedata.normalize("NFC", name), index) for name, index in rows}
+    assume(len(composed) == len(rows))
+    wanted = sorted(rows, key=lambda row: (unicodedata.normalize("NFC", row[0]).encode(), row[1]))
+    random.shuffle(rows)
+    assert names_of(sorted_listing([sample(*row) for row in rows])) == wanted
+    assert names_of(sorted_listing([sample(*row) for row in wanted])) == wanted
+
+
 @given(st.lists(NAMES, unique_by=lambda name: unicodedata.normalize("NFC", name), max_size=8))
 def test_any_names_give_unique_short_keys_that_decode_to_the_name(names: list[str]) -> None:
     listing = sorted_listing([sample(name) for name in names])
-    keys = [key for key, _ in listing]
+    keys = [key for key, _ in listing.keyed()]
     assert len(set(keys)) == len(names)
     for i, key in enumerate(keys):
         assert len(key.encode()) <= 90
         if key in listing.renamed():
-            assert listing.renamed()[key] == (listing.names[i], 0)
+            assert listing.renamed()[key] == (listing.samples.names[i], 0)
         else:
-            composed = unicodedata.normalize("NFC", listing.names[i])
+            composed = unicodedata.normalize("NFC", listing.samples.names[i])
             extension = extension_of(composed)
             assert decode_key(key) == (composed[: -len(extension) - 1] if extension else composed)
 
@@ -89,15 +108,15 @@ def test_two_spellings_of_one_unicode_name_are_refused_by_name() -> None:
 def test_a_name_that_is_no_text_is_refused_and_captions_are_mended() -> None:
     with pytest.raises(InputError, match=r"udc80.*rename"):
         keys_of(sample("a\udc80.jpg"))
-    ((_, mended),) = sorted_listing([RawSample(name="a", index=0, captions=("half \ud83d a pair",))])
+    ((_, mended),) = sorted_listing([RawSample(name="a", index=0, captions=("half \ud83d a pair",))]).keyed()
     assert mended.captions == ("half ? a pair",)
 
 
 def test_a_slice_has_the_keys_of_the_whole() -> None:
     listing = sorted_listing([sample("a.jpg"), sample("a.png"), sample("b.png"), *SAMPLES])
     chosen = np.array([5, 0, 3])
-    everything = list(listing)
-    assert list(listing.take(chosen)) == [everything[i] for i in chosen]
+    everything = list(listing.keyed())
+    assert list(listing.take(chosen).keyed()) == [everything[i] for i in chosen]
     assert listing.places_of(["b"]) == {"b": 6}  # behind a-..., a-..., a/ü0, a/ü2, a/ü4, a/ü6
     with pytest.raises(InputError, match="'zz'"):
         listing.places_of(["b", "zz"])
@@ -122,4 +141,4 @@ def test_a_million_samples_take_little() -> None:
     """Some fifty bytes and the name; objects and keys took 300."""
     listing = sorted_listing([sample(f"n{i % 10:08}/n{i % 10:08}_{i}.JPEG", i) for i in range(10_000)])
     assert len(pickle.dumps(listing)) < 10_000 * 75
-    assert listing.key(0) == plain_key(listing.names[0])
+    assert listing.key(0) == plain_key(listing.samples.names[0])

@@ -10,7 +10,7 @@ import yaml
 
 from hjepa_shards.config import parse
 from hjepa_shards.evaluation import read_split
-from hjepa_shards.mixfile import SCALES, parse_source, write_mixture
+from hjepa_shards.mixfile import SCALES, default_image_size, parse_source, write_mixture
 from hjepa_shards.mixture import DataConfig, load_mixture_file
 from hjepa_shards.shares import dataset_stats
 from tests.conftest import Command
@@ -65,6 +65,13 @@ def test_the_mini_mixture_draws_what_its_description_says(tmp_path: Path) -> Non
     written = write_mixture(tmp_path / "mini.yaml", wanted(tmp_path, *sources, epoch_samples=epoch_samples))
     draws = {name: stats.epoch_samples for name, stats in written.stats.items()}
     assert draws == pytest.approx({"imagenet100": 165_600, "stl10-unlabeled": 82_800, "cifar100": 27_600})
+
+
+def test_crops_are_as_large_as_the_images_unless_said_otherwise(shards: Path) -> None:
+    root = str(shards)
+    assert default_image_size(root, [parse_source("digits=1")]) == 32  # 8 pixels: the least that H-JEPA has levels for
+    assert default_image_size(root, [parse_source("digits=1"), parse_source("photos=1")]) == 64
+    assert default_image_size(root, [parse_source("digits=1"), parse_source("imagenet=1")]) == 224  # not built yet
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tarfile
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 
 from hjepa_shards import report
 from hjepa_shards.build import BuildOptions, build
+from hjepa_shards.evaluation import read_split
 from hjepa_shards.index import index_tars
 from hjepa_shards.manifest import load_manifest, save_manifest
 from hjepa_shards.mixture import load_mixture_file
@@ -117,7 +119,13 @@ def test_the_same_shards_make_the_same_page(shards: Path, tmp_path: Path) -> Non
 def test_class_counts_are_those_of_the_labels(shards: Path, tmp_path: Path) -> None:
     page = page_of(tmp_path / "page.html", shards / "scattered" / "train")
     rows = re.findall(r'<th scope="row" title="(\d)">.*?</svg></td><td>([\d,]+)</td>', page.bytes.decode(), re.DOTALL)
-    assert dict(rows) == dict.fromkeys("0123456789", "20")
+    labels = [
+        label
+        for batch in read_split(shards / "scattered" / "train", image_size=8, batch=64)
+        for label in batch.labels[batch.valid].tolist()
+    ]
+    assert dict(rows) == {str(label): str(count) for label, count in Counter(labels).items()}
+    assert len(rows) == 10
 
 
 def test_many_classes_are_one_chart_and_a_table(tmp_path: Path) -> None:

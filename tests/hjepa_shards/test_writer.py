@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hjepa_shards.columns import Samples
 from hjepa_shards.encode import KEEP, PNG, encode, moments_of
-from hjepa_shards.listing import sorted_listing
+from hjepa_shards.listing import in_order
 from hjepa_shards.sample import RawSample
 from hjepa_shards.sources.base import Provenance, RawSplit
 from hjepa_shards.target import FolderTarget
@@ -48,7 +49,7 @@ def shard(tmp_path: Path) -> Path:
     target.prepare()
     seen: list[tuple[int, int]] = []
     members = Members(image="png", labels=True, captions=True)
-    listing = sorted_listing(SAMPLES)
+    listing = in_order(Samples.of(SAMPLES))
     write_shard(target, "a-b-000000.tar", InMemory(), listing, members, PNG, lambda *done: seen.append(done))
     assert seen == [(1, 6 if i == 2 else (5 + i) * 7 * 3) for i in range(4)]
     return tmp_path / "a-b-000000.tar"
@@ -105,7 +106,7 @@ def test_of_kept_images_a_few_are_measured_and_none_is_changed(tmp_path: Path) -
     target = FolderTarget(tmp_path)
     target.prepare()
     members = Members(image="png", labels=False, captions=False)
-    write_shard(target, "a.tar", Files(), sorted_listing(samples), members, KEEP, lambda *done: None)
+    write_shard(target, "a.tar", Files(), in_order(Samples.of(samples)), members, KEEP, lambda *done: None)
     with tarfile.open(tmp_path / "a.tar") as tar:
         assert [tar.extractfile(name).read() for name in tar.getnames()] == files  # type: ignore[union-attr]
     record = json.loads(target.read(record_name("a.tar")))

@@ -83,7 +83,7 @@ def test_the_report_says_what_ran(run_folder: Path) -> None:
     text = write_report(run_folder).read_text()
     rows = markdown_rows(text)
     assert text.startswith("# first\n")
-    assert ["steps", "31"] in rows
+    assert ["steps, up to the last log point", "31"] in rows
     assert ["images", "1,920"] in rows
     assert ["images/s (median)", "320.0"] in rows
     assert ["time spent waiting for data", "2.00%"] in rows
@@ -102,7 +102,7 @@ def test_the_report_says_whether_it_ran_right(run_folder: Path) -> None:
     assert rho[1:] == ["1.100", "0.900", "ρ ≥ 1"]
     (gap,) = (row for row in rows if row[0].startswith("gap"))
     assert gap[1:3] == ["0.100", "0.300"]
-    assert "None fired." in text
+    assert "None fired; " in text
     assert "RankMe is at most 96 here." in text
     assert f"Order proof after 1,920 images: {30:032x}" in text
 
@@ -115,7 +115,7 @@ def test_the_report_leaves_no_probed_row_out(run_folder: Path) -> None:
     assert ["chance", "–", "10.3", "10.3", "10.3", "10.3", "–"] in rows
     assert ["raw pixels", "3,072", "99.0", "30.0", "31.0", "33.2", "1e-03"] in rows
     assert ["online", "3,072", "40.0", "12.3", "31.0", "33.2", "1e-03"] in rows
-    assert "Bank 1,437, test 360." in text
+    assert "Bank 1,437, test 360; " in text
 
 
 def test_the_terminal_shows_what_the_report_says(run_folder: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_run_that_still_trains_has_a_report(tmp_path: Path) -> None:
         file.write('{"step": 2, "lo')
     text = write_report(tmp_path).read_text()
     assert "Not evaluated yet" in text
-    assert ["steps", "2"] in markdown_rows(text)
+    assert ["steps, up to the last log point", "2"] in markdown_rows(text)
 
 
 def test_names_with_markup_and_bars_are_shown_as_they_are(run_folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hjepa_shards.errors import InputError
-from hjepa_shards.sources import open_split
+from hjepa_shards.sources import default_splits, open_split
 
 
 def put(root: Path, *names: str) -> Path:
@@ -46,6 +46,15 @@ def test_split_folders_are_used_where_there_are_some(tmp_path: Path) -> None:
     assert listed(tmp_path, "val") == [("cat/2.png", 0)]
     with pytest.raises(InputError, match=r"test: a folder with the images of split test expected.*beside train, val"):
         open_split("folder", tmp_path, "test")
+
+
+def test_the_splits_that_stand_there_are_built_and_what_stands_beside_them_is_named(tmp_path: Path) -> None:
+    assert default_splits("folder", put(tmp_path / "flat", "cat/1.png", "test/1.png")) == ("train",)
+    raw = put(tmp_path / "raw", "train/cat/1.png", "test/cat/2.png", "notes/3.txt", "a.png")
+    assert default_splits("folder", raw) == ("train", "test")
+    split = open_split("folder", raw, "test")
+    assert split.notes == ("raw/test was read as a split; not read: a.png, notes beside it",)
+    assert open_split("folder", tmp_path / "flat" / "cat", "train").notes == ()
 
 
 def test_odd_names_come_through_and_can_be_read(tmp_path: Path) -> None:

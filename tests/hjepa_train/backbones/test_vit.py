@@ -91,5 +91,5 @@ def test_wrong_configurations_are_refused(content, message) -> None:
 
 
 def test_a_patch_that_does_not_divide_the_image_is_refused() -> None:
-    with pytest.raises(InputError, match="patch 5 does not divide the image size 32; patches that do: 2, 4, 8, 16"):
+    with pytest.raises(InputError, match="patch: 5 does not divide the image size 32; patches that do: 2, 4, 8, 16"):
         build_backbone("vit", VitConfig(size="tiny", patch=5), 32, seed=0)
