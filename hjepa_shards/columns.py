@@ -40,9 +40,9 @@ class Texts:
             taken._append(self._utf8(i))
         return taken
 
-    def columns(self) -> tuple[bytearray, bytes]:
+    def columns(self) -> tuple[bytearray, memoryview]:
         """What a digest covers: no two lists have the same."""
-        return self._data, np.array(self._ends, dtype="<i8").tobytes()
+        return self._data, np.frombuffer(self._ends, np.int64).astype("<i8", copy=False).data
 
     def _utf8(self, i: int) -> bytearray:
         return self._data[self._ends[i] : self._ends[i + 1]]

@@ -64,10 +64,10 @@ class Listing:
         digest = hashlib.blake2b(json.dumps(list(class_names)).encode(), digest_size=16)
         for column in (
             *self.samples.names.columns(),
-            self.samples.indices.astype("<i8").tobytes(),
-            self.samples.labels.astype("<i4").tobytes(),
+            self.samples.indices.astype("<i8", copy=False).data,
+            self.samples.labels.astype("<i4", copy=False).data,
             *self.samples.captions.texts.columns(),
-            self.has_digest.tobytes(),
+            self.has_digest.data,
         ):
             digest.update(column)
         return digest.hexdigest()

@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, final
 
@@ -52,7 +52,9 @@ ROW = np.dtype(
         ("row_crc32", "<u4"),
     ]
 )
-assert ROW.itemsize == 80
+PACKED_ROW = struct.Struct("<4Q8Ii4BII")
+"""The same, to write one."""
+assert ROW.itemsize == PACKED_ROW.size == 80
 
 
 def key_hash(key: str) -> int:
@@ -60,7 +62,7 @@ def key_hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
-def digest_of_keys(keys: Sequence[str]) -> bytes:
+def digest_of_keys(keys: Iterable[str]) -> bytes:
     """16 bytes over the keys in order, each behind its length."""
     digest = hashlib.blake2b(digest_size=16)
     for key in keys:

@@ -6,6 +6,7 @@ function of (samples, settings, encoder): the same slice gives the same bytes on
 
 import hashlib
 import json
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from hjepa_shards.columns import Texts
 from hjepa_shards.encode import Encoded, EncodeSettings, encode, moments_of, reason_of
 from hjepa_shards.errors import DecodeError
 from hjepa_shards.listing import Listing
 from hjepa_shards.sample import RawSample
-from hjepa_shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, ROW, digest_of_keys, key_hash, pack
+from hjepa_shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, PACKED_ROW, ROW, digest_of_keys, key_hash, pack
 from hjepa_shards.sources.base import RawSplit
 from hjepa_shards.tar import TarWriter
 from hjepa_shards.target import JOURNAL, Target
@@ -90,7 +92,7 @@ def write_shard(
         shard.tar.close()
     keys_digest = digest_of_keys(shard.keys)
     index = pack(
-        np.array(shard.rows, dtype=ROW),
+        np.frombuffer(shard.rows, ROW),
         flags=members.flags(),
         tar_bytes=shard.tar.num_bytes,
         keys_digest=keys_digest,
@@ -130,8 +132,9 @@ class _ShardFile:
     def __init__(self, tar: TarWriter, members: Members) -> None:
         self.tar = tar
         self.members = members
-        self.keys: list[str] = []
-        self.rows: list[tuple[int, ...]] = []
+        self.keys = Texts()
+        self.rows = bytearray()
+        """ROW records, packed: a shard of tiny images has a hundred thousand."""
 
     def add(self, key: str, sample: RawSample, encoded: Encoded, checksum: int) -> None:
         """checksum: crc32 of the encoded image."""
@@ -147,11 +150,11 @@ class _ShardFile:
             text_offset = self.tar.add(f"{key}.txt", text)
             json_offset = self.tar.add(f"{key}.json", json_text)
         self.keys.append(key)
-        self.rows.append(
-            (image_offset, text_offset, json_offset, key_hash(key))
-            + (len(encoded.data), checksum, len(text), crc32(text))
-            + (len(json_text), crc32(json_text), info.width, info.height, sample.label)
-            + (info.codec, info.colour, info.orientation, 0, 0, 0)
+        self.rows += PACKED_ROW.pack(
+            *(image_offset, text_offset, json_offset, key_hash(key)),
+            *(len(encoded.data), checksum, len(text), crc32(text)),
+            *(len(json_text), crc32(json_text), info.width, info.height, sample.label),
+            *(info.codec, info.colour, info.orientation, 0, 0, 0),
         )
 
 
@@ -160,22 +163,21 @@ class Statistics:
     """Sizes and channel moments of a set of images, in integers, so that sums over shards are exact."""
 
     def __init__(self) -> None:
-        self._sizes: list[tuple[int, int]] = []
+        self._widths, self._heights = array("I"), array("I")
         self._moments = np.zeros((3, 3), dtype=np.int64)
 
     def add(self, width: int, height: int, moments: NDArray[np.int64] | None) -> None:
         """moments: as of `Encoded`, None where they were not measured."""
-        self._sizes.append((width, height))
+        self._widths.append(width)
+        self._heights.append(height)
         if moments is not None:
             self._moments += moments
 
     def as_dict(self) -> dict[str, Any]:
-        sizes = np.array(self._sizes, dtype=np.int64).reshape(-1, 2)
-        empty = len(sizes) == 0
         return {
-            "images": len(sizes),
-            "width": [0, 0, 0] if empty else [int(v(sizes[:, 0])) for v in (np.min, np.max, np.sum)],
-            "height": [0, 0, 0] if empty else [int(v(sizes[:, 1])) for v in (np.min, np.max, np.sum)],
+            "images": len(self._widths),
+            "width": [min(self._widths, default=0), max(self._widths, default=0), sum(self._widths)],
+            "height": [min(self._heights, default=0), max(self._heights, default=0), sum(self._heights)],
             "channel_moments": self._moments.tolist(),
         }
 

@@ -54,7 +54,8 @@ class RawSplit(ABC):
     @cached_property
     def samples(self) -> Samples:
         """Every sample, in any order; (name, index) is unique."""
-        return Samples.of(self.list_samples())
+        listed = self.list_samples()
+        return listed if isinstance(listed, Samples) else Samples.of(listed)
 
     @abstractmethod
     def list_samples(self) -> Iterable[RawSample]:

@@ -7,11 +7,11 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from hjepa_shards.columns import Captions, Texts
+from hjepa_shards.columns import Captions, Samples, Texts
 from hjepa_shards.listing import repeated
-from hjepa_shards.sample import RawSample
 from hjepa_shards.sidecar import key_hash
 from hjepa_shards.sources.tar_members import TarMember
+from hjepa_shards.tar import split_name
 
 
 @final
@@ -44,10 +44,10 @@ class TarTable:
     """What the tars say, in their order; a column a thing."""
 
     def __init__(self) -> None:
-        self.keys = Texts()
+        self.names = Texts()
+        """<key>.<extension of the image>; the key alone where there is no image."""
+        self.key_hashes = array("Q")
         self.tars = array("i")
-        self.extensions = Words()
-        """Of the images; '' where there is none."""
         self.offsets = array("q")
         """Of the images; -1 where there is none."""
         self.num_bytes = array("q")
@@ -56,34 +56,37 @@ class TarTable:
         self.captions = Captions()
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.names)
 
     def add(
         self, tar: int, key: str, extension: str, image: TarMember | None, label: str, captions: tuple[str, ...]
     ) -> None:
-        self.keys.append(key)
+        self.names.append(f"{key}.{extension}" if extension else key)
+        self.key_hashes.append(key_hash(key))
         self.tars.append(tar)
-        self.extensions.append(extension)
         self.offsets.append(image.offset if image else -1)
         self.num_bytes.append(image.num_bytes if image else 0)
         self.labels.append(label)
         self.captions.append(captions)
 
-    def places(self) -> NDArray[np.int64]:
-        """[samples, 3]: tar, offset and bytes of the image; offset -1 where there is none."""
-        places = np.empty((len(self), 3), np.int64)
-        places[:, 0], places[:, 1], places[:, 2] = self.tars, self.offsets, self.num_bytes
-        return places
+    def key(self, place: int) -> str:
+        key, _ = split_name(self.names[place])
+        return key
 
-    def samples(self, stems: Sequence[str], labels: Sequence[int]) -> Iterator[RawSample]:
-        """stems: what stands before the keys of each tar that are in another tar too. labels: one a sample."""
-        in_several = self._keys_in_several() if len(stems) > 1 else frozenset()
-        for place, (key, extension) in enumerate(zip(self.keys, self.extensions, strict=True)):
-            name = f"{key}.{extension}" if extension else key
-            if key in in_several:
-                name = f"{stems[self.tars[place]]}/{name}"
-            yield RawSample(name=name, index=place, label=labels[place], captions=self.captions[place])
+    def samples(self, stems: Sequence[str], labels: NDArray[np.int32]) -> Samples:
+        """The same columns, nothing is copied.
 
-    def _keys_in_several(self) -> frozenset[str]:
-        hashes = np.fromiter(map(key_hash, self.keys), np.uint64, len(self))
-        return frozenset(self.keys[i] for i in np.flatnonzero(np.isin(hashes, repeated(hashes))).tolist())
+        stems: what stands before the keys of each tar that are in another tar too.  labels: int32 [samples].
+        """
+        indices = np.arange(len(self), dtype=np.int64)
+        return Samples(self._unique_names(stems), indices, labels, self.captions)
+
+    def _unique_names(self, stems: Sequence[str]) -> Texts:
+        hashes = np.frombuffer(self.key_hashes, np.uint64)
+        in_several = np.isin(hashes, repeated(hashes)) if len(stems) > 1 else np.zeros(0, np.bool_)
+        if not in_several.any():
+            return self.names
+        names = Texts()
+        for name, tar, several in zip(self.names, self.tars, in_several.tolist(), strict=True):
+            names.append(f"{stems[tar]}/{name}" if several else name)
+        return names

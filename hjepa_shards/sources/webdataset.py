@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hjepa_shards.columns import Samples
 from hjepa_shards.errors import DecodeError, InputError
 from hjepa_shards.sample import IMAGE_EXTENSIONS, RawSample
 from hjepa_shards.sources.archives import Archive, default_scratch, look_at, make_copies, plain_tar
@@ -64,16 +64,17 @@ class TarSplit(RawSplit):
     @property
     def notes(self) -> tuple[str, ...]:
         found, remarks = self._found
-        unlabelled = [key for key, label in zip(found.keys, found.labels, strict=True) if not label]
+        unlabelled = [place for place, label in enumerate(found.labels) if not label]
         if not 0 < len(unlabelled) < len(found):
             return remarks.lines()
-        return (*remarks.lines(), f"{len(unlabelled):,} samples without a class (.cls); the first: {unlabelled[0]}")
+        first = found.key(unlabelled[0])
+        return (*remarks.lines(), f"{len(unlabelled):,} samples without a class (.cls); the first: {first}")
 
-    def list_samples(self) -> Iterable[RawSample]:
+    def list_samples(self) -> Samples:
         found, _ = self._found
         if not len(found):
             raise InputError(f"{self.archives[0].location}: samples expected, none found in {len(self.archives)} tars")
-        labels = array("i", map(self._label, found.labels, found.tars, found.keys))
+        labels = np.fromiter(map(self._label, found.labels, range(len(found))), np.int32, len(found))
         return found.samples([archive.stem for archive in self.archives], labels)
 
     def forget_list(self) -> None:
@@ -82,7 +83,7 @@ class TarSplit(RawSplit):
         vars(self).pop("_found", None)
 
     def read(self, sample: RawSample) -> bytes:
-        tar, offset, num_bytes = self._places[sample.index].tolist()
+        tar, offset, num_bytes = (int(column[sample.index]) for column in self._places)
         if offset < 0:
             raise DecodeError("no image among its members")
         if num_bytes > _MAX_IMAGE_BYTES:
@@ -104,11 +105,13 @@ class TarSplit(RawSplit):
         return table, remarks
 
     @cached_property
-    def _places(self) -> NDArray[np.int64]:
-        return self._found[0].places()
+    def _places(self) -> "tuple[array[int], array[int], array[int]]":
+        """Of each sample's image: its tar, offset (-1: there is no image) and bytes."""
+        found, _ = self._found
+        return found.tars, found.offsets, found.num_bytes
 
     def __getstate__(self) -> dict[str, Any]:
-        # 24 bytes a sample travel along: else each worker would read the headers of all tars again
+        # 20 bytes a sample travel along: else each worker would read the headers of all tars again
         return super().__getstate__() | {"_places": self._places}
 
     def _read_list(self, tar: int, table: TarTable, remarks: Remarks) -> None:
@@ -143,7 +146,7 @@ class TarSplit(RawSplit):
     def _label_of_name(self) -> dict[str, int]:
         return {name: label for label, name in enumerate(self.class_names)}
 
-    def _label(self, said: str, tar: int, key: str) -> int:
+    def _label(self, said: str, place: int) -> int:
         if not said:
             return -1
         if self._names_in_cls:
@@ -152,9 +155,10 @@ class TarSplit(RawSplit):
             label = int(said)
         if label < -1 or label >= (len(self.classes) or 2**31):
             expected = f"one of the {len(self.classes):,} classes" if self.classes else "a class number from 0 on"
+            found, _ = self._found
             raise InputError(
-                f"{self.archives[tar].location}: {key}.cls: {expected} expected, {said[:60]!r} found; "
-                "mend the class list (--classes FILE), or write the tar again"
+                f"{self.archives[found.tars[place]].location}: {found.key(place)}.cls: {expected} expected, "
+                f"{said[:60]!r} found; mend the class list (--classes FILE), or write the tar again"
             )
         return label
 
