@@ -26,8 +26,8 @@ def test_the_slices_hold_every_sample_once(shards: Path) -> None:
     listed = take_list(open_split("digits", None, "train")).thinned(200)
     slices = [shuffled_slice(plan, listed.listing, order_of(plan), shard) for shard in range(5)]
     assert [len(part) for part in slices] == [48, 48, 48, 48, 8]
-    keys = [key for part in slices for key, _ in part]
-    assert sorted(keys) == [key for key, _ in listed.listing]
+    keys = [key for part in slices for key, _ in part.keyed()]
+    assert sorted(keys) == [key for key, _ in listed.listing.keyed()]
     assert keys != sorted(keys)
 
 
