@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def encoded_images(mixture: Mixture) -> list[bytes]:
-    reader = SampleReader(LocalStore(mixture.folders[0], mixture.manifests[0]), mixture.manifests[0])
+    reader = SampleReader(LocalStore(Path(mixture.places[0]), mixture.manifests[0]), mixture.manifests[0])
     return [reader.image_bytes(reader.locate(i)) for i in range(mixture.manifests[0].num_samples)]
 
 

@@ -14,23 +14,29 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hjepa_shards.batch import Batch
+from hjepa_shards.cache import ShardCache
 from hjepa_shards.counting import exact_weights
 from hjepa_shards.crop import AugmentationConfig, random_crops
 from hjepa_shards.decode import crop_into
 from hjepa_shards.errors import InputError, TooMuchDamage
+from hjepa_shards.manifest import Manifest
 from hjepa_shards.mixture import Mixture
+from hjepa_shards.places import Place
 from hjepa_shards.plan import Plan, Planned, add_proofs, order_proof, slice_size
+from hjepa_shards.prefetch import Prefetcher
 from hjepa_shards.reader import DAMAGE, Located, SampleReader
+from hjepa_shards.remote_store import RemoteStore
 from hjepa_shards.shares import source_shares
 from hjepa_shards.stages import LoaderStats, StageTimes, lap
 from hjepa_shards.state import load_state, resume, state_dict
-from hjepa_shards.store import LocalStore
+from hjepa_shards.store import LocalStore, Store
 from hjepa_shards.threads import num_cores
 
 _TASK_SAMPLES = (8, 64)
@@ -82,6 +88,9 @@ class Loader:
         self._waited_s = 0.0
         self._plan_lock = threading.Lock()  # the plan keeps a few windows; threads ask it for replacements
         self._pending: deque[_Pending] = deque()
+        stores = [reader.store for reader in readers]
+        self._prefetcher = Prefetcher(plan, stores, rank=rank, world=world)
+        self._are_remote = any(isinstance(store, RemoteStore) for store in stores)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -120,6 +129,7 @@ class Loader:
         plan = self.plan.reweighed(position, exact_weights([weights[name] for name in names]))
         self._drop_pending()
         self.plan = plan
+        self._prefetcher.use(plan)
         self._position, self._proof = self._last = position, proof
 
     def stats(self) -> LoaderStats:
@@ -138,6 +148,7 @@ class Loader:
     def close(self) -> None:
         """Stop the threads and close the shards."""
         self._pool.shutdown(cancel_futures=True)
+        self._prefetcher.close()
         for reader in self._readers:
             reader.close()
 
@@ -151,6 +162,7 @@ class Loader:
 
     def _prepare(self) -> None:
         with self._plan_lock:
+            self._prefetcher.advance(self._position)
             planned = self.plan.rank_batch(self._position, self._global_batch, self._rank, self._world)
         images = self._ring.popleft()
         num = len(planned.position)
@@ -177,15 +189,26 @@ class Loader:
             self._ring.appendleft(pending.images)
         self._pending.clear()
 
+    def _gather(self, pending: "_Pending", start: int, located: Sequence[Located | None]) -> list[bytes | None]:
+        """Images of a task that are better asked for at once: those of shards that are far away."""
+        gathered: list[bytes | None] = [None] * len(located)
+        sources = pending.planned.source[start : start + len(located)]
+        for entry in np.unique(sources).tolist() if self._are_remote else ():
+            mine = [(i, found) for i, found in enumerate(located) if found and sources[i] == entry]
+            for (i, _), data in zip(mine, self._readers[entry].gather([found for _, found in mine]), strict=True):
+                gathered[i] = data
+        return gathered
+
     def _fill(self, pending: "_Pending", start: int, stop: int) -> None:
         """Read, decode and crop samples [start, stop) of a batch, one after the other: pixels stay in the cache."""
         lap("idle")
         planned = pending.planned
         located = [self._locate(pending, i, int(planned.sample[i])) for i in range(start, stop)]
         crops = self._crops(planned.position[start:stop], located)
+        gathered = self._gather(pending, start, located)
         lap("read")
-        for i, found, crop in zip(range(start, stop), located, crops, strict=True):
-            if not (found and self._show(pending, i, int(planned.sample[i]), found, crop)):
+        for i, found, crop, data in zip(range(start, stop), located, crops, gathered, strict=True):
+            if not (found and self._show(pending, i, int(planned.sample[i]), found, crop, data)):
                 self._show_replacement(pending, i)
 
     def _crops(self, positions: NDArray[np.int64], located: Sequence[Located | None]) -> NDArray[np.int64]:
@@ -202,11 +225,19 @@ class Loader:
             pending.damage.append((self.plan.entries[entry].name, sample, str(error)))
             return None
 
-    def _show(self, pending: "_Pending", i: int, sample: int, located: Located, crop: NDArray[np.int64]) -> bool:
+    def _show(
+        self,
+        pending: "_Pending",
+        i: int,
+        sample: int,
+        located: Located,
+        crop: NDArray[np.int64],
+        data: bytes | None = None,
+    ) -> bool:
         """Put a crop of a sample into its place in the batch. False where its bytes are damaged."""
         entry = int(pending.planned.source[i])
         try:
-            pixels = self._readers[entry].pixels(located)
+            pixels = self._readers[entry].pixels(located, data)
         except DAMAGE as error:
             pending.damage.append((self.plan.entries[entry].name, sample, str(error)))
             return False
@@ -287,6 +318,12 @@ class _Pending:
         self.num_bytes = np.empty(self.num, np.int64)
 
 
+def _store(place: Place, manifest: Manifest, cache: ShardCache | None, num_stores: int) -> Store:
+    if isinstance(place, Path):
+        return LocalStore(place, manifest, num_stores)
+    return RemoteStore(place, manifest, cache, num_stores)
+
+
 def open_loader(
     mixture: Mixture,
     *,
@@ -309,9 +346,11 @@ def open_loader(
         plan = resume(saved, mixture, seed, accept_mixture=accept_mixture, accept_content=accept_content)
         position, proof = saved.position, int(saved.proof, 16) if rank == 0 else 0
         damaged = {name: dict.fromkeys(samples, "found before") for name, samples in saved.damaged.items()}
+    asked = mixture.config.cache
+    cache = ShardCache(asked.folder.expanduser(), int(asked.gigabytes * 1e9)) if asked else None
     readers = [
-        SampleReader(LocalStore(folder, manifest, len(mixture.folders)), manifest)
-        for folder, manifest in zip(mixture.folders, mixture.manifests, strict=True)
+        SampleReader(_store(place, manifest, cache, len(mixture.places)), manifest)
+        for place, manifest in zip(mixture.places, mixture.manifests, strict=True)
     ]
     return Loader(
         plan,

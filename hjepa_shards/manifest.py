@@ -165,6 +165,11 @@ def load_manifest(folder: Path) -> Manifest:
         ) from error
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read: {error.strerror or error}; mend that, then run again") from error
+    return parse_manifest(data, str(path))
+
+
+def parse_manifest(data: bytes, path: str) -> Manifest:
+    """The content of `manifest.json`, checked. path: what to call it in errors."""
     body = _checked_body(path, data)
     try:
         content = json.loads(body + b"}")
@@ -260,7 +265,7 @@ def _checksum(body: bytes) -> str:
     return hashlib.blake2b(body, digest_size=32).hexdigest()
 
 
-def _checked_body(path: Path, data: bytes) -> bytes:
+def _checked_body(path: str, data: bytes) -> bytes:
     """The bytes before the checksum line, which must be theirs."""
     tail_bytes = len(_CHECKSUM_LINE % "") + 64
     body, tail = data[:-tail_bytes], data[-tail_bytes:]

@@ -19,11 +19,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hjepa_shards.cache import CacheConfig
 from hjepa_shards.config import Strict, load_yaml, parse
 from hjepa_shards.counting import exact_weights, first_segment
 from hjepa_shards.crop import AugmentationConfig
 from hjepa_shards.errors import InputError
-from hjepa_shards.manifest import FILE_NAME, Manifest, load_manifest
+from hjepa_shards.manifest import FILE_NAME, Manifest
+from hjepa_shards.places import Place, manifest_at, place_of
 from hjepa_shards.plan import Entry, OrderSettings, Plan
 from hjepa_shards.sources import SOURCES
 from hjepa_shards.staircase import Staircase, make_staircase
@@ -69,7 +71,9 @@ class DataConfig(Strict):
     """The `data` section."""
 
     root: str
-    """Folder of the built shards: <root>/<source>/<split>/manifest.json."""
+    """Folder of the built shards, or its URL (s3://, https://, ...): <root>/<source>/<split>/manifest.json."""
+    cache: CacheConfig | None = None
+    """Where whole shards of a URL are kept; None: samples are read by range, nothing is kept."""
     strategy: Literal["weighted", "balanced", "concat"]
     sources: tuple[SourceConfig, ...]
     epoch_samples: int | None = Field(default=None, ge=1)
@@ -119,7 +123,7 @@ class Mixture:
     config: DataConfig
     entries: tuple[Entry, ...]
     manifests: tuple[Manifest, ...]
-    folders: tuple[Path, ...]
+    places: tuple[Place, ...]
     weights: tuple[int, ...]
     """In lowest terms, at the start of a run."""
     epoch_samples: int
@@ -159,8 +163,8 @@ def load_mixture(config: DataConfig, where: str) -> Mixture:
     where: what to call the configuration in errors, usually its file.
     """
     sources = sorted(config.sources, key=lambda source: source.entry_name)
-    folders = [_folder(Path(config.root), source, where) for source in sources]
-    manifests = [load_manifest(folder) for folder in folders]
+    places = [_place(config.root, source, where) for source in sources]
+    manifests = [manifest_at(place) for place in places]
     for source, manifest in zip(sources, manifests, strict=True):
         if manifest.num_samples == 0:
             raise InputError(f"{where}: {source.entry_name} has no samples; take it out of the mixture")
@@ -179,7 +183,7 @@ def load_mixture(config: DataConfig, where: str) -> Mixture:
             for source, manifest in zip(sources, manifests, strict=True)
         ),
         manifests=tuple(manifests),
-        folders=tuple(folders),
+        places=tuple(places),
         weights=staircase.weights(0) if staircase else _weights(config.strategy, sources, sizes),
         epoch_samples=epoch_samples,
         staircase=staircase,
@@ -208,9 +212,9 @@ def _advice(root: Path, source: SourceConfig, built: list[str]) -> str:
     return f"build it with `hjepa-shards build {source.name} --split {source.split}{raw} --out {root}`"
 
 
-def _folder(root: Path, source: SourceConfig, where: str) -> Path:
-    folder = root / source.name / source.split
-    if not (folder / FILE_NAME).is_file():
+def _place(config_root: str, source: SourceConfig, where: str) -> Place:
+    folder, root = place_of(config_root, source.name, source.split), Path(config_root)
+    if isinstance(folder, Path) and not (folder / FILE_NAME).is_file():
         built = sorted(str(path.parent.relative_to(root)) for path in root.glob(f"*/*/{FILE_NAME}"))
         raise InputError(
             f"{where}: {folder / FILE_NAME} expected, not found; built under {root}: "

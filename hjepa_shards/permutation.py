@@ -13,6 +13,7 @@ the shards, one permutation of a lane's pieces and one of a window.
 """
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, final
 
@@ -66,6 +67,15 @@ class Draws:
     pass_: NDArray[np.int64]
     sample: NDArray[np.int64]
     lane: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A shard that is read soon."""
+
+    shard: int
+    due: int
+    """The draw by which it should be on its way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +137,37 @@ class EntryOrder:
         samples = self._window(pass_, lane, window)
         key = derive_key(self._seed, "replace", self.entry.name, self.entry.generation, draw, attempt)
         return int(samples[key % len(samples)])
+
+    def wanted(self, draw: int, lanes: Collection[int]) -> tuple[list[Wanted], int]:
+        """(shards that draws from `draw` on read in the open windows of `lanes` and the next, the draw they hold to)
+
+        Those of the open windows are due at once, in order of first use; those of the next over the open one.
+        """
+        found, holds_to = [], (draw // self._num_samples + 1) * self._num_samples
+        pass_, place = divmod(draw, self._num_samples)
+        for lane in lanes:
+            first = (lane - self._home) % self._settings.lanes
+            in_lane = max(0, -((first - place) // self._settings.lanes))
+            ends = self._pieces(pass_, lane).first_place
+            window = min(int(np.searchsorted(ends, in_lane, side="right")) - 1, len(ends) - 2)
+            begin, end = (
+                pass_ * self._num_samples + first + int(place) * self._settings.lanes
+                for place in ends[window : window + 2]
+            )
+            open_now = self._shards_of(self._window(pass_, lane, window)[in_lane - int(ends[window]) :])
+            found += [Wanted(shard, draw) for shard in open_now]
+            following = (pass_, window + 1) if window + 2 < len(ends) else (pass_ + 1, 0)
+            self._pieces(following[0], lane)
+            later = self._shards_of(self._permute_window(following[0], lane, following[1]))
+            found += [Wanted(shard, begin + (end - begin) * i // len(later)) for i, shard in enumerate(later)]
+            holds_to = min(holds_to, end) if end > draw else holds_to
+        return found, holds_to
+
+    def _shards_of(self, samples: NDArray[np.int64]) -> list[int]:
+        """In order of first use."""
+        shards = np.searchsorted(self._shard_starts, samples, side="right") - 1
+        different, first = np.unique(shards, return_index=True)
+        return different[np.argsort(first)].tolist()
 
     def _fill(self, samples: NDArray[np.int64], pass_: int, place: int) -> None:
         """Write the samples of consecutive places of one pass, from `place` on."""

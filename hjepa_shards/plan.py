@@ -12,7 +12,7 @@ with R, and a rank's share of a source was wrong by up to 92 points.
 
 import bisect
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from hjepa_shards.counting import Segment
 from hjepa_shards.errors import InputError
-from hjepa_shards.permutation import Entry, EntryOrder, OrderSettings
+from hjepa_shards.permutation import Entry, EntryOrder, OrderSettings, Wanted
 from hjepa_shards.rng import derive_key
 from hjepa_shards.staircase import STAIR, Staircase
 
@@ -122,6 +122,10 @@ class Plan:
     def counts(self, position: int) -> list[int]:
         """Draws of every entry before `position`."""
         return self.segment_at(position).counts([position])[0].tolist()
+
+    def wanted_shards(self, entry: int, draw: int, lanes: Collection[int]) -> tuple[list[Wanted], int]:
+        """As `EntryOrder.wanted`."""
+        return self._orders[entry].wanted(draw, lanes)
 
     def _stretches(self, start: int, stop: int) -> Iterator[tuple[Segment, int, int]]:
         """The positions [start, stop) cut where the weights may change: (segment, first position, end)."""

@@ -5,6 +5,7 @@ cut short, a broken sidecar. All of it is raised as `Damage`; read errors are no
 """
 
 import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 from zlib import crc32
@@ -63,19 +64,28 @@ class SampleReader:
         start = self._ends[shard - 1] if shard else 0
         return Located(shard, self.store.sidecar(shard).row(sample - start))
 
-    def image_bytes(self, located: Located) -> bytes:
-        """The stored image, its checksum tested; read once more if it does not match."""
+    def gather(self, located: Sequence[Located]) -> list[bytes | None]:
+        """Stored images that are better asked for at once than one by one; None: let `image_bytes` read it."""
+        rows = [(found.shard, int(found.row["image_offset"]), found.num_bytes) for found in located]
+        return self.store.read_many(rows)
+
+    def image_bytes(self, located: Located, data: bytes | None = None) -> bytes:
+        """The stored image, its checksum tested; read once more if it does not match.
+
+        data: what `gather` has brought.
+        """
         row = located.row
         offset, num_bytes, expected = (
             int(row["image_offset"]),
             int(row["image_bytes"]),
             int(row["image_crc32"]),
         )
-        data = self.store.read(located.shard, offset, num_bytes)
+        if data is None:
+            data = self.store.read(located.shard, offset, num_bytes)
         lap("read")
         found = crc32(data)
         if found != expected:
-            data = self.store.read(located.shard, offset, num_bytes)
+            data = self.store.read_again(located.shard, offset, num_bytes)
             found = crc32(data)
         lap("verify")
         if found != expected:
@@ -85,9 +95,9 @@ class SampleReader:
             )
         return data
 
-    def pixels(self, located: Located) -> NDArray[np.uint8]:
-        """RGB [H, W, 3], upright, as large as the sidecar says."""
-        pixels = decode(self.image_bytes(located), int(located.row["colour"]), int(located.row["orientation"]))
+    def pixels(self, located: Located, data: bytes | None = None) -> NDArray[np.uint8]:
+        """RGB [H, W, 3], upright, as large as the sidecar says. data: what `gather` has brought."""
+        pixels = decode(self.image_bytes(located, data), int(located.row["colour"]), int(located.row["orientation"]))
         lap("decode")
         if pixels.shape[:2] != (located.height, located.width):
             raise DecodeError(

@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar, final
 
@@ -32,6 +32,14 @@ class Store(ABC):
     def read(self, shard: int, offset: int, num_bytes: int) -> bytes:
         """Bytes [offset, offset + num_bytes) of a shard. ShardTruncated if it is shorter than its manifest says."""
 
+    def read_again(self, shard: int, offset: int, num_bytes: int) -> bytes:
+        """The same from where the shard really lies: what came first had another checksum."""
+        return self.read(shard, offset, num_bytes)
+
+    def read_many(self, wanted: Sequence[tuple[int, int, int]]) -> list[bytes | None]:
+        """What is worth asking for at once, of (shard, offset, bytes) each; None where `read` is to be called."""
+        return [None] * len(wanted)
+
     @abstractmethod
     def sidecar(self, shard: int) -> Sidecar:
         """The index of a shard, checked against the manifest."""
@@ -48,12 +56,12 @@ class LocalStore(Store):
         """num_stores: how many the process has open, which share its open files."""
         self.folder = folder
         self.manifest = manifest
-        limit = _descriptor_share(num_stores)
-        self._descriptors = _Lru(limit, self._open, os.close)
-        self._sidecars = _Lru(limit, self._open_sidecar, lambda sidecar: None)
+        limit = descriptor_share(num_stores)
+        self._descriptors = Lru(limit, self._open, os.close)
+        self._sidecars = Lru(limit, self._open_sidecar, lambda sidecar: None)
 
     def read(self, shard: int, offset: int, num_bytes: int) -> bytes:
-        data = _with_retries(
+        data = with_retries(
             lambda: self._read_once(shard, offset, num_bytes),
             lambda: f"{self._path(shard)}: reading {num_bytes} bytes at {offset}",
         )
@@ -65,7 +73,7 @@ class LocalStore(Store):
         return data
 
     def sidecar(self, shard: int) -> Sidecar:
-        return _with_retries(lambda: self._sidecar_once(shard), lambda: f"{self._path(shard)}: opening its index")
+        return with_retries(lambda: self._sidecar_once(shard), lambda: f"{self._path(shard)}: opening its index")
 
     def close(self) -> None:
         self._descriptors.clear()
@@ -87,22 +95,23 @@ class LocalStore(Store):
 
     def _open_sidecar(self, shard: int) -> Sidecar:
         path = self._path(shard)
-        sidecar = Sidecar(path.with_name(path.name + ".index"))
-        expected = (
-            int(self.manifest.shard_samples[shard]),
-            int(self.manifest.shard_bytes[shard]),
-            self.manifest.keys_digest[shard],
+        return checked_sidecar(path.with_name(path.name + ".index"), self.manifest, shard)
+
+
+def checked_sidecar(path: Path, manifest: Manifest, shard: int) -> Sidecar:
+    """A shard's index, compared with what the manifest says of it."""
+    sidecar = Sidecar(path)
+    expected = (int(manifest.shard_samples[shard]), int(manifest.shard_bytes[shard]), manifest.keys_digest[shard])
+    found = (sidecar.num_samples, sidecar.tar_bytes, sidecar.keys_digest.hex())
+    if expected != found:
+        raise ManifestError(
+            f"{sidecar.path}: the manifest says (samples, tar bytes, keys) {expected}, the sidecar {found}: they are "
+            "not of one build; run `hjepa-shards verify`"
         )
-        found = (sidecar.num_samples, sidecar.tar_bytes, sidecar.keys_digest.hex())
-        if expected != found:
-            raise ManifestError(
-                f"{sidecar.path}: the manifest says (samples, tar bytes, keys) {expected}, the sidecar {found}: they "
-                "are not of one build; run `hjepa-shards verify`"
-            )
-        return sidecar
+    return sidecar
 
 
-def _with_retries(attempt: Callable[[], Resource], what: Callable[[], str]) -> Resource:
+def with_retries(attempt: Callable[[], Resource], what: Callable[[], str]) -> Resource:
     """What `attempt` returns; ShardError saying `what` failed where even the last attempt is an OSError."""
     for wait_s in (*_RETRY_WAITS_S, None):
         try:
@@ -117,7 +126,7 @@ def _with_retries(attempt: Callable[[], Resource], what: Callable[[], str]) -> R
     raise AssertionError("unreachable")
 
 
-def _descriptor_share(num_stores: int) -> int:
+def descriptor_share(num_stores: int) -> int:
     """Open files for shards, and as many for sidecars (a memory map holds one), of one of `num_stores` splits.
 
     All of them together: half of what the process may have open.
@@ -129,7 +138,7 @@ def _descriptor_share(num_stores: int) -> int:
 
 
 @final
-class _Lru(Generic[Resource]):
+class Lru(Generic[Resource]):
     """The last `limit` resources used, each opened once. One in use by a thread is never closed under it."""
 
     def __init__(self, limit: int, open_one: Callable[[int], Resource], close_one: Callable[[Resource], None]) -> None:
@@ -158,6 +167,12 @@ class _Lru(Generic[Resource]):
                 for old in idle[:too_many]:
                     self._close_one(self._entries.pop(old)[0])
 
+    def keep(self, wanted: Callable[[int], bool]) -> None:
+        """Close all others that no thread uses."""
+        with self._lock:
+            for key in [k for k, (_, users) in self._entries.items() if users == 0 and not wanted(k)]:
+                self._close_one(self._entries.pop(key)[0])
+
     def clear(self) -> None:
         with self._lock:
             for opened, _ in self._entries.values():
@@ -167,7 +182,7 @@ class _Lru(Generic[Resource]):
 
 @final
 class _Loan(Generic[Resource]):
-    def __init__(self, lru: _Lru[Resource], key: int) -> None:
+    def __init__(self, lru: Lru[Resource], key: int) -> None:
         self._lru, self._key = lru, key
 
     def __enter__(self) -> Resource:

@@ -10,17 +10,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 _ORDER = {
     "hjepa_shards": (
-        "errors exclusions config files target threads fetch unpack rng sample tar images structure shrink sidecar "
-        "columns listing keys encode manifest sources.base sources.pickles sources.cifar sources.tree sources.folder "
-        "sources.tar_members sources.raw_files sources.matlab sources.imagenet_val sources.imagenet "
+        "errors exclusions config files cache target threads fetch unpack rng sample tar images structure shrink "
+        "sidecar columns listing keys encode manifest sources.base sources.pickles sources.cifar sources.tree "
+        "sources.folder sources.tar_members sources.raw_files sources.matlab sources.imagenet_val sources.imagenet "
         "sources.places365 sources.coco sources.offline sources.stl10 sources.remote sources.inflate "
         "sources.tar_patterns sources.archives sources.captions sources.split_words sources.tar_table "
         "sources.webdataset sources.caption_lists sources.image_text sources writer blueprint tasks cluster merge "
-        "build index verify repair counting staircase permutation plan crop mixture shares state stages store decode "
-        "contents reader perceptual hamming fingerprints duplicates batch loader evaluation dryrun mixfile "
-        "download rawcheck terminal charts survey pictures copies leftout report capacity doctor commands "
-        "commands.tables commands.making commands.checking commands.fetching commands.showing commands.reporting "
-        "commands.machine cli "
+        "build index verify repair counting staircase permutation plan crop places mixture shares state stages store "
+        "remote_store prefetch decode contents reader perceptual hamming fingerprints duplicates batch loader "
+        "evaluation dryrun mixfile download rawcheck terminal charts survey pictures copies leftout report capacity "
+        "doctor commands commands.tables commands.making commands.checking commands.fetching commands.showing "
+        "commands.reporting commands.machine cli "
     ),
     "hjepa_train": (
         "distributed draws schedules layers backbones.base backbones.vit backbones masks augment anticollapse metrics "

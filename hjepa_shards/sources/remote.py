@@ -5,10 +5,11 @@ tried again, five times and longer apart each time, from the byte where it stopp
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import aiohttp
 import fsspec
 from fsspec.core import url_to_fs
 
@@ -20,8 +21,11 @@ _CHUNK_BYTES = 1 << 20
 _TRIES = 5
 _FIRST_WAIT_S = 0.5
 """After the first failure in a row; three times as long after each further one."""
+_HTTP = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)}}
+"""A silent server is given up; a long download is not."""
 _HOPELESS = frozenset({400, 401, 403, 404, 405, 410})
 """HTTP answers that the next try would not change."""
+_BEYOND_THE_END = 416
 
 
 def is_remote(location: str) -> bool:
@@ -67,6 +71,62 @@ def remote_bytes(url: str, num_bytes: int | None) -> Iterator[bytes]:
         raise ShardError(f"{url}: {num_bytes:,} bytes expected, {at:,} came: it changed; run the same command again")
 
 
+def remote_exists(url: str) -> bool:
+    files, path = _file_system(url)
+
+    def exists() -> bool:
+        try:
+            files.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    return _tried(url, exists)
+
+
+def remote_range(url: str, start: int, stop: int) -> bytes:
+    """Bytes [start, stop) of a file. EOFError where it gives fewer even at the last try."""
+    files, path = _file_system(url)
+
+    def bytes_there() -> Any:
+        try:
+            return files.cat_file(path, start=start, end=stop)
+        except Exception as error:
+            if _status(error) == _BEYOND_THE_END:
+                return b""
+            raise
+
+    for attempt in range(1, _TRIES + 1):
+        data = _of_range(_tried(url, bytes_there), start, stop)
+        if data is not None:
+            return data
+        if attempt < _TRIES:
+            time.sleep(_FIRST_WAIT_S * 3 ** (attempt - 1))
+    raise EOFError("fewer came")
+
+
+def remote_ranges(wanted: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
+    """Many (url, start, stop) of one file system, side by side; None where one did not come at the first try."""
+    files, _ = _file_system(wanted[0][0])
+    paths = [_file_system(url)[1] for url, _, _ in wanted]
+    starts, stops = [start for _, start, _ in wanted], [stop for _, _, stop in wanted]
+    try:
+        found = files.cat_ranges(paths, starts, stops, on_error="return")
+    except Exception:  # as above; whoever asks tries each alone, and hears what is wrong
+        return [None] * len(wanted)
+    return [
+        _of_range(data, start, stop) if isinstance(data, bytes) else None
+        for data, start, stop in zip(found, starts, stops, strict=True)
+    ]
+
+
+def _of_range(data: bytes, start: int, stop: int) -> bytes | None:
+    """What was asked for, also from a server that sends the whole file instead; None where it is less."""
+    if len(data) == stop - start:
+        return data
+    return data[start:stop] if len(data) >= stop else None
+
+
 def said(error: BaseException) -> str:
     """What an error of some library says, on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
@@ -75,7 +135,7 @@ def said(error: BaseException) -> str:
 def _file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path in it."""
     try:
-        return url_to_fs(url)
+        return url_to_fs(url, **(_HTTP if url.startswith(("http://", "https://")) else {}))
     except (ImportError, ValueError) as error:
         raise InputError(f"{url}: cannot be opened: {said(error)}") from error
 
@@ -110,9 +170,14 @@ def _tried(url: str, call: Callable[[], Result]) -> Result:
             _wait_or_give_up(url, error, failures)
 
 
+def _status(error: Exception) -> int | None:
+    """Of an HTTP answer."""
+    return getattr(error, "status", None) or getattr(error.__cause__, "status", None)
+
+
 def _wait_or_give_up(url: str, error: Exception, failures: int) -> None:
     """Sleep, longer each time. InputError where another try would be in vain."""
-    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
+    status = _status(error)
     missing = isinstance(error, FileNotFoundError) and error.__cause__ is None
     if missing or status in _HOPELESS or isinstance(error, PermissionError) or failures == _TRIES:
         what = f"answer {status}" if status else said(error.__cause__ or error)

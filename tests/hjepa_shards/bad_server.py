@@ -67,7 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.path, asked, condition))
         answer = self.server.script.pop(0) if self.server.script else self.server.otherwise
         self.close_connection = True
-        data = self.server.files.get(self.path.rpartition("/")[2])
+        path = self.path.removeprefix("/")
+        data = self.server.files.get(path, self.server.files.get(path.rpartition("/")[2]))
         if answer.body is not None:
             data = answer.body
         if answer.status is not None or data is None:
@@ -77,16 +78,25 @@ class _Handler(BaseHTTPRequestHandler):
         status, first, whole = 200, 0, len(data)
         applies = answer.ignores_if_range or condition in (None, self.server.etag)
         if asked and not answer.ignores_range and applies:
-            status, first = 206, int(re.fullmatch(r"bytes=(\d+)-", asked)[1])  # type: ignore[index]
+            begin, last = re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups()  # type: ignore[union-attr]
+            status, first, end = 206, int(begin), int(last or whole - 1) + 1
             first //= 1 + answer.mistakes_range
             if first >= whole:
                 self._head(answer, 416, {"Content-Range": f"bytes */{whole}", "Content-Length": "0"})
                 return
-            headers["Content-Range"] = f"bytes {first}-{whole - 1}/{whole}"
-            data = data[first:]
+            headers["Content-Range"] = f"bytes {first}-{min(end, whole) - 1}/{whole}"
+            data = data[first:end]
         headers |= {"Transfer-Encoding": "chunked"} if answer.chunked else {"Content-Length": str(len(data))}
         self._head(answer, status, headers)
         self._body(answer, data)
+
+    def do_HEAD(self) -> None:
+        """What is there, and how large; not in the script, and never wrong."""
+        path = self.path.removeprefix("/")
+        data = self.server.files.get(path, self.server.files.get(path.rpartition("/")[2]))
+        self.close_connection = True
+        length = 0 if data is None else len(data)
+        self._head(Answer(), 404 if data is None else 200, {"Content-Length": str(length), "Accept-Ranges": "bytes"})
 
     def _head(self, answer: Answer, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)

@@ -49,7 +49,7 @@ def test_batches_equal_a_plain_recomputation(shards: Path) -> None:
     plan = mixture.make_plan(5)
     readers = [
         SampleReader(LocalStore(folder, manifest), manifest)
-        for folder, manifest in zip(mixture.folders, mixture.manifests, strict=True)
+        for folder, manifest in zip(mixture.places, mixture.manifests, strict=True)
     ]
     with open_loader(mixture, seed=5, global_batch=24) as loader:
         for start in (0, 24, 48, 72):

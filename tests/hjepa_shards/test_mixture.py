@@ -41,7 +41,7 @@ def test_entries_are_sorted_by_name_with_their_manifests_and_weights(root: Path)
         "digits-test",
         "photos-train",
     ]
-    assert [folder.relative_to(root).as_posix() for folder in mixture.folders] == [
+    assert [Path(place).relative_to(root).as_posix() for place in mixture.places] == [
         "digits/train",
         "digits/train",
         "digits/test",

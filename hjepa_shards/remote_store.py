@@ -1,0 +1,180 @@
+"""Shards at a URL: whole ones from the cache where they are there, single samples by range where they are not.
+
+So nothing waits for a whole shard. Indexes are small and always fetched whole; without a cache they stand in a folder
+of this process. What is in a cache was verified when it came; a sample's checksum is tested at every read all the same,
+and one that fails is read again from the origin, which decides.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import final
+
+from hjepa_shards.cache import ShardCache
+from hjepa_shards.errors import InputError, ShardError, ShardTruncated
+from hjepa_shards.manifest import Manifest
+from hjepa_shards.sidecar import Sidecar
+from hjepa_shards.sources.inflate import inflated
+from hjepa_shards.sources.remote import remote_bytes, remote_exists, remote_info, remote_range, remote_ranges
+from hjepa_shards.store import Lru, Store, checked_sidecar, descriptor_share, with_retries
+
+_STORED_FORMS = ("", ".zst", ".gz")
+"""Endings of a shard's name at the origin; the cache holds it plain."""
+_INDEX_BYTES = 1 << 30
+"""Of indexes that a process without a cache keeps."""
+_TRIES = 3
+"""Of a whole shard, where other bytes than the manifest's came."""
+
+
+@final
+class RemoteStore(Store):
+    """The shards of a split at a URL."""
+
+    def __init__(self, url: str, manifest: Manifest, cache: ShardCache | None, num_stores: int = 1) -> None:
+        """cache: None reads everything by range.  num_stores: how many the process has open."""
+        self.url = url
+        self.manifest = manifest
+        self.cache = cache
+        self._own = None if cache else tempfile.mkdtemp(prefix="hjepa-indexes-")
+        self._indexes = cache or ShardCache(Path(str(self._own)), _INDEX_BYTES)
+        self._form = self._stored_form()
+        limit = descriptor_share(num_stores)
+        self._descriptors = Lru(limit, self._open, os.close)
+        self._sidecars = Lru(limit, self._open_sidecar, lambda sidecar: None)
+
+    def read(self, shard: int, offset: int, num_bytes: int) -> bytes:
+        found = self._read_cached(shard, offset, num_bytes)
+        return self._read_range(shard, offset, num_bytes) if found is None else found
+
+    def read_again(self, shard: int, offset: int, num_bytes: int) -> bytes:
+        held = self._read_cached(shard, offset, num_bytes)
+        data = self._read_range(shard, offset, num_bytes)
+        if self.cache and held is not None and held != data:
+            self.cache.forget(self.manifest.shard_sha256[shard])  # the disk has changed it since it came
+            self._descriptors.keep(lambda other: other != shard)
+        return data
+
+    def read_many(self, wanted: Sequence[tuple[int, int, int]]) -> list[bytes | None]:
+        absent = [i for i, (shard, _, _) in enumerate(wanted) if not self._is_here(shard)]
+        found: list[bytes | None] = [None] * len(wanted)
+        if len(absent) > 1 and not self._form:
+            ranges = [(self._shard_url(shard), at, at + num) for shard, at, num in (wanted[i] for i in absent)]
+            for i, data in zip(absent, remote_ranges(ranges), strict=True):
+                found[i] = data
+        return found
+
+    def sidecar(self, shard: int) -> Sidecar:
+        return with_retries(lambda: self._sidecar_once(shard), lambda: f"{self._shard_url(shard)}: reading its index")
+
+    def fetch(self, shard: int) -> bool:
+        """Bring a whole shard into the cache, where it stays while it is used. Whether it is there now."""
+        if not self.cache:
+            return False
+        sha256, num_bytes = self.manifest.shard_sha256[shard], int(self.manifest.shard_bytes[shard])
+        for _ in range(_TRIES):
+            descriptor = self.cache.admit(sha256, num_bytes, lambda: self._chunks(shard))
+            if descriptor is not None:
+                os.close(descriptor)
+                return self._is_here(shard)
+        return False
+
+    def keep(self, shards: set[int]) -> None:
+        """Let go of all other shards: the cache may remove them."""
+        self._descriptors.keep(shards.__contains__)
+
+    def close(self) -> None:
+        self._descriptors.clear()
+        self._sidecars.clear()
+        if self._own:
+            shutil.rmtree(self._own, ignore_errors=True)
+
+    def _sidecar_once(self, shard: int) -> Sidecar:
+        with self._sidecars.lent(shard) as sidecar:
+            return sidecar
+
+    def _shard_url(self, shard: int) -> str:
+        return f"{self.url}/{self.manifest.shard_name(shard)}"
+
+    def _stored_form(self) -> str:
+        """The ending of the shards' names at the origin."""
+        for form in _STORED_FORMS:
+            if remote_exists(self._shard_url(0) + form):
+                if form and not self.cache:
+                    raise InputError(
+                        f"{self._shard_url(0)}{form}: compressed shards cannot be read by range; give the run a "
+                        "data.cache, or put plain tars there"
+                    )
+                return form
+        raise InputError(f"{self._shard_url(0)}: a shard expected, as the manifest says, none found; upload it again")
+
+    def _is_here(self, shard: int) -> bool:
+        try:
+            with self._descriptors.lent(shard):
+                return True
+        except _NotHereError:
+            return False
+
+    def _read_cached(self, shard: int, offset: int, num_bytes: int) -> bytes | None:
+        try:
+            with self._descriptors.lent(shard) as descriptor:
+                return os.pread(descriptor, num_bytes, offset)
+        except (_NotHereError, OSError):  # a disk that fails here is no reason to stop: the origin has it
+            return None
+
+    def _read_range(self, shard: int, offset: int, num_bytes: int) -> bytes:
+        if self._form:
+            if not self.fetch(shard):
+                raise ShardError(
+                    f"{self._shard_url(shard)}{self._form}: no room for it in {self._indexes.folder}, or other bytes "
+                    "come than the manifest's; give data.cache more room, or upload the shard again"
+                )
+            return self.read(shard, offset, num_bytes)
+        url = self._shard_url(shard)
+        try:
+            return remote_range(url, offset, offset + num_bytes)
+        except EOFError as error:
+            found, _ = remote_info(url)
+            if found is not None and found < int(self.manifest.shard_bytes[shard]):
+                raise ShardTruncated(
+                    f"{url}: {self.manifest.shard_bytes[shard]} bytes expected, {found} found; upload it again"
+                ) from error
+            raise ShardError(
+                f"{url}: bytes {offset} to {offset + num_bytes} expected, {error}; look at the line, then resume"
+            ) from error
+
+    def _chunks(self, shard: int) -> Iterator[bytes]:
+        url = self._shard_url(shard) + self._form
+        num_bytes, _ = remote_info(url)
+        chunks = remote_bytes(url, num_bytes)
+        return inflated(chunks, url) if self._form else chunks
+
+    def _open(self, shard: int) -> int:
+        descriptor = self.cache.open(self.manifest.shard_sha256[shard]) if self.cache else None
+        if descriptor is None:
+            raise _NotHereError
+        return descriptor
+
+    def _open_sidecar(self, shard: int) -> Sidecar:
+        url = f"{self._shard_url(shard)}.index"
+        sha256 = self.manifest.index_sha256[shard]
+
+        def chunks() -> Iterator[bytes]:
+            return remote_bytes(url, num_bytes)
+
+        descriptor = self._indexes.open(sha256)
+        if descriptor is None:
+            found, _ = remote_info(url)
+            num_bytes = found or 0
+            descriptor = self._indexes.admit(sha256, num_bytes, chunks)
+        if descriptor is None:
+            raise OSError("busy, no room in the cache, or other bytes than the manifest's")
+        try:
+            return checked_sidecar(self._indexes.folder / sha256, self.manifest, shard)
+        finally:
+            os.close(descriptor)
+
+
+class _NotHereError(Exception):
+    """The cache does not have it."""
