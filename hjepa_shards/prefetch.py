@@ -4,6 +4,7 @@ A window's shards are all used from its beginning on, so those of the open windo
 use; until they are here single samples come by range. Those of the next window are spread evenly over the open one.
 """
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,7 +55,7 @@ class Prefetcher:
             entry.valid_until = -1
 
     def close(self) -> None:
-        """Downloads that are under way end first; those that wait are dropped."""
+        """Downloads that are under way are given up."""
         for entry in self._entries:
             entry.closing.set()
         if self._pool:
@@ -91,8 +92,5 @@ def lanes_of(rank: int, world: int, lanes: int) -> range:
 
 def _fetch(store: RemoteStore, shard: int, closing: threading.Event) -> None:
     """What goes wrong here is said by whoever reads the shard's samples."""
-    if not closing.is_set():
-        try:
-            store.fetch(shard)
-        except (InputError, ShardError):
-            return
+    with contextlib.suppress(InputError, ShardError):
+        store.fetch(shard, stopped=closing.is_set)

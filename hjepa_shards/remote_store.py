@@ -8,7 +8,8 @@ and one that fails is read again from the origin, which decides.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import final
 
@@ -68,13 +69,22 @@ class RemoteStore(Store):
     def sidecar(self, shard: int) -> Sidecar:
         return with_retries(lambda: self._sidecar_once(shard), lambda: f"{self._shard_url(shard)}: reading its index")
 
-    def fetch(self, shard: int) -> bool:
-        """Bring a whole shard into the cache, where it stays while it is used. Whether it is there now."""
+    def fetch(self, shard: int, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Bring a whole shard into the cache, where it stays while it is used. Whether it is there now.
+
+        stopped: asked between pieces; true ends it as if nothing had come.
+        """
         if not self.cache:
             return False
         sha256, num_bytes = self.manifest.shard_sha256[shard], int(self.manifest.shard_bytes[shard])
+
+        def go_on(_: bytes) -> bool:
+            return not stopped()
+
         for _ in range(_TRIES):
-            descriptor = self.cache.admit(sha256, num_bytes, lambda: self._chunks(shard))
+            if stopped():
+                break
+            descriptor = self.cache.admit(sha256, num_bytes, lambda: takewhile(go_on, self._chunks(shard)))
             if descriptor is not None:
                 os.close(descriptor)
                 return self._is_here(shard)

@@ -56,6 +56,10 @@ def evaluate(
         raise InputError(f"{folder}: no checkpoint yet; let the run reach training.save_every_steps")
     device = choose_device(config.training.device)
     encoders = _encoders(config, path, device)
+    if "://" in config.data.root:
+        raise InputError(
+            f"{config.data.root}: a folder of built splits expected to evaluate on, a URL found; copy them"
+        )
     root = Path(config.data.root)
     split = _test_split(root, name, settings.split)
     size = config.data.image_size

@@ -1,0 +1,115 @@
+"""Real processes, one a rank, killed and followed by others: together they consume an exact prefix of the order."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hjepa_shards.loader import open_loader
+from hjepa_shards.manifest import load_manifest
+from hjepa_shards.plan import add_proofs
+from hjepa_shards.sidecar import Sidecar
+from tests.hjepa_shards.test_loader import mix
+from tests.hjepa_shards.test_verify import flip
+
+SEED = 11
+STEPS = 5
+
+
+def consume(root: str, out: Path, rank: int, world: int, global_batch: int, state: Any, steps: int) -> None:
+    """What a rank delivers, a line an image; its state behind the last batch; then it waits to be killed."""
+    with (
+        open_loader(
+            mix(Path(root)), seed=SEED, global_batch=global_batch, rank=rank, world=world, state=state
+        ) as loader,
+        (out / f"{rank}.jsonl").open("w") as lines,
+    ):
+        for _ in range(steps):
+            batch = next(loader)
+            for row in zip(batch.positions.tolist(), batch.entries.tolist(), batch.samples.tolist(), strict=True):
+                lines.write(json.dumps(row) + "\n")
+        lines.flush()
+        (out / f"{rank}.part").write_text(json.dumps(loader.state_dict(batch)))
+        os.rename(out / f"{rank}.part", out / f"{rank}.json")
+        time.sleep(600)
+
+
+def phase(
+    root: Path, out: Path, world: int, global_batch: int, state: dict[str, Any] | None
+) -> tuple[list[tuple[int, ...]], dict[str, Any]]:
+    """(all that the ranks consumed, the state that they would save together)"""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    out.mkdir()
+    ranks = [
+        context.Process(target=consume, args=(str(root), out, rank, world, global_batch, state, STEPS), daemon=True)
+        for rank in range(world)
+    ]
+    for process in ranks:
+        process.start()
+    give_up = time.monotonic() + 120
+    while not all((out / f"{rank}.json").exists() for rank in range(world)):
+        assert all(process.is_alive() for process in ranks)
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    for process in ranks:
+        process.kill()
+        process.join()
+    texts = [(out / f"{rank}.jsonl").read_text() for rank in range(world)]
+    rows = [tuple(json.loads(line)) for text in texts for line in text.splitlines()]
+    states = [json.loads((out / f"{rank}.json").read_text()) for rank in range(world)]
+    together = states[0] | {"proof": f"{add_proofs(*(int(one['proof'], 16) for one in states)):032x}"}
+    assert all(one | {"proof": "", "damaged": {}} == together | {"proof": "", "damaged": {}} for one in states)
+    return rows, together
+
+
+def in_one_process(root: Path, num: int) -> tuple[list[tuple[int, ...]], str]:
+    """The first `num` images of the run and their proof."""
+    rows: list[tuple[int, ...]] = []
+    with open_loader(mix(root), seed=SEED, global_batch=num) as loader:
+        batch = next(loader)
+        rows += zip(batch.positions.tolist(), batch.entries.tolist(), batch.samples.tolist(), strict=True)
+    return rows, f"{batch.proof:032x}"
+
+
+@pytest.fixture
+def damaged(shards: Path, tmp_path: Path) -> Path:
+    """Three samples of digits (of 200) and one of photos (of 100) are broken, in different shards."""
+    root = Path(shutil.copytree(shards, tmp_path / "shards"))
+    for source, places in {"digits": ((0, 3), (1, 40), (3, 7)), "photos": ((1, 5),)}.items():
+        folder = root / source / "train"
+        manifest = load_manifest(folder)
+        for shard, place in places:
+            path = folder / manifest.shard_name(shard)
+            row = Sidecar(path.with_name(path.name + ".index")).row(place)
+            flip(path, int(row["image_offset"]) + int(row["image_bytes"]) // 2)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [((1, 24), (8, 32)), ((8, 32), (2, 20)), ((2, 20), (4, 24)), ((4, 24), (1, 9))]
+)
+def test_any_ranks_follow_any_others(
+    shards: Path, tmp_path: Path, first: tuple[int, int], then: tuple[int, int]
+) -> None:
+    before, state = phase(shards, tmp_path / "first", *first, None)
+    after, end = phase(shards, tmp_path / "then", *then, state)
+    expected, proof = in_one_process(shards, STEPS * (first[1] + then[1]))
+    assert sorted(before + after) == expected
+    assert end["proof"] == proof
+
+
+def test_each_rank_blind_to_what_the_others_find_damaged(shards: Path, damaged: Path, tmp_path: Path) -> None:
+    """A replacement follows from position and bytes alone."""
+    before, state = phase(damaged, tmp_path / "first", 4, 48, None)
+    after, end = phase(damaged, tmp_path / "then", 2, 80, state | {"damaged": {}})
+    expected, proof = in_one_process(damaged, STEPS * (48 + 80))
+    assert sorted(before + after) == expected
+    assert end["proof"] == proof
+    undamaged, _ = in_one_process(shards, STEPS * (48 + 80))
+    assert 4 <= sum(one != other for one, other in zip(expected, undamaged, strict=True)) < 30
