@@ -35,8 +35,10 @@ from hjepa_shards.rng import derive_key, permutation
 from hjepa_shards.shares import SourceShare, SourceStats, dataset_stats, source_shares
 from hjepa_shards.sources import SOURCES
 from hjepa_shards.stages import LoaderStats
+from hjepa_shards.state import state_dict as plan_state
 from hjepa_shards.terminal import console, run_app
 from hjepa_shards.verify import Problem, verify
+from hjepa_shards.view import SplitView
 
 __all__ = [
     "SOURCES",
@@ -70,6 +72,7 @@ __all__ = [
     "SourceConfig",
     "SourceShare",
     "SourceStats",
+    "SplitView",
     "Strict",
     "TooMuchDamage",
     "Watcher",
@@ -96,6 +99,7 @@ __all__ = [
     "parse",
     "parse_source",
     "permutation",
+    "plan_state",
     "read_split",
     "run_app",
     "source_shares",

@@ -167,8 +167,8 @@ def fix_plan(
         assert found is not None
     if different := differences(dataclasses.asdict(found), asked):
         raise BuildMismatch(
-            f"{target.where}: holds a build made otherwise ({different}); build into another folder, or remove this "
-            "one to start again"
+            f"{target.where}: holds a build made otherwise ({different}); build under another --name or --out, or "
+            "remove this one to start again"
         )
     return found
 

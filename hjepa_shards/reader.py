@@ -5,9 +5,11 @@ cut short, a broken sidecar. All of it is raised as `Damage`; read errors are no
 """
 
 import bisect
+import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 from zlib import crc32
 
 import numpy as np
@@ -16,9 +18,11 @@ from numpy.typing import NDArray
 from hjepa_shards.decode import decode
 from hjepa_shards.errors import ChecksumMismatch, DecodeError, ShardTruncated, SidecarError
 from hjepa_shards.manifest import Manifest
+from hjepa_shards.sidecar import HAS_JSON, HAS_TEXT
 from hjepa_shards.stages import lap
 from hjepa_shards.store import Store
 
+Member = Literal["image", "text", "json"]
 DAMAGE = (ChecksumMismatch, DecodeError, ShardTruncated, SidecarError)
 """The errors that mean: this sample's bytes are not what was written."""
 
@@ -70,15 +74,19 @@ class SampleReader:
         return self.store.read_many(rows)
 
     def image_bytes(self, located: Located, data: bytes | None = None) -> bytes:
-        """The stored image, its checksum tested; read once more if it does not match.
+        """The stored image. data: what `gather` has brought."""
+        return self.member_bytes(located, "image", data)
 
-        data: what `gather` has brought.
+    def member_bytes(self, located: Located, member: Member, data: bytes | None = None) -> bytes:
+        """A member as it is stored, its checksum tested; read once more if it does not match.
+
+        data: what was read of it already.
         """
         row = located.row
         offset, num_bytes, expected = (
-            int(row["image_offset"]),
-            int(row["image_bytes"]),
-            int(row["image_crc32"]),
+            int(row[f"{member}_offset"]),
+            int(row[f"{member}_bytes"]),
+            int(row[f"{member}_crc32"]),
         )
         if data is None:
             data = self.store.read(located.shard, offset, num_bytes)
@@ -94,6 +102,18 @@ class SampleReader:
                 f"{expected:08x} expected; run `hjepa-shards verify`"
             )
         return data
+
+    def captions(self, located: Located) -> tuple[str, ...]:
+        """All captions of a sample; ChecksumMismatch where they are not what was written."""
+        sidecar = self.store.sidecar(located.shard)
+        if sidecar.flags & HAS_JSON:
+            with contextlib.suppress(ValueError):  # somebody else's tars may hold any json
+                content = json.loads(self.member_bytes(located, "json"))
+                if isinstance(content, dict) and isinstance(content.get("captions"), list):
+                    return tuple(map(str, content["captions"]))
+        if sidecar.flags & HAS_TEXT:
+            return (self.member_bytes(located, "text").decode("utf-8", "replace"),)
+        return ()
 
     def pixels(self, located: Located, data: bytes | None = None) -> NDArray[np.uint8]:
         """RGB [H, W, 3], upright, as large as the sidecar says. data: what `gather` has brought."""

@@ -172,7 +172,7 @@ def differences(state: LoaderState, mixture: Mixture, seed: int) -> list[Differe
         if old.order_digest == new.order_digest:
             rows.append((f"{name}: content", old.content_digest, new.content_digest, "--accept-content"))
     return [
-        Difference(what=f"{name} {before} expected, {after} found", accept=accept)
+        Difference(what=f"{name}: {before} saved, {after} here", accept=accept)
         for name, before, after, accept in rows
         if before != after
     ]

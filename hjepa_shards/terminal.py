@@ -1,7 +1,9 @@
 """What the commands have in common: errors as one line with exit code 2, progress bars, sizes for people."""
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -39,15 +41,22 @@ def run_app(app: typer.Typer, *, interrupted: str) -> None:
     except (InputError, ShardError) as error:
         if os.environ.get("HJEPA_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _say_error(f"error: {error}")
         raise SystemExit(2) from error
     except PermissionError as error:  # pathlib asks whether a place is a folder, and raises where it may not look
-        print(f"error: {error.filename}: {error.strerror}; change its permissions, or choose another", file=sys.stderr)
+        _say_error(f"error: {error.filename}: {error.strerror}; change its permissions, or choose another")
         raise SystemExit(2) from error
     except SystemExit as left:
         if left.code == _INTERRUPTED:
-            print(f"interrupted; {interrupted}", file=sys.stderr)
+            _say_error(f"interrupted; {interrupted}")
         raise
+
+
+def _say_error(text: str) -> None:
+    """On one line; wrapped between words where a terminal is narrower."""
+    if sys.stderr.isatty():
+        text = textwrap.fill(text, shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
+    print(text, file=sys.stderr)
 
 
 class Advance(Protocol):

@@ -1,7 +1,8 @@
 """A trainer for H-JEPA and its relatives: exact resume, and numbers that tell whether it learns."""
 
+from hjepa_train.dataset import MixtureDataset
 from hjepa_train.evaluate import evaluate
 from hjepa_train.report import write_report
 from hjepa_train.run import RunConfig, load_run_config, train
 
-__all__ = ["RunConfig", "evaluate", "load_run_config", "train", "write_report"]
+__all__ = ["MixtureDataset", "RunConfig", "evaluate", "load_run_config", "train", "write_report"]

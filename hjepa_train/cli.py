@@ -19,7 +19,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    run_app(app, interrupted="--resume auto goes on from the last checkpoint, or begins where none was saved yet")
+    run_app(app, interrupted="`hjepa-train run ... --resume auto` goes on from the last checkpoint")
 
 
 @app.command("run")

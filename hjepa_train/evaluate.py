@@ -17,7 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hjepa_shards import DataConfig, InputError, built_splits, load_mixture, parse, read_split, write_atomically
+from hjepa_shards import (
+    SOURCES,
+    DataConfig,
+    InputError,
+    built_splits,
+    load_manifest,
+    load_mixture,
+    parse,
+    read_split,
+    write_atomically,
+)
 from hjepa_train import checkpoint
 from hjepa_train.augment import normalise
 from hjepa_train.backbones import Backbone
@@ -117,15 +127,26 @@ def _test_split(root: Path, source: str, asked: str | None) -> str:
         others = sorted(folder.name for folder in root.glob("*") if built_splits(folder))
         nearest = difflib.get_close_matches(source, others, n=1)
         advice = f"did you mean {nearest[0]}?" if nearest else f"built there: {', '.join(others) or 'nothing'}"
+        if source in SOURCES:
+            advice = f"build it with {_build(source, source)}"
         raise InputError(f"{root / source}: a built source expected, none found; {advice}")
     tests = [asked] if asked else [split for split in ("test", "val") if split in built]
     if not tests or tests[0] not in built or tests[0] == "train" or "train" not in built:
+        raw_source = load_manifest(root / source / built[0]).raw_source
         raise InputError(
             f"{root / source}: a split train to fit the probe on and another, {asked or 'test or val'}, to test it on "
-            f"expected, {', '.join(built)} found; build it with `hjepa-shards build {source}`, or name another source "
+            f"expected, {', '.join(built)} found; build it with {_build(source, raw_source)}, or name another source "
             "with --source or split with --split"
         )
     return tests[0]
+
+
+def _build(source: str, raw_source: str) -> str:
+    """The command that builds all usual splits of a source."""
+    raw = " --raw DIR" if raw_source not in SOURCES or SOURCES[raw_source].layout else ""
+    name = f" --name {source}" if source != raw_source else ""
+    inner = " (DIR: train/<class>/ and test/<class>/)" if raw_source == "folder" else ""
+    return f"`hjepa-shards build {raw_source}{raw}{name}`{inner}"
 
 
 def _read(folder: Path, image_size: int, limit: int, crop_share: float, device: torch.device) -> tuple[Tensor, Tensor]:

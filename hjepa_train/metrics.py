@@ -84,7 +84,7 @@ class Alarms:
         """The alarms that stand after this log point. The first call's values are the reference."""
         if not self._reference:
             self._reference = {name: values[name] for name in ("sd", "rankme") if name in values}
-        if step < self.warmup_steps:
+        if not self.judges(step):
             return ()
         wrong = {
             "predicts the position, not the image": (
@@ -95,6 +95,10 @@ class Alarms:
         }
         self._in_a_row = {name: self._in_a_row.get(name, 0) + 1 for name, is_so in wrong.items() if is_so}
         return tuple(name for name, count in self._in_a_row.items() if count >= 3)
+
+    def judges(self, step: int) -> bool:
+        """Whether warm-up is over."""
+        return step >= self.warmup_steps
 
     def state_dict(self) -> dict[str, Any]:
         return {"reference": dict(self._reference), "in_a_row": dict(self._in_a_row)}

@@ -154,7 +154,8 @@ def _shares(run: Run) -> Sheet:
         title="Sources",
         columns=("source", "images", "share", "target", "passes", "loss at start", "at end"),
         rows=tuple(rows),
-        note=f"Order proof after {_count(last.get('position'))} images: {last.get('proof', _NOTHING)}",
+        note=f"At the last log point. Order proof after {_count(last.get('position'))} images: "
+        f"{last.get('proof', _NOTHING)}",
     )
 
 
@@ -181,6 +182,7 @@ def _alarms(run: Run) -> Sheet:
     for row in run.metrics:
         for name in row.get("alarms") or ():
             fired.setdefault(name, []).append(row["step"])
+    enough = sum(row.get("judged", True) for row in run.metrics) >= 3
     rows = [
         (name, _count(steps[0]), _count(steps[-1]), f"{len(steps)} of {len(run.metrics)}")
         for name, steps in fired.items()
@@ -189,7 +191,7 @@ def _alarms(run: Run) -> Sheet:
         title="Alarms",
         columns=("alarm", "first at step", "last at step", "log points"),
         rows=tuple(rows),
-        note="" if fired else "None fired; they are judged behind the warm-up, over three log points.",
+        note="" if fired else "None fired." if enough else "Not judged yet: that takes 3 log points behind warm-up.",
     )
 
 

@@ -6,6 +6,8 @@ runs/<name>/  config.yaml  metrics.jsonl  report.md  evaluation.json  checkpoint
 import contextlib
 import math
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -195,6 +197,8 @@ def _train(
     recipe = checkpoint.recipe_facts(device=device, world_size=world_size(), eager=True)
     start = saved.step if saved else 0
     stop = min(num_steps, stop_after or num_steps)
+    if stop_after is not None and stop_after <= start:
+        raise InputError(f"--stop-after {stop_after}: a step behind {start} expected, where this run goes on")
     with contextlib.ExitStack() as stack:
         loader = stack.enter_context(
             open_loader(
@@ -235,7 +239,8 @@ def _train(
                 keep=training.keep_checkpoints,
             )
 
-        fit(
+        stopping = stack.enter_context(_interrupts())
+        reached = fit(
             objective,
             optimizer,
             loader,
@@ -254,10 +259,32 @@ def _train(
             alarms=alarms,
             log=log,
             save=save,
+            stopping=stopping.is_set,
         )
-        if stop < num_steps:
-            log.say(f"stopped after step {stop} of {num_steps}, saved; --resume auto goes on")
+        if reached < num_steps:
+            log.say(f"stopped after step {reached} of {num_steps}, saved; --resume auto goes on")
+    if stopping.is_set():
+        raise KeyboardInterrupt
     return folder
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Set by Ctrl-C, so that the step under way ends and is saved. The next Ctrl-C ends it at once."""
+    asked = threading.Event()
+
+    def ask(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def choose_device(name: str) -> torch.device:

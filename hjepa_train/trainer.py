@@ -48,11 +48,13 @@ def fit(
     alarms: Alarms,
     log: RunLog,
     save: Callable[[int, Loaded], None],
-) -> None:
-    """Steps [start, stop) of a run of `schedule.num_steps`.
+    stopping: Callable[[], bool],
+) -> int:
+    """Steps [start, stop) of a run of `schedule.num_steps`. Returns the number of steps done.
 
     prepare: a loaded batch to micro-batches on the device.
     save: called with the number of steps done and the batch of the last one.
+    stopping: asked behind each step; true saves and ends.
     """
     device = next(objective.parameters()).device
     losses, watch = SourceLosses(len(loader.plan.entries), device), Stopwatch()
@@ -83,11 +85,16 @@ def fit(
                 "grad_norm": _gradient_norm(objective),
                 "sources": source_rows(source_shares(loader.plan, loaded.next_position), losses.take()),
                 "alarms": alarms.judge(step, diagnosis),
+                "judged": alarms.judges(step),
                 "proof": f"{loaded.proof:032x}",
             }
             log.write(row)
-        if (step + 1) % schedule.save_every == 0 or step + 1 == stop:
+        asked_to_stop = stopping()
+        if (step + 1) % schedule.save_every == 0 or step + 1 == stop or asked_to_stop:
             save(step + 1, loaded)
+        if asked_to_stop:
+            return step + 1
+    return stop
 
 
 def _forward_backward(

@@ -16,16 +16,16 @@ _ORDER = {
         "sources.places365 sources.coco sources.offline sources.stl10 sources.remote sources.inflate "
         "sources.tar_patterns sources.archives sources.captions sources.split_words sources.tar_table "
         "sources.webdataset sources.caption_lists sources.image_text sources writer blueprint tasks cluster merge "
-        "build index verify repair counting staircase permutation plan crop places mixture shares state stages store "
-        "remote_store prefetch decode contents reader perceptual hamming fingerprints duplicates batch loader "
-        "evaluation dryrun mixfile download rawcheck terminal charts survey pictures copies leftout report capacity "
-        "doctor commands commands.tables commands.making commands.checking commands.fetching commands.showing "
-        "commands.reporting commands.machine cli "
+        "build index verify repair counting staircase permutation plan crop places mixture shares state stages "
+        "store remote_store prefetch decode contents reader perceptual hamming fingerprints duplicates batch loader "
+        "evaluation view dryrun mixfile download rawcheck terminal charts survey pictures copies leftout report "
+        "capacity doctor commands commands.tables commands.making commands.checking commands.fetching "
+        "commands.showing commands.reporting commands.machine cli "
     ),
     "hjepa_train": (
-        "distributed draws schedules layers backbones.base backbones.vit backbones masks augment anticollapse metrics "
-        "objectives.base objectives.predictor objectives.hjepa objectives optim data journal checkpoint probe report "
-        "runlog trainer run evaluate cli "
+        "distributed draws schedules layers backbones.base backbones.vit backbones masks augment anticollapse "
+        "metrics objectives.base objectives.predictor objectives.hjepa objectives optim data dataset journal "
+        "checkpoint probe report runlog trainer run evaluate cli "
     ),
 }
 ORDER = {package: names.split() for package, names in _ORDER.items()}

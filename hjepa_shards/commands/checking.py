@@ -93,6 +93,8 @@ def _print_relations(found: Duplicates) -> None:
         console.print(f"[green]no copies[/green] among {found.num_samples:,} images")
         return
     table = Table("", "images of", "that are copies of images in")
+    for column in table.columns[1:]:
+        column.overflow = "fold"
     for name in (*KINDS, "all", "share"):
         table.add_column(name, justify="right")
     for relation in found.relations:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from hjepa_shards.commands.tables import print_manifests, print_remarks, splits_below
 from hjepa_shards.config import flatten, load_yaml, overridden
@@ -26,21 +27,19 @@ _NUMBERS = ("epochs", "global_batch")
 
 def sources_command() -> None:
     """The raw datasets that `build` knows."""
-    table = Table("source", "what", "layout of --raw", "classes", "images", "download", "stored as")
-    for column in table.columns:
-        column.overflow = "fold"
     for source in SOURCES.values():
-        layout = source.layout or "none needed"
-        table.add_row(
-            source.name,
-            source.description,
-            layout,
-            source.classes,
-            source.images,
-            source.download,
-            source.pixels,
-        )
-    console.print(table)
+        console.print(f"[bold]{source.name}[/bold]  {escape(source.description)}")
+        facts = {
+            "--raw": source.layout or "none needed",
+            "classes": source.classes,
+            "images": source.images,
+            "download": source.download,
+            "stored as": source.pixels,
+        }
+        table = Table.grid(padding=(0, 2))
+        for what, value in facts.items():
+            table.add_row(f"  {what}", Text(value, overflow="fold"))
+        console.print(table)
 
 
 def info_command(

@@ -58,7 +58,7 @@ def test_other_knots_are_refused_and_go_on_where_accepted(rising: Mixture) -> No
     state = saved(rising.make_plan(SEED), 150_000)
     root = Path(rising.config.root)
     constant = mix(root, {"a": 0.1, "b": 0.3}, epoch_samples=EPOCH)
-    with pytest.raises(InputError, match=r"weights .*'2', '7/10'.* expected, .* found \(--accept-mixture"):
+    with pytest.raises(InputError, match=r"weights: .*'2', '7/10'.* saved, .* here \(--accept-mixture"):
         resume(state, constant, SEED)
     again = resume(state, constant, SEED, accept_mixture=True)
     assert (again.segment.start, again.segment.weights, again.staircase) == (150_000, (1, 3), None)

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from hjepa_shards.errors import InputError
 from hjepa_train.checkpoint import save
-from hjepa_train.journal import append_metrics
+from hjepa_train.journal import append_metrics, read_metrics
 from hjepa_train.probe import ProbeRow
 from hjepa_train.report import as_rich, did_it_learn, did_it_run_right, read_run, what_ran, write_report
 
@@ -102,9 +102,19 @@ def test_the_report_says_whether_it_ran_right(run_folder: Path) -> None:
     assert rho[1:] == ["1.100", "0.900", "ρ ≥ 1"]
     (gap,) = (row for row in rows if row[0].startswith("gap"))
     assert gap[1:3] == ["0.100", "0.300"]
-    assert "None fired; " in text
+    assert "None fired." in text
     assert "RankMe is at most 96 here." in text
     assert f"Order proof after 1,920 images: {30:032x}" in text
+
+
+def test_alarms_that_were_not_judged_yet_are_not_called_silent(run_folder: Path) -> None:
+    rows = read_metrics(run_folder / "metrics.jsonl")
+    for number, row in enumerate(rows):
+        row["judged"] = number >= len(rows) - 2
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = write_report(run_folder).read_text()
+    assert "Not judged yet: that takes 3 log points behind warm-up." in text
+    assert "None fired" not in text
 
 
 def test_the_report_leaves_no_probed_row_out(run_folder: Path) -> None:

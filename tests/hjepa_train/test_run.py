@@ -56,6 +56,43 @@ def test_a_run_stopped_at_a_step_and_resumed_equals_the_uninterrupted_one(shards
     assert column(train(config, resume="auto")) == column(whole)
 
 
+def test_ctrl_c_saves_the_step_under_way_and_the_run_goes_on_from_there(shards: Path, tmp_path: Path) -> None:
+    whole = train(load_run_config(tiny_run(shards, tmp_path / "a")))
+    config, run = tiny_run(shards, tmp_path / "b"), tmp_path / "b" / "tiny"
+    command = [TRAIN, "run", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None and not (run / "metrics.jsonl").exists():
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said.decode()
+    assert said == b"interrupted; `hjepa-train run ... --resume auto` goes on from the last checkpoint\n"
+    saved = latest(run / "checkpoints")
+    assert saved is not None
+    reached = read_metrics(run / "metrics.jsonl")[-1]["step"] + 1
+    assert saved.name == f"step-{reached:08}"  # every step is logged here
+    assert reached < STEPS
+    assert column(train(load_run_config(config), resume="auto")) == column(whole)
+
+
+def test_a_stop_that_lies_behind_the_run_is_refused_and_a_refused_run_leaves_no_folder(
+    shards: Path, tmp_path: Path
+) -> None:
+    config = load_run_config(tiny_run(shards, tmp_path))
+    train(config, stop_after=20)
+    with pytest.raises(InputError, match="--stop-after 20: a step behind 20 expected"):
+        train(config, resume="auto", stop_after=20)
+    momentum = config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"name": "other"}),
+            "objective": {"hjepa": config.objective["hjepa"] | {"momentum": 0.9999}},
+        }
+    )
+    with pytest.raises(InputError, match=r"mine.yaml: objective.hjepa.momentum: "):
+        train(momentum, where="mine.yaml")
+    assert not (tmp_path / "other").exists()
+
+
 def test_thread_count_of_the_loader_and_micro_checkpoints_do_not_change_the_losses(
     shards: Path, tmp_path: Path
 ) -> None:
