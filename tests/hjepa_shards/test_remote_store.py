@@ -26,7 +26,7 @@ from tests.hjepa_shards.test_target import bucket, s3_server  # noqa: F401 (fixt
 from tests.hjepa_shards.test_verify import flip
 
 SOURCES = ({"name": "digits", "weight": 0.7}, {"name": "photos", "weight": 0.3})
-STEPS, BATCH = 8, 40
+STEPS, BATCH = 5, 40
 
 
 @pytest.fixture

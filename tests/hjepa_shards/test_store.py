@@ -76,7 +76,7 @@ def test_open_files_are_bounded_and_all_closed_at_the_end(split: Path, monkeypat
         links = [os.path.realpath(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]
         return sum(link.endswith(".tar") and str(split) in link for link in links)
 
-    monkeypatch.setattr(store_module, "_descriptor_share", lambda num_stores: 2)
+    monkeypatch.setattr(store_module, "descriptor_share", lambda num_stores: 2)
     store = LocalStore(split, load_manifest(split))
     for shard in (0, 1, 2, 3, 4, 0, 3):
         assert store.read(shard, 0, 512) == tar(split, shard).read_bytes()[:512]

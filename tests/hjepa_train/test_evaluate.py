@@ -17,7 +17,7 @@ def test_the_split_to_test_on_is_test_or_the_one_asked_for(shards: Path) -> None
     ("source", "split", "said"),
     [
         ("digit", None, r"digit: a built source expected, none found; did you mean digits\?"),
-        ("coco", None, "built there: digits, photos, scattered"),
+        ("coco", None, "build it with `hjepa-shards build coco --raw DIR`"),
         ("photos", None, "another, test or val, to test it on expected, train found"),
         ("digits", "train", "another, train, to test it on expected"),
         ("digits", "val", "another, val, to test it on expected, test, train found"),
