@@ -4,7 +4,7 @@ import typer
 
 from hjepa_shards.commands.checking import duplicates_command, verify_command
 from hjepa_shards.commands.fetching import download_command, verify_raw_command
-from hjepa_shards.commands.machine import doctor_command
+from hjepa_shards.commands.machine import bench_command, doctor_command
 from hjepa_shards.commands.making import build_command, index_command, merge_command, repair_command
 from hjepa_shards.commands.reporting import mix_command, report_command
 from hjepa_shards.commands.showing import info_command, plan_command, sources_command
@@ -25,6 +25,7 @@ _COMMANDS = {
     "mix": mix_command,
     "report": report_command,
     "doctor": doctor_command,
+    "bench": bench_command,
 }
 
 app = typer.Typer(

@@ -318,6 +318,16 @@ class _Pending:
         self.num_bytes = np.empty(self.num, np.int64)
 
 
+def open_readers(mixture: Mixture) -> list[SampleReader]:
+    """One an entry. `close` them."""
+    asked = mixture.config.cache
+    cache = ShardCache(asked.folder.expanduser(), int(asked.gigabytes * 1e9)) if asked else None
+    return [
+        SampleReader(_store(place, manifest, cache, len(mixture.places)), manifest)
+        for place, manifest in zip(mixture.places, mixture.manifests, strict=True)
+    ]
+
+
 def _store(place: Place, manifest: Manifest, cache: ShardCache | None, num_stores: int) -> Store:
     if isinstance(place, Path):
         return LocalStore(place, manifest, num_stores)
@@ -346,15 +356,9 @@ def open_loader(
         plan = resume(saved, mixture, seed, accept_mixture=accept_mixture, accept_content=accept_content)
         position, proof = saved.position, int(saved.proof, 16) if rank == 0 else 0
         damaged = {name: dict.fromkeys(samples, "found before") for name, samples in saved.damaged.items()}
-    asked = mixture.config.cache
-    cache = ShardCache(asked.folder.expanduser(), int(asked.gigabytes * 1e9)) if asked else None
-    readers = [
-        SampleReader(_store(place, manifest, cache, len(mixture.places)), manifest)
-        for place, manifest in zip(mixture.places, mixture.manifests, strict=True)
-    ]
     return Loader(
         plan,
-        readers,
+        open_readers(mixture),
         position=position,
         proof=proof,
         damaged=damaged,

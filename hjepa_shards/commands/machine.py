@@ -1,4 +1,4 @@
-"""Commands about the machine itself: doctor."""
+"""Commands about the machine itself: doctor, bench."""
 
 import json
 from dataclasses import asdict
@@ -9,8 +9,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hjepa_shards.bench import TARGETS, bench
 from hjepa_shards.capacity import Disk
 from hjepa_shards.doctor import Examination, Speed, examine
+from hjepa_shards.mixture import load_mixture_file
 from hjepa_shards.terminal import console, size
 
 
@@ -31,6 +33,34 @@ def doctor_command(
     for advice in found.advice:
         table.add_row("[yellow]advice[/yellow]", f"{escape(advice.what)}\n[dim]because {escape(advice.why)}[/dim]")
     console.print(table if found.advice else "[green]right[/green] nothing to advise")
+
+
+def bench_command(
+    config: Annotated[Path, typer.Argument(help="mix.yaml: a run, or its data section alone")],
+    images: Annotated[int, typer.Option(help="how many at a time", min=64)] = 2048,
+    rounds: Annotated[int, typer.Option(help="the median of so many", min=1)] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Images a second that the loader delivers of this mixture, beside the decoder alone, and what limits it."""
+    mixture = load_mixture_file(config)
+    if as_json:
+        print(json.dumps(asdict(bench(mixture, images=images, rounds=rounds)), indent=1))
+        return
+    with console.status("measuring") as status:
+        found = bench(mixture, images=images, rounds=rounds, say=lambda what: status.update(f"measuring: {what}"))
+    table = Table("", "images/s", "of the decoder")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row(f"decoder alone, {found.threads} threads", f"{found.decoder:,.0f}", "")
+    table.add_row("loader", f"{found.loader:,.0f}", f"{found.share:.0%}")
+    if found.cold is not None:
+        table.add_row("loader, shards not in memory", f"{found.cold:,.0f}", f"{found.cold / found.decoder:.0%}")
+    console.print(table)
+    shares = ", ".join(f"{stage} {share:.0%}" for stage, share in found.stages.items())
+    console.print(f"the threads' time: {shares}\n{found.limit}", highlight=False)
+    for name, needed in TARGETS.items():
+        enough = "[green]enough[/green]" if found.loader >= needed else "[yellow]too slow[/yellow]"
+        console.print(f"{enough} for {name}: {needed:,} images/s, {found.loader / needed:.1f}x")
 
 
 def _print_speeds(found: Examination) -> None:
