@@ -1,7 +1,8 @@
-"""Whole shards of the open windows and the next, brought into the cache ahead of their use and at its rate.
+"""Whole shards of the open windows and the next, brought nearer ahead of their use and at its rate.
 
-A window's shards are all used from its beginning on, so those of the open windows are wanted now, in order of first
-use; until they are here single samples come by range. Those of the next window are spread evenly over the open one.
+Those far away come into the cache, those in a folder into the kernel's memory. A window's shards are all used from its
+beginning on, so those of the open windows are wanted now, in order of first use; until they are here single samples are
+read where they lie. Those of the next window are spread evenly over the open one.
 """
 
 import contextlib
@@ -14,7 +15,6 @@ from typing import final
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_shards.permutation import Wanted
 from hjepa_shards.plan import Plan
-from hjepa_shards.remote_store import RemoteStore
 from hjepa_shards.store import Store
 
 _THREADS = 4
@@ -27,11 +27,7 @@ class Prefetcher:
     def __init__(self, plan: Plan, stores: Sequence[Store], *, rank: int, world: int) -> None:
         self._plan = plan
         self._lanes = lanes_of(rank, world, plan.order.lanes)
-        self._entries = [
-            _Entry(number, store)
-            for number, store in enumerate(stores)
-            if isinstance(store, RemoteStore) and store.cache
-        ]
+        self._entries = [_Entry(number, store) for number, store in enumerate(stores) if store.fetches]
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="hjepa-fetch") if self._entries else None
 
     def advance(self, position: int) -> None:
@@ -65,7 +61,7 @@ class Prefetcher:
 @dataclass(kw_only=False, slots=True)
 class _Entry:
     number: int
-    store: RemoteStore
+    store: Store
     wanted: list[Wanted] = field(default_factory=list)
     """The next one last."""
     valid_until: int = -1
@@ -90,7 +86,7 @@ def lanes_of(rank: int, world: int, lanes: int) -> range:
     return range(lanes)
 
 
-def _fetch(store: RemoteStore, shard: int, closing: threading.Event) -> None:
+def _fetch(store: Store, shard: int, closing: threading.Event) -> None:
     """What goes wrong here is said by whoever reads the shard's samples."""
     with contextlib.suppress(InputError, ShardError):
         store.fetch(shard, stopped=closing.is_set)

@@ -38,6 +38,7 @@ class RemoteStore(Store):
         self.url = url
         self.manifest = manifest
         self.cache = cache
+        self.fetches = cache is not None
         self._own = None if cache else tempfile.mkdtemp(prefix="hjepa-indexes-")
         self._indexes = cache or ShardCache(Path(str(self._own)), _INDEX_BYTES)
         self._form = self._stored_form()
@@ -70,10 +71,7 @@ class RemoteStore(Store):
         return with_retries(lambda: self._sidecar_once(shard), lambda: f"{self._shard_url(shard)}: reading its index")
 
     def fetch(self, shard: int, stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Bring a whole shard into the cache, where it stays while it is used. Whether it is there now.
-
-        stopped: asked between pieces; true ends it as if nothing had come.
-        """
+        """It comes into the cache."""
         if not self.cache:
             return False
         sha256, num_bytes = self.manifest.shard_sha256[shard], int(self.manifest.shard_bytes[shard])
@@ -91,7 +89,7 @@ class RemoteStore(Store):
         return False
 
     def keep(self, shards: set[int]) -> None:
-        """Let go of all other shards: the cache may remove them."""
+        """The cache may remove all others."""
         self._descriptors.keep(shards.__contains__)
 
     def close(self) -> None:

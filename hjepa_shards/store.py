@@ -5,6 +5,7 @@ bounded by the process's limit of open files. A read error (EIO, a missing file)
 stops the run: only what the bytes themselves say counts as damage.
 """
 
+import contextlib
 import os
 import resource
 import threading
@@ -40,6 +41,19 @@ class Store(ABC):
         """What is worth asking for at once, of (shard, offset, bytes) each; None where `read` is to be called."""
         return [None] * len(wanted)
 
+    fetches = False
+    """Whether `fetch` can do anything."""
+
+    def fetch(self, shard: int, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Bring a whole shard nearer, where it stays while it is used. Whether it is there now.
+
+        stopped: asked between pieces; true ends it as if nothing had come.
+        """
+        return False
+
+    def keep(self, shards: set[int]) -> None:  # noqa: B027 (a store that fetches nothing keeps nothing)
+        """Let go of all other shards that were fetched."""
+
     @abstractmethod
     def sidecar(self, shard: int) -> Sidecar:
         """The index of a shard, checked against the manifest."""
@@ -74,6 +88,15 @@ class LocalStore(Store):
 
     def sidecar(self, shard: int) -> Sidecar:
         return with_retries(lambda: self._sidecar_once(shard), lambda: f"{self._path(shard)}: opening its index")
+
+    fetches = hasattr(os, "posix_fadvise")
+
+    def fetch(self, shard: int, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """The kernel is asked to read it into memory."""
+        with contextlib.suppress(OSError), self._descriptors.lent(shard) as descriptor:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            return True
+        return False
 
     def close(self) -> None:
         self._descriptors.clear()
