@@ -13,6 +13,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from hjepa_shards.config import Strict
 from hjepa_shards.errors import InputError
 from hjepa_shards.files import writing
 
+_POLL_S = 0.05
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -60,19 +62,25 @@ class ShardCache:
         os.utime(descriptor)  # used last
         return descriptor
 
-    def admit(self, sha256: str, num_bytes: int, fetch: Callable[[], Iterator[bytes]]) -> int | None:
+    def admit(
+        self, sha256: str, num_bytes: int, fetch: Callable[[], Iterator[bytes]], *, wait: bool = False
+    ) -> int | None:
         """A descriptor as of `open`, of a file that is fetched unless it is here.
 
-        None where there is no room for it, where another job or thread is fetching it, and where what came has
-        another sha256: nothing of that is kept.
+        None where there is no room for it, where another job or thread is fetching it (unless `wait`), and where what
+        came has another sha256: nothing of that is kept.
         """
-        found = self.open(sha256)
-        if found is not None:
-            return found
         part = self.folder / f"{sha256}.part"
-        descriptor = self._reserve(part, num_bytes)
-        if descriptor is None:
-            return self.open(sha256)  # it may have come meanwhile
+        while True:
+            found = self.open(sha256)
+            if found is not None:
+                return found
+            descriptor = self._reserve(part, num_bytes)
+            if descriptor is not None:
+                break
+            if not (wait and part.exists()):
+                return self.open(sha256)  # it may have come meanwhile
+            time.sleep(_POLL_S)
         try:
             if _fill(descriptor, num_bytes, fetch()) != sha256:
                 raise _NotWhatWasAskedForError

@@ -149,6 +149,8 @@ class EntryOrder:
             first = (lane - self._home) % self._settings.lanes
             in_lane = max(0, -((first - place) // self._settings.lanes))
             ends = self._pieces(pass_, lane).first_place
+            if ends[-1] == 0:
+                continue  # more lanes than samples
             window = min(int(np.searchsorted(ends, in_lane, side="right")) - 1, len(ends) - 2)
             begin, end = (
                 pass_ * self._num_samples + first + int(place) * self._settings.lanes

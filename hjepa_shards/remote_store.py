@@ -72,6 +72,10 @@ class RemoteStore(Store):
 
     def fetch(self, shard: int, stopped: Callable[[], bool] = lambda: False) -> bool:
         """It comes into the cache."""
+        return self._fetch(shard, stopped)
+
+    def _fetch(self, shard: int, stopped: Callable[[], bool] = lambda: False, *, wait: bool = False) -> bool:
+        """wait: also for another thread or job that is fetching it."""
         if not self.cache:
             return False
         sha256, num_bytes = self.manifest.shard_sha256[shard], int(self.manifest.shard_bytes[shard])
@@ -82,7 +86,7 @@ class RemoteStore(Store):
         for _ in range(_TRIES):
             if stopped():
                 break
-            descriptor = self.cache.admit(sha256, num_bytes, lambda: takewhile(go_on, self._chunks(shard)))
+            descriptor = self.cache.admit(sha256, num_bytes, lambda: takewhile(go_on, self._chunks(shard)), wait=wait)
             if descriptor is not None:
                 os.close(descriptor)
                 return self._is_here(shard)
@@ -133,7 +137,7 @@ class RemoteStore(Store):
 
     def _read_range(self, shard: int, offset: int, num_bytes: int) -> bytes:
         if self._form:
-            if not self.fetch(shard):
+            if not self._fetch(shard, wait=True):
                 raise ShardError(
                     f"{self._shard_url(shard)}{self._form}: no room for it in {self._indexes.folder}, or other bytes "
                     "come than the manifest's; give data.cache more room, or upload the shard again"
@@ -175,9 +179,9 @@ class RemoteStore(Store):
         if descriptor is None:
             found, _ = remote_info(url)
             num_bytes = found or 0
-            descriptor = self._indexes.admit(sha256, num_bytes, chunks)
+            descriptor = self._indexes.admit(sha256, num_bytes, chunks, wait=True)
         if descriptor is None:
-            raise OSError("busy, no room in the cache, or other bytes than the manifest's")
+            raise OSError("no room in the cache, or other bytes than the manifest's")
         try:
             return checked_sidecar(self._indexes.folder / sha256, self.manifest, shard)
         finally:

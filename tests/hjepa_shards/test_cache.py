@@ -104,8 +104,15 @@ def test_a_file_on_its_way_takes_its_room_at_once_and_is_fetched_by_one(tmp_path
     assert cache.num_bytes() == 1000
     assert ShardCache(tmp_path, 1500).admit(sha256(content(0)), 1000, slowly) is None
     assert admit(cache, content(1)) is None  # no room beside it
+    waiting = threading.Thread(target=lambda: results.append(cache.admit(sha256(content(0)), 1000, slowly, wait=True)))
+    waiting.start()
+    began.clear()
     gate.set()
     thread.join()
+    waiting.join()
+    assert not began.is_set()  # who waited has fetched nothing
+    assert results[1] is not None
+    os.close(results[1])
     assert results[0] is not None
     os.close(results[0])
 

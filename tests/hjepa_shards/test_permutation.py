@@ -138,3 +138,17 @@ def test_a_full_shuffle_of_too_many_samples_is_refused() -> None:
 def test_an_entry_without_samples_is_refused() -> None:
     with pytest.raises(InputError, match="at least one sample"):
         EntryOrder(entry([0, 0]), 3, OrderSettings())
+
+
+@FIXED
+@given(sizes=shard_sizes, settings=orders, draw=st.integers(0, 300))
+def test_what_is_wanted_is_what_comes_until_a_window_ends_and_all_of_the_next(
+    sizes: list[int], settings: OrderSettings, draw: int
+) -> None:
+    order = EntryOrder(entry(sizes), 3, settings)
+    wanted, holds_to = order.wanted(draw, range(settings.lanes))
+    shards = np.searchsorted(np.cumsum(sizes), order.draws(draw, holds_to + 1).sample, side="right").tolist()
+    assert holds_to > draw
+    assert set(shards[:-1]) <= {one.shard for one in wanted if one.due <= draw}
+    assert set(shards) <= {one.shard for one in wanted}
+    assert all(one.due < holds_to + sum(sizes) for one in wanted)
