@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
-from hjepa_shards.errors import InputError
+from hjepa_shards.errors import DecodeError, InputError
 from hjepa_shards.sample import RawSample, extension_of
 from hjepa_shards.sources.base import Provenance, RawSplit
 
@@ -57,13 +57,18 @@ class TreeSplit(RawSplit):
 
 
 def read_file(root: Path, name: str) -> bytes:
-    """The bytes of a file below `root`, by its name as `proper_text`. InputError where it cannot be read."""
+    """The bytes of a file below `root`, by its name as `proper_text`.
+
+    DecodeError for a link to nothing, InputError where it cannot be read otherwise.
+    """
     path = root / name
     try:
         if "\\x" in name and not path.exists():
             path = root / _original(name)
         return path.read_bytes()
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and path.is_symlink():
+            raise DecodeError("a link to nothing") from error
         raise InputError(f"{path}: cannot be read: {error.strerror or error}; make it readable or remove it") from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hjepa_shards.errors import InputError
+from hjepa_shards.errors import DecodeError, InputError
 from hjepa_shards.sources import default_splits, open_split
 
 
@@ -95,8 +95,12 @@ def test_what_cannot_be_listed_or_read_is_named(tmp_path: Path) -> None:
     raw = put(tmp_path / "raw", "a/1.png")
     (raw / "a" / "gone.png").symlink_to(tmp_path / "nowhere")
     split = open_split("folder", raw, "train")
-    with pytest.raises(InputError, match=r"a/gone.png: cannot be read: No such file"):
+    with pytest.raises(DecodeError, match="a link to nothing"):
         split.read(next(sample for sample in split.samples if "gone" in sample.name))
+    (raw / "a" / "1.png").unlink()
+    with pytest.raises(InputError, match=r"a/1.png: cannot be read: No such file"):
+        split.read(next(sample for sample in split.samples if "1" in sample.name))
+    put(raw, "a/1.png")
     with pytest.raises(InputError, match="nothing given"):
         open_split("folder", None, "train")
     with pytest.raises(InputError, match="no such folder"):
