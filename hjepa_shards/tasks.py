@@ -114,7 +114,8 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
     Else a half-started worker fills the terminal with what it failed to import.
     """
-    if threading.current_thread() is not threading.main_thread():
+    is_deaf = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as jobs in the background are
+    if is_deaf or threading.current_thread() is not threading.main_thread():
         yield
         return
     heard: list[int] = []

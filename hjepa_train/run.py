@@ -277,7 +277,8 @@ def _interrupts() -> Iterator[threading.Event]:
         asked.set()
         signal.signal(signal.SIGINT, before)
 
-    if threading.current_thread() is not threading.main_thread():
+    is_deaf = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as jobs in the background are
+    if is_deaf or threading.current_thread() is not threading.main_thread():
         yield asked
         return
     before = signal.signal(signal.SIGINT, ask)

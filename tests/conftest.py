@@ -1,6 +1,8 @@
 """What tests share: a few tiny built splits, and where the real data is."""
 
+import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,9 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # a shell's job in the background is deaf to Ctrl-C, and so would be all that the tests start
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # hjepa_shards.images says so at its import; pytest forgets that before each test
     config.addinivalue_line("filterwarnings", r"ignore:::PIL\.")
 

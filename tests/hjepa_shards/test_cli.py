@@ -19,6 +19,7 @@ from hjepa_shards.mixture import load_mixture_file
 from tests.conftest import Command
 from tests.hjepa_shards.test_build import files_of
 from tests.hjepa_shards.test_verify import flip
+from tests.processes import running
 
 HJEPA_SHARDS = str(Path(sys.executable).parent / "hjepa-shards")
 POWERLESS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
@@ -185,19 +186,15 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seconds", [0.7, 1.5, 3])
 def test_ctrl_c_ends_the_workers_too_from_the_first_second_on(tmp_path: Path, seconds: float) -> None:
     """A terminal sends it to all processes of a command."""
-    process = subprocess.Popen(
-        [HJEPA_SHARDS, "build", "scattered", "--out", str(tmp_path), "--samples-per-shard", "50", "--workers", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    give_up = time.monotonic() + 10
-    while _group_lives(process.pid):
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
+    out = ["--out", str(tmp_path), "--samples-per-shard", "50", "--workers", "2"]
+    with running([HJEPA_SHARDS, "build", "scattered", *out], start_new_session=True) as process:
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+        give_up = time.monotonic() + 10
+        while _group_lives(process.pid):
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
     assert not list(tmp_path.rglob("*.tmp"))
     if b"interrupted" in stderr:  # else: Python itself was not up yet, or the build was done
         assert process.returncode == 130
@@ -215,7 +212,7 @@ def _group_lives(group: int) -> bool:
 def _interrupted(pipe: Path, folder: Path) -> bytes:
     """What a build says that reads a pipe. A signal right before a read begins is heard when the next one comes."""
     command = [HJEPA_SHARDS, "build", "folder", "--raw", str(pipe.parent), "--out", str(folder / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with running(command) as process:
         writer = _opened_for_writing(pipe, process)
         for _ in range(20):
             process.send_signal(signal.SIGINT)
@@ -223,7 +220,6 @@ def _interrupted(pipe: Path, folder: Path) -> bytes:
                 _, stderr = process.communicate(timeout=3)
                 break
         else:
-            process.kill()
             raise AssertionError("twenty signals and no end")
         os.close(writer)
     assert process.returncode == 130

@@ -17,6 +17,7 @@ from hjepa_shards.prefetch import lanes_of
 from tests.hjepa_shards.bad_server import Server
 from tests.hjepa_shards.test_loader import copied, mix  # noqa: F401 (a fixture)
 from tests.hjepa_shards.test_remote_store import at, server  # noqa: F401 (a fixture)
+from tests.processes import running
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc: what is open cannot be seen")
 
@@ -112,7 +113,7 @@ def test_nothing_is_left_after_an_error(copied: Path) -> None:  # noqa: F811
 
 def test_ctrl_c_ends_the_process_at_once(shards: Path) -> None:
     command = [sys.executable, "-c", INTERRUPTED, str(shards)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with running(command) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"begun\n"
         process.send_signal(signal.SIGINT)

@@ -16,6 +16,7 @@ from hjepa_train import evaluate, load_run_config, train
 from hjepa_train.checkpoint import latest, read_state
 from hjepa_train.journal import read_metrics
 from tests.hjepa_train.tiny import STEPS, tiny_run
+from tests.processes import running
 
 TRAIN = str(Path(sys.executable).parent / "hjepa-train")
 
@@ -59,7 +60,7 @@ def test_a_run_stopped_at_a_step_and_resumed_equals_the_uninterrupted_one(shards
 def test_ctrl_c_saves_the_step_under_way_and_the_run_goes_on_from_there(shards: Path, tmp_path: Path) -> None:
     config, run = tiny_run(shards, tmp_path), tmp_path / "tiny"
     command = [TRAIN, "run", str(config)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with running(command) as process:
         while process.poll() is None and not (run / "metrics.jsonl").exists():
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
