@@ -27,6 +27,8 @@ from hjepa_shards.rng import derive_key, permutation
 
 MAX_FULL_SHUFFLE = 2**24
 """Samples a lane that `shuffle: full` permutes at once (128 MB)."""
+_LOOK_AHEAD = 4096
+"""Samples in which all shards of a window have almost surely been used."""
 MAX_ATTEMPTS = 16
 """Replacements tried for one draw."""
 
@@ -91,6 +93,10 @@ class _Pieces:
     first_place: NDArray[np.int64]
     """int64[windows + 1]: where each window begins among the lane's samples."""
 
+    def of_window(self, window: int) -> NDArray[np.int64]:
+        """First samples of its pieces."""
+        return self.start[slice(*self.first_piece[window : window + 2])]
+
 
 @final
 class EntryOrder:
@@ -141,7 +147,8 @@ class EntryOrder:
     def wanted(self, draw: int, lanes: Collection[int]) -> tuple[list[Wanted], int]:
         """(shards that draws from `draw` on read in the open windows of `lanes` and the next, the draw they hold to)
 
-        Those of the open windows are due at once, in order of first use; those of the next over the open one.
+        Those of the open windows are due at once, in order of first use; those of the next over the open one, in the
+        order of their pieces: a window that is not open costs no permutation.
         """
         found, holds_to = [], (draw // self._num_samples + 1) * self._num_samples
         pass_, place = divmod(draw, self._num_samples)
@@ -156,20 +163,20 @@ class EntryOrder:
                 pass_ * self._num_samples + first + int(place) * self._settings.lanes
                 for place in ends[window : window + 2]
             )
-            open_now = self._shards_of(self._window(pass_, lane, window)[in_lane - int(ends[window]) :])
-            found += [Wanted(shard, draw) for shard in open_now]
+            left = self._window(pass_, lane, window)[in_lane - int(ends[window]) :]
+            open_now = self._shards_of(left[:_LOOK_AHEAD])
+            if len(left) > _LOOK_AHEAD:
+                open_now += self._shards_of(self._pieces(pass_, lane).of_window(window))
+            found += [Wanted(shard, draw) for shard in dict.fromkeys(open_now)]
             following = (pass_, window + 1) if window + 2 < len(ends) else (pass_ + 1, 0)
-            self._pieces(following[0], lane)
-            later = self._shards_of(self._permute_window(following[0], lane, following[1]))
+            later = self._shards_of(self._pieces(following[0], lane).of_window(following[1]))
             found += [Wanted(shard, begin + (end - begin) * i // len(later)) for i, shard in enumerate(later)]
             holds_to = min(holds_to, end) if end > draw else holds_to
         return found, holds_to
 
     def _shards_of(self, samples: NDArray[np.int64]) -> list[int]:
         """In order of first use."""
-        shards = np.searchsorted(self._shard_starts, samples, side="right") - 1
-        different, first = np.unique(shards, return_index=True)
-        return different[np.argsort(first)].tolist()
+        return list(dict.fromkeys((np.searchsorted(self._shard_starts, samples, side="right") - 1).tolist()))
 
     def _fill(self, samples: NDArray[np.int64], pass_: int, place: int) -> None:
         """Write the samples of consecutive places of one pass, from `place` on."""

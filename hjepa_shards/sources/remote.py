@@ -4,12 +4,12 @@ Every file system raises errors of its own, so this boundary catches them all: w
 tried again, five times and longer apart each time, from the byte where it stopped.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import aiohttp
 import fsspec
 from fsspec.core import url_to_fs
 
@@ -21,8 +21,6 @@ _CHUNK_BYTES = 1 << 20
 _TRIES = 5
 _FIRST_WAIT_S = 0.5
 """After the first failure in a row; three times as long after each further one."""
-_HTTP = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)}}
-"""A silent server is given up; a long download is not."""
 _HOPELESS = frozenset({400, 401, 403, 404, 405, 410})
 """HTTP answers that the next try would not change."""
 _BEYOND_THE_END = 416
@@ -91,7 +89,7 @@ def remote_range(url: str, start: int, stop: int) -> bytes:
     def bytes_there() -> Any:
         try:
             return files.cat_file(path, start=start, end=stop)
-        except Exception as error:
+        except Exception as error:  # as above
             if _status(error) == _BEYOND_THE_END:
                 return b""
             raise
@@ -135,9 +133,17 @@ def said(error: BaseException) -> str:
 def _file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path in it."""
     try:
-        return url_to_fs(url, **(_HTTP if url.startswith(("http://", "https://")) else {}))
+        return url_to_fs(url, **(_patience() if url.startswith(("http://", "https://")) else {}))
     except (ImportError, ValueError) as error:
         raise InputError(f"{url}: cannot be opened: {said(error)}") from error
+
+
+@functools.cache
+def _patience() -> dict[str, Any]:
+    """A silent server is given up; a long download is not."""
+    import aiohttp  # a third of a second, for those who go there only
+
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=60)}}
 
 
 @contextmanager
