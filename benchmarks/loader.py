@@ -1,4 +1,4 @@
-"""How near is the loader to the decoder? Images/s beside raw libjpeg-turbo decode of the same bytes, in one run.
+"""How near is the loader to the decoder? Images/s of `hjepa-shards bench` on a folder of photographs.
 
     python benchmarks/loader.py --images DIR [--threads 2]
 
@@ -7,19 +7,10 @@ crops of 224 (scale .8 to 1) with checksums on. Rounds alternate; medians and th
 """
 
 import argparse
-import statistics
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import simplejpeg
-
-from hjepa_shards import BuildOptions, DataConfig, EncodeSettings, Mixture, build, load_mixture, open_loader
-from hjepa_shards.reader import SampleReader
-from hjepa_shards.store import LocalStore
-
-IMAGES = 2048
-BATCH = 64
+from hjepa_shards import BuildOptions, DataConfig, EncodeSettings, build, load_mixture
+from hjepa_shards.bench import bench
 
 
 def main() -> None:
@@ -39,42 +30,9 @@ def main() -> None:
             "threads": arguments.threads,
         }
     )
-    mixture = load_mixture(config, "benchmark")
-    encoded = encoded_images(mixture)
-    loader_speeds, decode_speeds = [], []
-    for _ in range(arguments.rounds):
-        decode_speeds.append(decode_speed(encoded, arguments.threads))
-        loader_speeds.append(loader_speed(mixture))
-    loader, decoder = statistics.median(loader_speeds), statistics.median(decode_speeds)
-    print(f"{len(encoded)} images, {arguments.threads} threads: loader {loader:,.0f}/s, raw decode {decoder:,.0f}/s")
-    print(f"loader / raw decode: {loader / decoder:.0%}")
-
-
-def encoded_images(mixture: Mixture) -> list[bytes]:
-    reader = SampleReader(LocalStore(Path(mixture.places[0]), mixture.manifests[0]), mixture.manifests[0])
-    return [reader.image_bytes(reader.locate(i)) for i in range(mixture.manifests[0].num_samples)]
-
-
-def decode_speed(encoded: list[bytes], threads: int) -> float:
-    work = [encoded[i % len(encoded)] for i in range(IMAGES)]
-    with ThreadPoolExecutor(threads) as pool:
-        began = time.perf_counter()
-        list(pool.map(lambda part: [simplejpeg.decode_jpeg(data) for data in part], chunks(work)))
-        return IMAGES / (time.perf_counter() - began)
-
-
-def chunks(work: list[bytes]) -> list[list[bytes]]:
-    return [work[start : start + BATCH] for start in range(0, len(work), BATCH)]
-
-
-def loader_speed(mixture: Mixture) -> float:
-    with open_loader(mixture, seed=0, global_batch=BATCH) as loader:
-        for _ in range(4):
-            next(loader)
-        began = time.perf_counter()
-        for _ in range(IMAGES // BATCH):
-            next(loader)
-        return IMAGES / (time.perf_counter() - began)
+    found = bench(load_mixture(config, "benchmark"), rounds=arguments.rounds)
+    print(f"{found.threads} threads: loader {found.loader:,.0f}/s, decoder alone {found.decoder:,.0f}/s")
+    print(f"loader / decoder: {found.share:.0%}; {found.limit}")
 
 
 if __name__ == "__main__":

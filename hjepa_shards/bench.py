@@ -18,8 +18,8 @@ from hjepa_shards.mixture import Mixture
 from hjepa_shards.stages import WORK, Stage
 from hjepa_shards.threads import num_cores
 
-TARGETS = {"M1 Max, H-JEPA S/16": 200, "A100, H-JEPA S/16": 1_000}
-"""Images a second that a trainer takes there, at most."""
+TARGETS = {"an M1 Max": 200, "an A100": 1_000}
+"""Images a second that training should reach there."""
 _WARM_UP = 3
 _TASK = 16
 
