@@ -4,7 +4,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import final, overload
+from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +71,7 @@ class Captions:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Samples(Sequence[RawSample]):
+class Samples:
     """Samples in some order; each is made when it is asked for."""
 
     names: Texts
@@ -96,13 +96,16 @@ class Samples(Sequence[RawSample]):
     def __len__(self) -> int:
         return len(self.names)
 
-    @overload
-    def __getitem__(self, index: int) -> RawSample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[RawSample]: ...
-    def __getitem__(self, index: int | slice) -> RawSample | Sequence[RawSample]:
-        places = range(len(self))[index]
-        return [self._at(place) for place in places] if isinstance(places, range) else self._at(places)
+    def __iter__(self) -> Iterator[RawSample]:
+        return (self[place] for place in range(len(self)))
+
+    def __getitem__(self, place: int) -> RawSample:
+        return RawSample(
+            name=self.names[place],
+            index=int(self.indices[place]),
+            label=int(self.labels[place]),
+            captions=self.captions[place],
+        )
 
     def take(self, chosen: NDArray[np.int64]) -> "Samples":
         return Samples(
@@ -116,11 +119,3 @@ class Samples(Sequence[RawSample]):
         """The classes without an image."""
         filled = set(np.unique(self.labels).tolist())
         return [name for label, name in enumerate(class_names) if label not in filled]
-
-    def _at(self, place: int) -> RawSample:
-        return RawSample(
-            name=self.names[place],
-            index=int(self.indices[place]),
-            label=int(self.labels[place]),
-            captions=self.captions[place],
-        )

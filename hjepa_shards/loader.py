@@ -8,6 +8,7 @@ A damaged sample is replaced by rule (DAMAGE in reader.py, `Plan.replacement`): 
 of the same window. The replacement is a function of position and bytes alone; `damaged` is a report.
 """
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -322,10 +323,13 @@ def open_readers(mixture: Mixture) -> list[SampleReader]:
     """One an entry. `close` them."""
     asked = mixture.config.cache
     cache = ShardCache(asked.folder.expanduser(), int(asked.gigabytes * 1e9)) if asked else None
-    return [
-        SampleReader(_store(place, manifest, cache, len(mixture.places)), manifest)
-        for place, manifest in zip(mixture.places, mixture.manifests, strict=True)
-    ]
+    with contextlib.ExitStack() as opened:  # all of them, or none is left open
+        readers = []
+        for place, manifest in zip(mixture.places, mixture.manifests, strict=True):
+            readers.append(SampleReader(_store(place, manifest, cache, len(mixture.places)), manifest))
+            opened.callback(readers[-1].close)
+        opened.pop_all()
+    return readers
 
 
 def _store(place: Place, manifest: Manifest, cache: ShardCache | None, num_stores: int) -> Store:
@@ -349,6 +353,7 @@ def open_loader(
 
     ResumeMismatch where the state is of another mixture, InputError where `world` does not divide `global_batch`.
     """
+    slice_size(global_batch, world)  # before anything is opened
     if state is None:
         plan, position, proof, damaged = mixture.make_plan(seed), 0, 0, {}
     else:

@@ -39,9 +39,9 @@ class RemoteStore(Store):
         self.manifest = manifest
         self.cache = cache
         self.fetches = cache is not None
+        self._form = self._stored_form()
         self._own = None if cache else tempfile.mkdtemp(prefix="hjepa-indexes-")
         self._indexes = cache or ShardCache(Path(str(self._own)), _INDEX_BYTES)
-        self._form = self._stored_form()
         limit = descriptor_share(num_stores)
         self._descriptors = Lru(limit, self._open, os.close)
         self._sidecars = Lru(limit, self._open_sidecar, lambda sidecar: None)

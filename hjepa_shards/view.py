@@ -1,8 +1,4 @@
-"""A built split as a list: `view[i]` is sample i, for evaluation, notebooks and map-style DataLoaders.
-
-view = SplitView("data/shards/cifar10/test")
-view[0].image, view[0].label, view[0].captions
-"""
+"""A built split as a list, for evaluation, notebooks and map-style DataLoaders: `SplitView(folder)[i]` is sample i."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -263,7 +263,7 @@ def _train(
         )
         if reached < num_steps:
             log.say(f"stopped after step {reached} of {num_steps}, saved; --resume auto goes on")
-    if stopping.is_set():
+    if stopping.is_set() and reached < stop:
         raise KeyboardInterrupt
     return folder
 

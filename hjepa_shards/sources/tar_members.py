@@ -90,7 +90,7 @@ def _by_tarfile(file: BinaryIO, path: Path, start: int, offset: int) -> tuple[Ta
     """What `tarfile` makes of the header at `offset` (None: no regular file), and where the next one is."""
     file.seek(offset)
     try:
-        with tarfile.open(fileobj=_SmallReads(file), mode="r:") as tar:  # type: ignore[arg-type]
+        with tarfile.open(fileobj=_SmallReads(file), mode="r:") as tar:  # type: ignore[arg-type]  # reads and seeks, all that a tar needs
             info, following = tar.next(), tar.offset
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError):
         info, following = None, offset

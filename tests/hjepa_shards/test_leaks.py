@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hjepa_shards.errors import TooMuchDamage
+from hjepa_shards.errors import InputError, TooMuchDamage
 from hjepa_shards.loader import open_loader
 from hjepa_shards.prefetch import lanes_of
 from tests.hjepa_shards.bad_server import Server
@@ -101,6 +101,17 @@ def test_nothing_is_left_after_a_local_run(shards: Path) -> None:
 def test_nothing_is_left_after_a_remote_run(server: Server, tmp_path: Path, cached: bool) -> None:  # noqa: F811
     with open_loader(at(server.url(), tmp_path / "cache" if cached else None), seed=0, global_batch=20) as loader:
         next(loader)
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_nothing_is_left_of_a_loader_that_cannot_be_opened(server: Server) -> None:  # noqa: F811
+    mixture = at(server.url())  # digits are there, photos are compressed
+    for name in [name for name in server.files if name.startswith("photos") and name.endswith(".tar")]:
+        server.files[f"{name}.zst"] = server.files.pop(name)
+    with pytest.raises(InputError, match="cannot be read by range"):
+        open_loader(mixture, seed=0, global_batch=20)
+    with pytest.raises(InputError, match="a multiple of the 3 ranks"):
+        open_loader(mixture, seed=0, global_batch=20, world=3)
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -4,7 +4,6 @@ import random
 import shutil
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tests.hjepa_shards.bad_server import Answer, Server, serving
 from tests.hjepa_shards.test_loader import mix
 from tests.hjepa_shards.test_target import bucket, s3_server  # noqa: F401 (fixtures)
 from tests.hjepa_shards.test_verify import flip
+from tests.processes import free_port, wait_for
 
 SOURCES = ({"name": "digits", "weight": 0.7}, {"name": "photos", "weight": 0.3})
 STEPS, BATCH = 5, 40
@@ -214,8 +214,7 @@ def nginx(shards: Path, tmp_path: Path) -> Iterator[str]:
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     if not Path(program).exists():
         pytest.skip("nginx is not installed")
-    with serving() as free:
-        port = free.server_address[1]
+    port = free_port()
     config = tmp_path / "nginx.conf"
     config.write_text(
         f"daemon off; pid {tmp_path}/pid; error_log {tmp_path}/log; user root;\nevents {{}}\n"
@@ -225,21 +224,10 @@ def nginx(shards: Path, tmp_path: Path) -> Iterator[str]:
     )
     with subprocess.Popen([program, "-p", str(tmp_path), "-c", str(config)], stderr=subprocess.DEVNULL) as process:
         try:
-            _wait_for(f"http://127.0.0.1:{port}/digits/train/manifest.json")
+            wait_for(f"http://127.0.0.1:{port}/digits/train/manifest.json")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "nginx does not start"
-            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -2,11 +2,8 @@
 
 import os
 import pickle
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +16,7 @@ from hjepa_shards.errors import BuildMismatch, InputError
 from hjepa_shards.merge import merge, unmerged_below
 from hjepa_shards.target import JOURNAL, FolderTarget, Target, is_url, target_at, target_of
 from tests.hjepa_shards.test_build import files_of
+from tests.processes import free_port, wait_for
 
 OPTIONS = BuildOptions(samples_per_shard=48, limit=200)
 
@@ -27,28 +25,15 @@ OPTIONS = BuildOptions(samples_per_shard=48, limit=200)
 def s3_server() -> Iterator[str]:
     pytest.importorskip("moto", reason="no S3 server: moto is not installed")
     pytest.importorskip("s3fs", reason="s3fs is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         address = f"http://127.0.0.1:{port}"
         try:
-            _wait_for(address)
+            wait_for(address)
             yield address
         finally:
             server.kill()
-
-
-def _wait_for(address: str) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            urllib.request.urlopen(address, timeout=5).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "the S3 server does not start"
-            time.sleep(0.1)
 
 
 @pytest.fixture
