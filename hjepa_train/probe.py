@@ -101,7 +101,7 @@ def probe(
 
 def pca(bank_ND: Tensor, test_MD: Tensor, dims: int = 30) -> tuple[Tensor, Tensor]:
     """Bank [N, dims] and test [M, dims] on the bank's first principal components (or all it has)."""
-    fitted = fit_pca(bank_ND.flatten(1).float())
+    fitted = fit_pca(bank_ND.flatten(1).float(), dims)
     return (
         fitted.project(bank_ND.flatten(1).float())[:, :dims],
         fitted.project(test_MD.flatten(1).float())[:, :dims],
@@ -114,17 +114,22 @@ def chance(bank_labels_N: Tensor, test_labels_M: Tensor) -> float:
     return _percent(test_labels_M == bank_labels_N.bincount().argmax(), test_labels_M)
 
 
-def fit_pca(bank_ND: Tensor) -> Pca:
-    """In float64 on the CPU: not every device has it, and small variances drown in float32.
+def fit_pca(bank_ND: Tensor, leading: int | None = None) -> Pca:
+    """All principal components, or the `leading` ones, which for images is four times as fast.
 
-    From the smaller of the two products: [D, D], or [N, N] where there are fewer rows than dimensions.
+    In float64 on the CPU: not every device has it, and small variances drown in float32. From the smaller of the two
+    products: [D, D], or [N, N] where there are fewer rows than dimensions.
     """
     exact_ND = bank_ND.detach().to("cpu", torch.float64)
     mean_D = exact_ND.mean(dim=0)
     exact_ND = (exact_ND - mean_D) / max(len(exact_ND) - 1, 1) ** 0.5
     few_rows = exact_ND.shape[0] < exact_ND.shape[1]
-    variance_K, vectors_K = torch.linalg.eigh(exact_ND @ exact_ND.T if few_rows else exact_ND.T @ exact_ND)
-    variance_K, vectors_K = variance_K.flip(0), vectors_K.flip(1)
+    import scipy.linalg  # half a second, for those who probe
+
+    product = exact_ND @ exact_ND.T if few_rows else exact_ND.T @ exact_ND
+    first = max(len(product) - (leading or len(product)), 0)
+    eigen = scipy.linalg.eigh(product.numpy(), subset_by_index=[first, len(product) - 1])
+    variance_K, vectors_K = (torch.from_numpy(part).flip(-1) for part in eigen)
     real_K = variance_K > 1e-9 * variance_K[0].clamp(min=1e-30)
     variance_K, vectors_K = variance_K[real_K], vectors_K[:, real_K]
     axes_DK = exact_ND.T @ vectors_K / variance_K.sqrt() if few_rows else vectors_K

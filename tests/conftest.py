@@ -47,9 +47,16 @@ def real_data() -> Path:
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """hjepa-shards in this process: exit code, stdout, stderr."""
+    return in_this_process("hjepa-shards", main, monkeypatch, capfd)
+
+
+def in_this_process(
+    name: str, main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    """A program, by its `main`."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["hjepa-shards", *map(str, arguments)])
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
             main()
         out, err = capfd.readouterr()

@@ -4,6 +4,7 @@ import io
 import json
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from PIL import Image
 
 from hjepa_shards import doctor
 from hjepa_shards.capacity import Cores, Disk, Memory, OpenFiles
-from hjepa_shards.doctor import Examination, Speed, advise
+from hjepa_shards.commands import machine
+from hjepa_shards.doctor import Examination, Speed, advise, examine
 from tests.conftest import Command
 
 DISK = Disk(folder=Path("/data"), kind="ext4", free_bytes=10**12, read_bytes_per_s=2e9)
@@ -112,7 +114,8 @@ def test_a_decoder_is_measured_in_images_per_second() -> None:
 
 
 @pytest.mark.slow
-def test_the_examination_of_this_machine(command: Command, tmp_path: Path) -> None:
+def test_the_examination_of_this_machine(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "examine", cache(examine))
     code, out, _ = command("doctor", "--folder", tmp_path, "--json")
     assert code == 0
     found = json.loads(out)

@@ -20,7 +20,7 @@ def losses(shards: Path, folder: Path, **changes: Any) -> list[float]:
 def test_twenty_steps_in_micro_batches_have_the_losses_of_whole_batches(
     shards: Path, tmp_path: Path, anticollapse: dict[str, str]
 ) -> None:
-    objective = {"hjepa": {"levels": 2, "momentum": 0.9, "predictor": {"width": 16, "depth": 1, "heads": 2}}}
+    objective = {"hjepa": {"levels": 2, "momentum": 0.8, "predictor": {"width": 16, "depth": 1, "heads": 2}}}
     objective["hjepa"] |= anticollapse
     whole = losses(shards, tmp_path / "whole", objective__hjepa=objective["hjepa"])
     parts = losses(shards, tmp_path / "parts", objective__hjepa=objective["hjepa"], training__micro_batch=4)
