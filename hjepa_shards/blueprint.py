@@ -17,15 +17,15 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, final
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
+from hjepa_shards.columns import Slice
 from hjepa_shards.config import first_problem, flatten
 from hjepa_shards.encode import EXTENSIONS, EncodeSettings, encode, encoder_identity
 from hjepa_shards.errors import BuildMismatch, DecodeError, InputError
-from hjepa_shards.listing import Listing, in_order
+from hjepa_shards.listing import Listing, Shuffled, in_order
 from hjepa_shards.manifest import shard_pattern
-from hjepa_shards.rng import derive_key, permutation
+from hjepa_shards.rng import derive_key
 from hjepa_shards.sample import extension_of
 from hjepa_shards.sources.base import RawSplit
 from hjepa_shards.tar import member_bytes
@@ -90,20 +90,17 @@ class RawList:
 
     def without(self, reasons: Mapping[int, str]) -> "RawList":
         """Without the samples at some places; reasons: why, by place."""
-        stay = np.ones(len(self.listing), np.bool_)
-        stay[list(reasons)] = False
         excluded = []
         for place in sorted(reasons):
-            sample = self.listing.samples[place]
+            sample = self.listing[place]
             excluded.append({"name": sample.name, "index": sample.index, "reason": reasons[place]})
-        return replace(self, listing=self.listing.take(np.flatnonzero(stay)), excluded=excluded)
+        return replace(self, listing=self.listing.without(reasons), excluded=excluded)
 
     def thinned(self, num_samples: int) -> "RawList":
         """So many, drawn over the whole list and still in its order: the first ones may all be of one class."""
         if num_samples >= len(self.listing):
             return self
-        drawn = permutation(derive_key(0, "limit"), len(self.listing))[:num_samples]
-        return replace(self, listing=self.listing.take(np.sort(drawn)))
+        return replace(self, listing=self.listing.drawn(derive_key(0, "limit"), num_samples))
 
 
 def take_list(raw: RawSplit) -> RawList:
@@ -113,15 +110,15 @@ def take_list(raw: RawSplit) -> RawList:
     return RawList(raw, in_order(samples), (), notes)
 
 
-def shuffled_slice(plan: BuildPlan, listing: Listing, order: NDArray[np.int64], shard: int) -> Listing:
+def shuffled(plan: BuildPlan, listing: Listing) -> Shuffled:
+    """The list in the order in which it is cut into shards."""
+    return Shuffled(listing, derive_key(plan.seed, "build", plan.source, plan.split))
+
+
+def slice_of(plan: BuildPlan, order: Shuffled, shard: int) -> Slice:
     """The samples of one shard, in order."""
     start = shard * plan.samples_per_shard
-    return listing.take(order[start : start + plan.samples_per_shard])
-
-
-def order_of(plan: BuildPlan) -> NDArray[np.int64]:
-    """int64 [samples]: the places of the sorted list in the order in which they are cut into shards."""
-    return permutation(derive_key(plan.seed, "build", plan.source, plan.split), plan.num_samples)
+    return order.slice(start, start + plan.samples_per_shard)
 
 
 def fix_plan(
@@ -200,9 +197,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _new_plan(listed: RawList, settings: EncodeSettings, asked: Mapping[str, Any], raw_source: str) -> BuildPlan:
     raw, listing = listed.raw, listed.listing
     members = Members(
-        image=_image_extension(listing.samples.names, settings),
-        labels=bool((listing.samples.labels >= 0).any()),
-        captions=any(map(bool, listing.samples.captions.texts)),
+        image=_image_extension(listing.names(), settings),
+        labels=listing.has_labels(),
+        captions=listing.has_captions(),
     )
     plan = BuildPlan(
         **asked,
@@ -229,14 +226,14 @@ def _samples_per_shard(listed: RawList, settings: EncodeSettings, shard_bytes: i
     probed = range(min(len(listed.listing), _PROBED_SAMPLES))
     sizes = []
     for i in probed:
-        sample = listed.listing.samples[i]
+        sample = listed.listing[i]
         with contextlib.suppress(DecodeError):
             image = encode(listed.raw.read(sample), settings).data
             texts = (b"0",) * (sample.label >= 0) + tuple(text.encode() for text in sample.captions)
             sizes.append(sum(member_bytes(len(data)) for data in (image, *texts)))
     if not sizes:
         raise InputError(
-            f"{listed.listing.samples.names[0]}: an image expected, neither it nor any of the first {len(probed)} "
+            f"{listed.listing[0].name}: an image expected, neither it nor any of the first {len(probed)} "
             "files can be decoded; is this a folder of images?"
         )
     return max(256, round(shard_bytes / float(np.mean(sizes)) / 256) * 256)

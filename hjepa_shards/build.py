@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from hjepa_shards.blueprint import BuildPlan, RawList, fix_plan, order_of, shuffled_slice, take_list
+from hjepa_shards.blueprint import BuildPlan, RawList, fix_plan, shuffled, slice_of, take_list
 from hjepa_shards.cluster import run_on_cluster
 from hjepa_shards.encode import JPEG_256, KEEP, PNG, EncodeSettings, require_encoder
 from hjepa_shards.errors import InputError
@@ -159,7 +159,6 @@ def build_missing(
     """Those of `shards` that are not in the target yet."""
     names = target.names()
     todo = [shard for shard in shards if not is_finished(names, plan.shard_name(shard))]
-    order = order_of(plan)
     total = sum(_num_samples(plan, shard) for shard in shards)
     done = total - sum(_num_samples(plan, shard) for shard in todo)
     num_bytes = 0
@@ -172,10 +171,11 @@ def build_missing(
 
     report(0, 0)
     if todo:
+        order = shuffled(plan, listed.listing)
         job = Job(target, listed.raw, Members(**plan.members), plan.encode_settings(), dict(plan.encoder))
         way(
             job,
-            (Task(plan.shard_name(shard), shuffled_slice(plan, listed.listing, order, shard)) for shard in todo),
+            (Task(plan.shard_name(shard), slice_of(plan, order, shard)) for shard in todo),
             report,
         )
 

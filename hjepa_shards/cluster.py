@@ -142,7 +142,8 @@ def _look(job: Job, first: Task, plan: bytes) -> None:
             )
         try:
             with contextlib.suppress(DecodeError):
-                job.raw.read(first.samples.samples[0])
+                _, sample = next(first.samples.keyed())
+                job.raw.read(sample)
         except (InputError, OSError) as error:
             raise InputError(f"{error}; the raw data must be there under the same name on all nodes") from error
 

@@ -1,48 +1,74 @@
-"""The list of a raw split, sorted, each sample with its key.
+"""The list of a raw split, sorted, each sample with its key; on disk, so a build of a billion takes no more memory.
 
 Everything about a build hangs on this list: its order, each sample's key, the slices that become shards. Keys are not
 stored: one follows from its name and a bit that says whether the plain key had to give way to a digest. A shard task is
-sent its own slice and nothing of the rest, so no worker's memory knows how many images there are.
+sent its own slice and nothing of the rest.
 """
 
 import hashlib
 import json
-import unicodedata
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hjepa_shards.columns import Samples
+from hjepa_shards.columns import Slice, key_of
 from hjepa_shards.errors import InputError
-from hjepa_shards.sample import MAX_KEY_BYTES, RawSample, digest_key, plain_key
+from hjepa_shards.rng import philox_words
+from hjepa_shards.sample import MAX_KEY_BYTES, RawSample, plain_key
 from hjepa_shards.sidecar import key_hash
+from hjepa_shards.table import COLUMNS, SampleTable, temporary, to_sample, writing
+
+_SCHEMA = f"CREATE TABLE samples (place INTEGER PRIMARY KEY, {COLUMNS}, has_digest)"
+_TWICE = "SELECT place FROM hashes WHERE hash IN (SELECT hash FROM hashes GROUP BY hash HAVING count(*) > 1)"
+_AT_ONCE = 1 << 14
+"""Rows. A multiple of the four words that a step of Philox's counter gives."""
 
 
 @final
-@dataclass(frozen=True, slots=True)
 class Listing:
     """Samples with their keys, in order."""
 
-    samples: Samples
-    has_digest: NDArray[np.bool_]
-    """Where the key is a digest, because the plain one is too long or not unique."""
+    def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
+        """rows: COLUMNS and whether the key is a digest, because the plain one is too long or not unique."""
+        self._database = temporary(_SCHEMA)
+        with writing(self._database):
+            self._database.executemany(
+                f"INSERT INTO samples VALUES (?{', ?' * 8})", ((place, *row) for place, row in enumerate(rows))
+            )
+        [self._len] = self._one("SELECT count(*) FROM samples")
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return self._len
+
+    def __iter__(self) -> Iterator[RawSample]:
+        return map(to_sample, self._rows())
+
+    def __getitem__(self, place: int) -> RawSample:
+        return to_sample(self._one(f"SELECT {COLUMNS} FROM samples WHERE place = ?", place))
 
     def keyed(self) -> Iterator[tuple[str, RawSample]]:
-        return ((self.key(i), self.samples[i]) for i in range(len(self)))
+        for row in self._rows():
+            sample = to_sample(row)
+            yield key_of(sample.name, sample.index, row[-1]), sample
 
-    def key(self, i: int) -> str:
-        name = self.samples.names[i]
-        return digest_key(name, int(self.samples.indices[i])) if self.has_digest[i] else plain_key(name)
+    def names(self) -> Iterator[str]:
+        return (name for (name,) in self._database.execute("SELECT name FROM samples ORDER BY place"))
+
+    def has_labels(self) -> bool:
+        return bool(self._one("SELECT EXISTS (SELECT 1 FROM samples WHERE label >= 0)")[0])
+
+    def has_captions(self) -> bool:
+        return bool(self._one("SELECT EXISTS (SELECT 1 FROM samples WHERE captions != '')")[0])
+
+    def renamed(self) -> dict[str, tuple[str, int]]:
+        """Key -> (name, index) where the key does not tell the name."""
+        found = self._database.execute("SELECT name, idx FROM samples WHERE has_digest ORDER BY place")
+        return {key_of(name, index, True): (name, index) for name, index in found}
 
     def places_of(self, keys: Collection[str]) -> dict[str, int]:
         """Where the samples with these keys stand. InputError for a key that no sample has."""
-        places = {key: i for i, key in enumerate(map(self.key, range(len(self)))) if key in keys}
+        places = {key: place for place, (key, _) in enumerate(self.keyed()) if key in keys} if keys else {}
         unknown = [key for key in keys if key not in places]
         if unknown:
             raise InputError(
@@ -51,77 +77,124 @@ class Listing:
             )
         return places
 
-    def take(self, chosen: NDArray[np.int64]) -> "Listing":
-        return Listing(self.samples.take(chosen), self.has_digest[chosen])
+    def without(self, places: Collection[int]) -> "Listing":
+        """All but the samples at some places; keys stay what they are."""
+        return Listing(row for place, row in enumerate(self._rows()) if place not in places) if places else self
 
-    def renamed(self) -> dict[str, tuple[str, int]]:
-        """Key -> (name, index) where the key does not tell the name."""
-        places = np.flatnonzero(self.has_digest).tolist()
-        return {self.key(i): (self.samples.names[i], int(self.samples.indices[i])) for i in places}
+    def drawn(self, key: int, num_samples: int) -> "Listing":
+        """So many, drawn without replacement, in their order here; keys stay what they are."""
+        shuffled = Shuffled(self, key)
+        return Listing(shuffled.first_in_order(num_samples))
 
     def digest(self, class_names: Sequence[str]) -> str:
-        """Hex digest of everything here and of the classes that labels stand for."""
+        """Hex digest of everything here and of the classes that labels stand for; not of where the images lie."""
         digest = hashlib.blake2b(json.dumps(list(class_names)).encode(), digest_size=16)
-        for column in (
-            *self.samples.names.columns(),
-            self.samples.indices.astype("<i8", copy=False).data,
-            self.samples.labels.astype("<i4", copy=False).data,
-            *self.samples.captions.texts.columns(),
-            self.has_digest.data,
-        ):
-            digest.update(column)
+        self._add_texts(digest.update, "name")
+        self._add_numbers(digest.update, "idx", "<i8")
+        self._add_numbers(digest.update, "label", "<i4")
+        self._add_texts(digest.update, "captions")
+        self._add_numbers(digest.update, "has_digest", "?")
         return digest.hexdigest()
 
+    def make_keys_unique(self) -> None:
+        """A digest for every key that occurs twice. InputError where that does not help."""
+        with writing(self._database) as database:
+            database.create_function("hash_of", 3, _signed_hash, deterministic=True)
+            database.execute("CREATE TABLE hashes AS SELECT place, hash_of(name, idx, 0) AS hash FROM samples")
+            database.execute(f"UPDATE samples SET has_digest = 1 WHERE place IN ({_TWICE})")
+            database.execute(
+                "UPDATE hashes SET hash = (SELECT hash_of(name, idx, 1) FROM samples WHERE place = hashes.place) "
+                "WHERE place IN (SELECT place FROM samples WHERE has_digest)"
+            )
+            twice = database.execute(
+                f"SELECT name FROM samples WHERE place IN ({_TWICE} ORDER BY hash LIMIT 2)"
+            ).fetchall()
+            database.execute("DROP TABLE hashes")
+        if twice:
+            (first,), (second,) = twice
+            raise InputError(
+                f"{first!a} and {second!a}: two names that differ expected, these are one and the same in Unicode's "
+                "composed form; rename or remove one"
+            )
 
-def in_order(samples: Samples) -> Listing:
+    def _add_texts(self, update: Callable[[bytes], None], column: str) -> None:
+        """All texts, then where each ends, behind a zero."""
+        for texts in self._column(column):
+            update("".join(texts).encode())
+        end = np.zeros(1, "<i8")
+        update(end.tobytes())
+        for lengths in self._column(f"length(CAST({column} AS BLOB))"):
+            ends = np.cumsum([end[0], *lengths], dtype="<i8")[1:]
+            update(ends.tobytes())
+            end[0] = ends[-1]
+
+    def _add_numbers(self, update: Callable[[bytes], None], column: str, kind: str) -> None:
+        for numbers in self._column(column):
+            update(np.array(numbers, kind).tobytes())
+
+    def _column(self, column: str) -> Iterator[list[Any]]:
+        """Its values, many at once."""
+        cursor = self._database.execute(f"SELECT {column} FROM samples ORDER BY place")
+        while rows := cursor.fetchmany(_AT_ONCE):
+            yield [value for (value,) in rows]
+
+    def _rows(self) -> Iterator[tuple[Any, ...]]:
+        return self._database.execute(f"SELECT {COLUMNS}, has_digest FROM samples ORDER BY place")
+
+    def _one(self, query: str, *values: object) -> tuple[Any, ...]:
+        return self._database.execute(query, values).fetchone()
+
+
+def in_order(samples: SampleTable) -> Listing:
     """The one order of a raw split, whatever the file system says: by UTF-8 bytes of the NFC name, then by index.
 
     InputError for two names that differ only in how Unicode composes their letters.
     """
-    if not _stands_in_order(samples):
-        composed = [_composed(name) for name in samples.names]
-        by_index = np.argsort(samples.indices, kind="stable")
-        order = np.fromiter(sorted(by_index, key=composed.__getitem__), np.int64, len(samples))
-        del composed, by_index
-        samples = samples.take(order)
-    return _with_unique_keys(Listing(samples, np.zeros(len(samples), np.bool_)))
-
-
-def _stands_in_order(samples: Samples) -> bool:
-    """Mostly so, and then nothing needs to be copied."""
-    before = (b"", -1)
-    for name, index in zip(samples.names, samples.indices, strict=True):
-        here = (_composed(name), index)
-        if here < before:
-            return False
-        before = here
-    return True
-
-
-def _composed(name: str) -> bytes:
-    return unicodedata.normalize("NFC", name).encode()
-
-
-def _with_unique_keys(listing: Listing) -> Listing:
-    """The same list with `has_digest` set where it must be."""
-    hashes = np.zeros(len(listing), np.uint64)
-    for i in range(len(listing)):
-        key = listing.key(i)
-        hashes[i] = key_hash(key)
-        listing.has_digest[i] = len(key) > MAX_KEY_BYTES
-    listing.has_digest[:] |= np.isin(hashes, repeated(hashes))
-    for i in np.flatnonzero(listing.has_digest).tolist():
-        hashes[i] = key_hash(listing.key(i))
-    for twice in repeated(hashes)[:1]:
-        first, second, *_ = (listing.samples.names[i] for i in np.flatnonzero(hashes == twice).tolist())
-        raise InputError(
-            f"{first!a} and {second!a}: two names that differ expected, these are one and the same in Unicode's "
-            "composed form; rename or remove one"
-        )
+    listing = Listing((*row, len(plain_key(row[0])) > MAX_KEY_BYTES) for row in samples.in_order())
+    listing.make_keys_unique()
     return listing
 
 
-def repeated(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Those that occur more than once."""
-    ordered = np.sort(hashes)
-    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+@final
+class Shuffled:
+    """A list in the order of `permutation(key, len(listing))`, which never is in memory."""
+
+    def __init__(self, listing: Listing, key: int) -> None:
+        self._database = database = listing._database
+        self._order = f"order_{key:x}"
+        if database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (self._order,)).fetchone():
+            return
+        with writing(database):
+            database.execute("CREATE TABLE words (word INTEGER, place INTEGER)")
+            for start in range(0, len(listing), _AT_ONCE):
+                words = philox_words(key, min(_AT_ONCE, len(listing) - start), counter=start // 4)
+                signed = (words ^ np.uint64(1 << 63)).view(np.int64)  # in the same order
+                database.executemany(
+                    "INSERT INTO words VALUES (?, ?)", ((word, start + i) for i, word in enumerate(signed.tolist()))
+                )
+            database.execute(f"CREATE TABLE {self._order} AS SELECT place FROM words ORDER BY word, place")
+            database.execute("DROP TABLE words")
+
+    def slice(self, start: int, stop: int) -> Slice:
+        """The samples that stand at [start, stop) in this order."""
+        return Slice(
+            self._database.execute(
+                f"SELECT {COLUMNS}, has_digest FROM {self._order} JOIN samples USING (place) "
+                f"WHERE {self._order}.rowid > ? AND {self._order}.rowid <= ? ORDER BY {self._order}.rowid",
+                (start, stop),
+            )
+        )
+
+    def first_in_order(self, num_samples: int) -> Iterator[tuple[Any, ...]]:
+        """Rows of the first ones in this order, in the order of the list."""
+        return self._database.execute(
+            f"SELECT {COLUMNS}, has_digest FROM samples WHERE place IN "
+            f"(SELECT place FROM {self._order} WHERE rowid <= ?) ORDER BY place",
+            (num_samples,),
+        )
+
+
+def _signed_hash(name: str, index: int, has_digest: int) -> int:
+    """What SQLite can hold of a key's hash: all of it, two's complement."""
+    found = key_hash(key_of(name, index, has_digest))
+    return found - (1 << 64) if found >> 63 else found

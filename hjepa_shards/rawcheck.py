@@ -14,7 +14,6 @@ from typing import final
 
 import numpy as np
 
-from hjepa_shards.columns import Samples
 from hjepa_shards.download import DOWNLOADS, IMAGENET
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_shards.fetch import SILENT, Progress, Watcher, digest_of
@@ -24,6 +23,7 @@ from hjepa_shards.sample import RawSample
 from hjepa_shards.sources import RawSplit, default_splits, open_split, require_source
 from hjepa_shards.sources.cifar import PUBLISHED_MD5
 from hjepa_shards.sources.tree import entries
+from hjepa_shards.table import SampleTable
 from hjepa_shards.threads import in_threads
 
 NUM_DECODED = 1000
@@ -147,7 +147,7 @@ def _check_split(
     source: str,
     split: str,
     opened_split: RawSplit,
-    samples: Samples,
+    samples: SampleTable,
     published: int | None,
     deep: bool,
     workers: int,
@@ -159,21 +159,24 @@ def _check_split(
     empty = samples.empty_classes(opened_split.class_names)
     if empty:
         wrong.append(f"{len(empty):,} of {len(opened_split.class_names):,} classes have no image: {_some(empty)}")
-    order = permutation(derive_key(0, "verify-raw", source, split), len(samples))
-    chosen = [samples[i] for i in np.sort(order if deep else order[:NUM_DECODED]).tolist()]
+    count = len(samples) if deep else min(len(samples), NUM_DECODED)
+    chosen = iter(samples)
+    if not deep:
+        order = permutation(derive_key(0, "verify-raw", source, split), len(samples))
+        chosen = (samples[i] for i in np.sort(order[:count]).tolist())
     unreadable = []
     for done, reason in enumerate(in_threads(partial(_unreadable, opened_split), chosen, workers), start=1):
         if reason:
             unreadable.append(reason)
-        progress(done, len(chosen))
+        progress(done, count)
     if unreadable:
-        wrong.append(f"{len(unreadable):,} of {len(chosen):,} images cannot be decoded: {_some(unreadable)}")
+        wrong.append(f"{len(unreadable):,} of {count:,} images cannot be decoded: {_some(unreadable)}")
     return SplitCheck(
         split=split,
         images=len(samples),
         published=published,
         classes=len(opened_split.class_names),
-        decoded=len(chosen) - len(unreadable),
+        decoded=count - len(unreadable),
         wrong=tuple(wrong),
     )
 

@@ -131,8 +131,7 @@ def _listed(folder: Path, plan: BuildPlan, raw: RawSplit, scratch: Path) -> RawL
     listed = take_list(raw)
     reasons = {(entry["name"], entry["index"]): entry["reason"] for entry in plan.excluded}
     places = {}
-    for place in range(len(listed.listing)) if reasons else ():
-        sample = listed.listing.samples[place]
+    for place, sample in enumerate(listed.listing) if reasons else ():
         if (sample.name, sample.index) in reasons:
             places[place] = reasons[sample.name, sample.index]
     listed = listed.without(places).thinned(plan.num_samples)

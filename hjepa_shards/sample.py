@@ -9,10 +9,20 @@ that is too long for a tar header, or that occurs twice, gets its first 60 bytes
 import hashlib
 import unicodedata
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 MAX_KEY_BYTES = 90
+
+
+class Extent(NamedTuple):
+    """Where the bytes of an image lie in a larger file that is read in place."""
+
+    file: int
+    """Which of the source's files."""
+    offset: int
+    num_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +36,8 @@ class RawSample:
     label: int = -1
     """Class index, -1 where there is none."""
     captions: tuple[str, ...] = ()
+    extent: Extent | None = None
+    """For its source to read it by; says nothing about what the sample is."""
 
 
 def extension_of(name: str) -> str:

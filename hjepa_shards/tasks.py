@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, final
 
+from hjepa_shards.columns import Slice
 from hjepa_shards.encode import EncodeSettings, encoder_identity
 from hjepa_shards.errors import BuildMismatch, InputError
-from hjepa_shards.listing import Listing
 from hjepa_shards.sources.base import RawSplit
 from hjepa_shards.target import Target
 from hjepa_shards.writer import Members, Report, write_shard
@@ -60,7 +60,7 @@ class Task:
     """One shard."""
 
     shard_name: str
-    samples: Listing
+    samples: Slice
 
 
 Run = Callable[[Job, Iterable[Task], Report], None]

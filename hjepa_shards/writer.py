@@ -16,10 +16,9 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from hjepa_shards.columns import Texts
+from hjepa_shards.columns import Slice, Texts
 from hjepa_shards.encode import Encoded, EncodeSettings, encode, moments_of, reason_of
 from hjepa_shards.errors import DecodeError
-from hjepa_shards.listing import Listing
 from hjepa_shards.sample import RawSample
 from hjepa_shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, PACKED_ROW, ROW, digest_of_keys, key_hash, pack
 from hjepa_shards.sources.base import RawSplit
@@ -62,7 +61,7 @@ def write_shard(
     target: Target,
     shard_name: str,
     raw: RawSplit,
-    samples: Listing,
+    samples: Slice,
     members: Members,
     settings: EncodeSettings,
     report: Report,

@@ -16,9 +16,9 @@ from typing import Any, Literal, final
 
 import numpy as np
 
-from hjepa_shards.columns import Samples
 from hjepa_shards.errors import InputError
 from hjepa_shards.sample import RawSample
+from hjepa_shards.table import SampleTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,14 +52,13 @@ class RawSplit(ABC):
         """
 
     @cached_property
-    def samples(self) -> Samples:
+    def samples(self) -> SampleTable:
         """Every sample, in any order; (name, index) is unique."""
-        listed = self.list_samples()
-        return listed if isinstance(listed, Samples) else Samples.of(listed)
+        return SampleTable(self.list_samples())
 
     @abstractmethod
     def list_samples(self) -> Iterable[RawSample]:
-        """What `samples` keeps."""
+        """What `samples` keeps, one after another."""
 
     def forget_list(self) -> None:
         """Called when the list was taken: what nothing but `samples` and `notes` need may go."""

@@ -45,7 +45,7 @@ class CocoSplit(RawSplit):
     def __init__(self, folder: Path, annotations: Path) -> None:
         self.files = FolderFiles(folder)
         self.annotations = annotations
-        self.absent = absent(self.files, self.samples.names, annotations)
+        self.absent = absent(self.files, (sample.name for sample in self.samples), annotations)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -57,7 +57,7 @@ class CocoSplit(RawSplit):
     def read(self, sample: RawSample) -> bytes:
         if sample.name in self.absent:
             raise DecodeError(f"named by {self.annotations.name}, not among the images")
-        return self.files.read(sample.name)
+        return self.files.read(sample.name, None)
 
     @cached_property
     def _annotated(self) -> "_Annotated":

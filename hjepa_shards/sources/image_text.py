@@ -5,13 +5,14 @@ out by name; a list none of whose images can be found is an error. Lists are wri
 a name is also tried without a trailing .1 (Flickr8k: x.jpg.1), with / for \\, and in Unicode's other form.
 """
 
+import json
 import os
 import posixpath
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import final
 
@@ -23,6 +24,7 @@ from hjepa_shards.sources.captions import distinct
 from hjepa_shards.sources.split_words import of_split
 from hjepa_shards.sources.tar_patterns import tars_in
 from hjepa_shards.sources.webdataset import TarSplit, tars_of_folder, tars_of_pattern
+from hjepa_shards.table import temporary, writing
 
 _LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".token", ".txt")
 _FLICKR8K = "Flickr8k.token.txt"
@@ -51,15 +53,37 @@ class ImageTextSplit(RawSplit):
         """raw: the folder of the images, or one above it.  chosen: a file of the names that are meant; None: all."""
         self.list_file = list_file
         self.chosen = chosen
+        self.remarks = Remarks()
         first = [_clean(found.image, raw) for found in islice(read_captions(list_file, Remarks()), _LOOKED_AT)]
         self.root = _folder_of(first, raw, list_file)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self._listing[1].lines()
+        _ = self.samples  # which is when the list is read
+        return self.remarks.lines()
 
-    def list_samples(self) -> Sequence[RawSample]:
-        return self._listing[0]
+    def list_samples(self) -> Iterator[RawSample]:
+        self.remarks = Remarks()
+        chosen = {_clean(line, self.root) for line in _lines_of(self.chosen)} if self.chosen else None
+        database = temporary("CREATE TABLE captions (name TEXT, number INTEGER, texts TEXT)")
+        with writing(database):
+            database.executemany("INSERT INTO captions VALUES (?, ?, ?)", self._captions(chosen))
+        found = database.execute("SELECT name, texts FROM captions ORDER BY name, number, rowid")
+        none = True
+        for name, rows in groupby(found, key=itemgetter(0)):
+            none = False
+            yield RawSample(
+                name=name, index=0, captions=distinct(text for _, said in rows for text in json.loads(said))
+            )
+        if none:
+            raise InputError(f"{self.list_file}: none of the images that {self.chosen} names are in it")
+
+    def _captions(self, chosen: set[str] | None) -> Iterator[tuple[str, int, str]]:
+        """Sample, number among its captions, texts in JSON, a row a place where the list has any."""
+        for image, number, texts in read_captions(self.list_file, self.remarks):
+            name = self._name(image)
+            if chosen is None or name in chosen:
+                yield name, number, json.dumps(texts)
 
     def read(self, sample: RawSample) -> bytes:
         if os.path.isabs(sample.name) or sample.name.startswith("../"):
@@ -76,27 +100,6 @@ class ImageTextSplit(RawSplit):
             except OSError as error:
                 raise InputError(f"{path}: cannot be read: {error.strerror or error}; make it readable") from error
         raise DecodeError("no such file")
-
-    @cached_property
-    def _listing(self) -> tuple[list[RawSample], Remarks]:
-        remarks = Remarks()
-        chosen = {_clean(line, self.root) for line in _lines_of(self.chosen)} if self.chosen else None
-        captions: dict[str, list[tuple[int, list[str]]]] = {}
-        for image, number, texts in read_captions(self.list_file, remarks):
-            name = self._name(image)
-            if chosen is None or name in chosen:
-                captions.setdefault(name, []).append((number, texts))
-        if not captions:
-            raise InputError(f"{self.list_file}: none of the images that {self.chosen} names are in it")
-        samples = [
-            RawSample(
-                name=name,
-                index=0,
-                captions=distinct(text for _, texts in sorted(found, key=lambda pair: pair[0]) for text in texts),
-            )
-            for name, found in captions.items()
-        ]
-        return samples, remarks
 
     def _name(self, image: str) -> str:
         """The sample of an image in the list: x.jpg.1 is x.jpg, where only that one is there."""

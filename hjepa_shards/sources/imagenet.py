@@ -5,7 +5,7 @@ same name, <synset>/<file>, and so the same shard in each of them. A label is th
 synsets: for all 1,000 this is the usual numbering.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from importlib import resources
@@ -59,19 +59,18 @@ class SynsetSplit(RawSplit):
             notes.append(f"{len(self.samples):,} images found, {self.published:,} were published")
         return tuple(notes)
 
-    def list_samples(self) -> Sequence[RawSample]:
+    def list_samples(self) -> Iterator[RawSample]:
         labels = {synset: label for label, synset in enumerate(self.synsets)}
-        samples = [
-            RawSample(name=name, index=0, label=labels[synset])
-            for name in self.files.names()
-            if (synset := name.partition("/")[0]) in labels
-        ]
-        if not samples:
+        none = True
+        for name, extent in self.files.members():
+            if (synset := name.partition("/")[0]) in labels:
+                none = False
+                yield RawSample(name=name, index=0, label=labels[synset], extent=extent)
+        if none:
             raise InputError(f"{self.files.where}: images expected, none found; is it the right folder?")
-        return samples
 
     def read(self, sample: RawSample) -> bytes:
-        return self.files.read(sample.name)
+        return self.files.read(sample.name, sample.extent)
 
 
 @cache

@@ -8,7 +8,7 @@ import gzip
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import final
 import numpy as np
 
 from hjepa_shards.errors import InputError, ShardError
+from hjepa_shards.sample import Extent
 from hjepa_shards.sources.matlab import read_structs
 from hjepa_shards.sources.raw_files import RawFiles
 
@@ -41,11 +42,11 @@ class FlatVal(RawFiles):
         self.files = files
         self.synsets = synsets
 
-    def names(self) -> Iterable[str]:
-        return (f"{self._synset(name)}/{name}" for name in self.files.names())
+    def members(self) -> Iterator[tuple[str, Extent | None]]:
+        return ((f"{self._synset(name)}/{name}", extent) for name, extent in self.files.members())
 
-    def read(self, name: str) -> bytes:
-        return self.files.read(name.partition("/")[2])
+    def read(self, name: str, extent: Extent | None) -> bytes:
+        return self.files.read(name.partition("/")[2], extent)
 
     def _synset(self, name: str) -> str:
         numbered = _FILE.fullmatch(name)

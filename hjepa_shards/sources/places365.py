@@ -5,8 +5,7 @@ of them mean that something was not unpacked, and are refused before anything is
 ones (squeezed to 256x256) have the same names; which are meant follows from what stands there, or from --raw.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -59,28 +58,31 @@ class PlacesSplit(RawSplit):
             citation="B. Zhou, A. Lapedriza, A. Khosla, A. Oliva, A. Torralba: Places: A 10 million Image Database "
             "for Scene Recognition, PAMI 2017",
         )
-        self.absent = absent(files, self.samples.names, file_list)
+        if twice := self.samples.twice():
+            raise ShardError(f"{file_list}: names {twice} twice; remove one of the lines")
+        self.absent = absent(files, (sample.name for sample in self.samples), file_list)
 
     @property
     def notes(self) -> tuple[str, ...]:
         empty = self.samples.empty_classes(self.class_names)
         return (f"classes without an image: {', '.join(empty)}",) if empty else ()
 
-    def list_samples(self) -> Sequence[RawSample]:
-        samples = _read_list(self.file_list, len(self.class_names))
-        if not samples:
+    def list_samples(self) -> Iterator[RawSample]:
+        none = True
+        for name, label in _read_list(self.file_list, len(self.class_names)):
+            none = False
+            yield RawSample(name=name, index=0, label=label, extent=self.files.extent(name))
+        if none:
             raise ShardError(f"{self.file_list}: a list of images expected, it is empty; unpack or fetch it again")
-        return samples
 
     def read(self, sample: RawSample) -> bytes:
         if sample.name in self.absent:
             raise DecodeError(f"named by {self.file_list.name}, not among the images")
-        return self.files.read(sample.name)
+        return self.files.read(sample.name, sample.extent)
 
 
-def _read_list(path: Path, num_classes: int) -> list[RawSample]:
-    """Lines such as `/a/airfield/00000001.jpg 0`; without the number where there are no classes."""
-    samples = []
+def _read_list(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:
+    """Name and label of lines such as `/a/airfield/00000001.jpg 0`; without the number where there are no classes."""
     for number, words in _lines(path):
         name = words[0].lstrip("/")
         if len(words) != 1 + (num_classes > 0) or "/../" in f"/{name}/" or "\0" in name:
@@ -94,11 +96,7 @@ def _read_list(path: Path, num_classes: int) -> list[RawSample]:
                 f"{path}, line {number}: a label in 0..{num_classes - 1} expected, {words[1][:20]!a} found; "
                 "unpack or fetch it again"
             )
-        samples.append(RawSample(name=name, index=0, label=label))
-    names = Counter(sample.name for sample in samples)
-    if len(names) < len(samples):
-        raise ShardError(f"{path}: names {names.most_common(1)[0][0]} twice; remove one of the lines")
-    return samples
+        yield name, label
 
 
 def _label(word: str) -> int:
@@ -172,9 +170,9 @@ def _files(root: Path, published: _Published, size: str) -> RawFiles | None:
     return TarFiles(path, _below_first_folder) if path.is_file() else None
 
 
-def _below_first_folder(path: Path) -> list[TarMember]:
+def _below_first_folder(path: Path) -> Iterator[TarMember]:
     """The tars hold one folder, named as it is unpacked; the file list does not know it."""
-    return [member._replace(name=member.name.partition("/")[2]) for member in tar_members(path)]
+    return (member._replace(name=member.name.partition("/")[2]) for member in tar_members(path))
 
 
 PLACES365 = Source(

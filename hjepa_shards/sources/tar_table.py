@@ -1,92 +1,65 @@
-"""The samples of somebody else's tars as columns, where objects took four times as much memory."""
+"""What somebody else's tars say of each sample, in a temporary file: names and labels depend on all of them."""
 
-from array import array
-from collections.abc import Iterator, Sequence
-from typing import final
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hjepa_shards.columns import Captions, Samples, Texts
-from hjepa_shards.listing import repeated
-from hjepa_shards.sidecar import key_hash
-from hjepa_shards.sources.tar_members import TarMember
-from hjepa_shards.tar import split_name
+from hjepa_shards.table import temporary, writing
 
 
-@final
-class Words:
-    """A few different strings, many times: four bytes each."""
+class TarSample(NamedTuple):
+    """The members of one key."""
 
-    def __init__(self) -> None:
-        self._codes = array("i")
-        self._code_of: dict[str, int] = {}
-        self._words: list[str] = []
-
-    def __getitem__(self, i: int) -> str:
-        return self._words[self._codes[i]]
-
-    def __iter__(self) -> Iterator[str]:
-        return map(self._words.__getitem__, self._codes)
-
-    def append(self, word: str) -> None:
-        code = self._code_of.setdefault(word, len(self._words))
-        if code == len(self._words):
-            self._words.append(word)
-        self._codes.append(code)
-
-    def different(self) -> set[str]:
-        return set(self._words)
+    tar: int
+    key: str
+    extension: str
+    """Of the image; '' where there is none."""
+    offset: int | None
+    num_bytes: int | None
+    """Of the image; None where there is none."""
+    label: str
+    """What .cls says, '' where there is none."""
+    captions: str
+    """JSON, '' where there are none."""
 
 
 @final
 class TarTable:
-    """What the tars say, in their order; a column a thing."""
+    """The samples, in the order of the tars."""
 
-    def __init__(self) -> None:
-        self.names = Texts()
-        """<key>.<extension of the image>; the key alone where there is no image."""
-        self.key_hashes = array("Q")
-        self.tars = array("i")
-        self.offsets = array("q")
-        """Of the images; -1 where there is none."""
-        self.num_bytes = array("q")
-        self.labels = Words()
-        """What .cls says."""
-        self.captions = Captions()
+    def __init__(self, samples: Iterable[TarSample]) -> None:
+        self._database = temporary(
+            "CREATE TABLE samples (place INTEGER PRIMARY KEY, tar, key, extension, offset, num_bytes, label, captions)"
+        )
+        with writing(self._database) as database:
+            database.executemany(
+                "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                ((place, *sample) for place, sample in enumerate(samples)),
+            )
+            database.execute(
+                "CREATE TABLE in_several AS SELECT key FROM samples GROUP BY key HAVING count(*) > 1"
+            )  # a key is one sample of its tar
+        [self._len] = self._one("SELECT count(*) FROM samples")
 
     def __len__(self) -> int:
-        return len(self.names)
+        return self._len
 
-    def add(
-        self, tar: int, key: str, extension: str, image: TarMember | None, label: str, captions: tuple[str, ...]
-    ) -> None:
-        self.names.append(f"{key}.{extension}" if extension else key)
-        self.key_hashes.append(key_hash(key))
-        self.tars.append(tar)
-        self.offsets.append(image.offset if image else -1)
-        self.num_bytes.append(image.num_bytes if image else 0)
-        self.labels.append(label)
-        self.captions.append(captions)
+    def rows(self) -> Iterator[tuple[int, TarSample, bool]]:
+        """Place, sample, and whether other tars have its key too."""
+        for place, *sample, several in self._database.execute(
+            "SELECT place, tar, key, extension, offset, num_bytes, label, captions, key IN in_several "
+            "FROM samples ORDER BY place"
+        ):
+            yield place, TarSample(*sample), bool(several)
 
-    def key(self, place: int) -> str:
-        key, _ = split_name(self.names[place])
-        return key
+    def labels(self) -> set[str]:
+        """The different ones."""
+        return {label for (label,) in self._database.execute("SELECT DISTINCT label FROM samples WHERE label != ''")}
 
-    def samples(self, stems: Sequence[str], labels: NDArray[np.int32]) -> Samples:
-        """The same columns, nothing is copied.
+    def unlabelled(self) -> tuple[int, str]:
+        """How many have no label, and the key of the first of them."""
+        [count] = self._one("SELECT count(*) FROM samples WHERE label = ''")
+        first = self._one("SELECT key FROM samples WHERE label = '' ORDER BY place LIMIT 1")
+        return count, first[0] if first else ""
 
-        stems: what stands before the keys of each tar that are in another tar too.  labels: int32 [samples].
-        """
-        indices = np.arange(len(self), dtype=np.int64)
-        return Samples(self._unique_names(stems), indices, labels, self.captions)
-
-    def _unique_names(self, stems: Sequence[str]) -> Texts:
-        hashes = np.frombuffer(self.key_hashes, np.uint64)
-        in_several = np.isin(hashes, repeated(hashes)) if len(stems) > 1 else np.zeros(0, np.bool_)
-        if not in_several.any():
-            return self.names
-        names = Texts()
-        for name, tar, several in zip(self.names, self.tars, in_several.tolist(), strict=True):
-            names.append(f"{stems[tar]}/{name}" if several else name)
-        return names
+    def _one(self, query: str) -> tuple[Any, ...]:
+        return self._database.execute(query).fetchone()

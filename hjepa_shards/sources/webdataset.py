@@ -11,19 +11,16 @@ image, a class in .cls, captions in .txt and .json. What real tars hold is settl
     .cls                            a class number; if any of them is no number, all are class names
 """
 
+import json
 import os
 import re
-from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, final
+from typing import BinaryIO, final
 
-import numpy as np
-
-from hjepa_shards.columns import Samples
 from hjepa_shards.errors import DecodeError, InputError
-from hjepa_shards.sample import IMAGE_EXTENSIONS, RawSample
+from hjepa_shards.sample import IMAGE_EXTENSIONS, Extent, RawSample
 from hjepa_shards.sources.archives import Archive, default_scratch, look_at, make_copies, plain_tar
 from hjepa_shards.sources.base import Provenance, RawSplit, Remarks, Source
 from hjepa_shards.sources.captions import captions_in
@@ -31,7 +28,7 @@ from hjepa_shards.sources.remote import is_remote
 from hjepa_shards.sources.split_words import of_split
 from hjepa_shards.sources.tar_members import TarMember, read_member, tar_members
 from hjepa_shards.sources.tar_patterns import expand, tars_in
-from hjepa_shards.sources.tar_table import TarTable
+from hjepa_shards.sources.tar_table import TarSample, TarTable
 from hjepa_shards.tar import split_name
 
 CLASS_NAMES_FILE = "classnames.txt"
@@ -64,28 +61,37 @@ class TarSplit(RawSplit):
     @property
     def notes(self) -> tuple[str, ...]:
         found, remarks = self._found
-        unlabelled = [place for place, label in enumerate(found.labels) if not label]
-        if not 0 < len(unlabelled) < len(found):
+        count, first = found.unlabelled()
+        if not 0 < count < len(found):
             return remarks.lines()
-        first = found.key(unlabelled[0])
-        return (*remarks.lines(), f"{len(unlabelled):,} samples without a class (.cls); the first: {first}")
+        return (*remarks.lines(), f"{count:,} samples without a class (.cls); the first: {first}")
 
-    def list_samples(self) -> Samples:
+    def list_samples(self) -> Iterator[RawSample]:
         found, _ = self._found
         if not len(found):
             raise InputError(f"{self.archives[0].location}: samples expected, none found in {len(self.archives)} tars")
-        labels = np.fromiter(map(self._label, found.labels, range(len(found))), np.int32, len(found))
-        return found.samples([archive.stem for archive in self.archives], labels)
+        for place, sample, several in found.rows():
+            name = f"{sample.key}.{sample.extension}" if sample.extension else sample.key
+            extent = None
+            if sample.offset is not None and sample.num_bytes is not None:
+                extent = Extent(sample.tar, sample.offset, sample.num_bytes)
+            yield RawSample(
+                name=f"{self.archives[sample.tar].stem}/{name}" if several else name,
+                index=place,
+                label=self._label(sample),
+                captions=tuple(json.loads(sample.captions)) if sample.captions else (),
+                extent=extent,
+            )
 
     def forget_list(self) -> None:
-        _ = self._places, self._names_in_cls  # what reading needs is made from the list
+        _ = self._names_in_cls  # what the manifest needs is made from the list
         super().forget_list()
         vars(self).pop("_found", None)
 
     def read(self, sample: RawSample) -> bytes:
-        tar, offset, num_bytes = (int(column[sample.index]) for column in self._places)
-        if offset < 0:
+        if sample.extent is None:
             raise DecodeError("no image among its members")
+        tar, offset, num_bytes = sample.extent
         if num_bytes > _MAX_IMAGE_BYTES:
             raise DecodeError(f"an image of more than {_MAX_IMAGE_BYTES:,} bytes")
         return read_member(self._plain(tar), sample.name, offset, num_bytes)
@@ -99,22 +105,12 @@ class TarSplit(RawSplit):
 
     @cached_property
     def _found(self) -> tuple[TarTable, Remarks]:
-        table, remarks = TarTable(), Remarks()
-        for tar in range(len(self.archives)):
-            self._read_list(tar, table, remarks)
-        return table, remarks
+        remarks = Remarks()
+        return TarTable(
+            sample for tar in range(len(self.archives)) for sample in self._read_list(tar, remarks)
+        ), remarks
 
-    @cached_property
-    def _places(self) -> "tuple[array[int], array[int], array[int]]":
-        """Of each sample's image: its tar, offset (-1: there is no image) and bytes."""
-        found, _ = self._found
-        return found.tars, found.offsets, found.num_bytes
-
-    def __getstate__(self) -> dict[str, Any]:
-        # 20 bytes a sample travel along: else each worker would read the headers of all tars again
-        return super().__getstate__() | {"_places": self._places}
-
-    def _read_list(self, tar: int, table: TarTable, remarks: Remarks) -> None:
+    def _read_list(self, tar: int, remarks: Remarks) -> Iterator[TarSample]:
         path = self._plain(tar)
         samples: dict[str, dict[str, TarMember]] = {}
         for member in tar_members(path):
@@ -130,23 +126,32 @@ class TarSplit(RawSplit):
                 if len(images) > 1:
                     remarks.add("samples with several images, the first kind is used", f"{key}: {', '.join(images)}")
                 label, text, json_text = (_text(file, parts.get(name), remarks) for name in ("cls", "txt", "json"))
-                extension = images[0] if images else ""
                 captions = captions_in(text, json_text, key, remarks)
-                table.add(tar, key, extension, parts.get(extension), label.strip(), captions)
+                image = parts[images[0]] if images else None
+                yield TarSample(
+                    tar=tar,
+                    key=key,
+                    extension=images[0] if images else "",
+                    offset=image and image.offset,
+                    num_bytes=image and image.num_bytes,
+                    label=label.strip(),
+                    captions=json.dumps(captions) if captions else "",
+                )
 
     # ---- labels
 
     @cached_property
     def _names_in_cls(self) -> tuple[str, ...]:
         """The class names that .cls holds, sorted; none where all are numbers."""
-        said = self._found[0].labels.different() - {""}
+        said = self._found[0].labels()
         return () if all(_NUMBER.fullmatch(label) for label in said) else tuple(sorted(said))
 
     @cached_property
     def _label_of_name(self) -> dict[str, int]:
         return {name: label for label, name in enumerate(self.class_names)}
 
-    def _label(self, said: str, place: int) -> int:
+    def _label(self, sample: TarSample) -> int:
+        said = sample.label
         if not said:
             return -1
         if self._names_in_cls:
@@ -155,10 +160,9 @@ class TarSplit(RawSplit):
             label = int(said)
         if label < -1 or label >= (len(self.classes) or 2**31):
             expected = f"one of the {len(self.classes):,} classes" if self.classes else "a class number from 0 on"
-            found, _ = self._found
             raise InputError(
-                f"{self.archives[found.tars[place]].location}: {found.key(place)}.cls: {expected} expected, "
-                f"{said[:60]!r} found; mend the class list (--classes FILE), or write the tar again"
+                f"{self.archives[sample.tar].location}: {sample.key}.cls: {expected} expected, {said[:60]!r} found; "
+                "mend the class list (--classes FILE), or write the tar again"
             )
         return label
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hjepa_shards.blueprint import PLAN, order_of, read_plan, shuffled_slice, take_list
+from hjepa_shards.blueprint import PLAN, read_plan, shuffled, slice_of, take_list
 from hjepa_shards.build import BuildOptions, build
 from hjepa_shards.encode import EncodeSettings
 from hjepa_shards.errors import BuildMismatch
@@ -24,7 +24,8 @@ def test_the_slices_hold_every_sample_once(shards: Path) -> None:
     assert plan is not None
     assert (plan.num_shards, plan.num_samples) == (5, 200)
     listed = take_list(open_split("digits", None, "train")).thinned(200)
-    slices = [shuffled_slice(plan, listed.listing, order_of(plan), shard) for shard in range(5)]
+    order = shuffled(plan, listed.listing)
+    slices = [slice_of(plan, order, shard) for shard in range(5)]
     assert [len(part) for part in slices] == [48, 48, 48, 48, 8]
     keys = [key for part in slices for key, _ in part.keyed()]
     assert sorted(keys) == [key for key, _ in listed.listing.keyed()]

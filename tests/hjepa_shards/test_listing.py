@@ -1,20 +1,25 @@
 """The list of a split: one order, unique keys, and columns that hold what objects did."""
 
+import os
 import pickle
 import re
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 from random import Random
 
-import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from hjepa_shards.columns import Samples
+from hjepa_shards.columns import Slice
 from hjepa_shards.errors import InputError
-from hjepa_shards.listing import Listing, in_order
-from hjepa_shards.sample import RawSample, decode_key, extension_of, plain_key
+from hjepa_shards.listing import Listing, Shuffled, in_order
+from hjepa_shards.rng import permutation
+from hjepa_shards.sample import Extent, RawSample, decode_key, extension_of
+from hjepa_shards.table import SampleTable
 
 NAMES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=60)
 SAMPLES = [
@@ -24,7 +29,7 @@ SAMPLES = [
 
 
 def sorted_listing(samples: Iterable[RawSample]) -> Listing:
-    return in_order(Samples.of(samples))
+    return in_order(SampleTable(samples))
 
 
 def sample(name: str, index: int = 0) -> RawSample:
@@ -42,9 +47,7 @@ def names_of(listing: Listing) -> list[tuple[str, int]]:
 def test_samples_come_back_as_they_were() -> None:
     listing = sorted_listing(SAMPLES)
     assert sorted((found for _, found in listing.keyed()), key=lambda s: s.index) == SAMPLES
-    assert [found for _, found in pickle.loads(pickle.dumps(listing)).keyed()] == [
-        found for _, found in listing.keyed()
-    ]
+    assert list(listing) == [listing[place] for place in range(len(listing))] == [found for _, found in listing.keyed()]
 
 
 def test_the_order_is_that_of_composed_utf8_bytes_then_index() -> None:
@@ -68,14 +71,14 @@ def test_the_order_does_not_depend_on_how_the_samples_come(rows: list[tuple[str,
 @given(st.lists(NAMES, unique_by=lambda name: unicodedata.normalize("NFC", name), max_size=8))
 def test_any_names_give_unique_short_keys_that_decode_to_the_name(names: list[str]) -> None:
     listing = sorted_listing([sample(name) for name in names])
-    keys = [key for key, _ in listing.keyed()]
+    keys, names = [key for key, _ in listing.keyed()], list(listing.names())
     assert len(set(keys)) == len(names)
     for i, key in enumerate(keys):
         assert len(key.encode()) <= 90
         if key in listing.renamed():
-            assert listing.renamed()[key] == (listing.samples.names[i], 0)
+            assert listing.renamed()[key] == (names[i], 0)
         else:
-            composed = unicodedata.normalize("NFC", listing.samples.names[i])
+            composed = unicodedata.normalize("NFC", names[i])
             extension = extension_of(composed)
             assert decode_key(key) == (composed[: -len(extension) - 1] if extension else composed)
 
@@ -112,14 +115,36 @@ def test_a_name_that_is_no_text_is_refused_and_captions_are_mended() -> None:
     assert mended.captions == ("half ? a pair",)
 
 
-def test_a_slice_has_the_keys_of_the_whole() -> None:
+def test_what_is_taken_out_of_a_list_keeps_its_keys() -> None:
     listing = sorted_listing([sample("a.jpg"), sample("a.png"), sample("b.png"), *SAMPLES])
-    chosen = np.array([5, 0, 3])
     everything = list(listing.keyed())
-    assert list(listing.take(chosen).keyed()) == [everything[i] for i in chosen]
+    assert list(listing.without([0, 9]).keyed()) == everything[1:9]
+    drawn = sorted(permutation(5, 10)[:4].tolist())
+    assert list(listing.drawn(5, 4).keyed()) == [everything[place] for place in drawn]
     assert listing.places_of(["b"]) == {"b": 6}  # behind a-..., a-..., a/ü0, a/ü2, a/ü4, a/ü6
     with pytest.raises(InputError, match="'zz'"):
         listing.places_of(["b", "zz"])
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 40_001])
+def test_slices_follow_the_permutation_that_is_never_in_memory(count: int) -> None:
+    listing = sorted_listing(sample("a", index) for index in range(count))
+    order = permutation(7, count).tolist()
+    for start, stop in ((0, count), (count // 3, count // 2), (count - 1, count + 9)):
+        taken = Shuffled(listing, 7).slice(start, stop)
+        assert [found.index for _, found in taken.keyed()] == order[start:stop]
+        assert len(taken) == len(order[start:stop])
+
+
+def test_a_slice_travels_with_all_that_reading_takes() -> None:
+    samples = [
+        sample("plain.jpg"),
+        RawSample(name="ü" * 99, index=2**40, label=7, captions=("ä", ""), extent=Extent(3, 2**40, 0)),
+    ]
+    taken = Shuffled(sorted_listing(samples), 1).slice(0, 2)
+    arrived: Slice = pickle.loads(pickle.dumps(taken))
+    assert sorted((found for _, found in arrived.keyed()), key=lambda found: found.index) == samples
+    assert [key for key, _ in arrived.keyed()] == [key for key, _ in taken.keyed()]
 
 
 def test_the_digest_sees_every_column() -> None:
@@ -137,8 +162,27 @@ def test_the_digest_sees_every_column() -> None:
     assert sorted_listing([base]).digest(("x",)) in digests
 
 
-def test_a_million_samples_take_little() -> None:
-    """Some fifty bytes and the name; objects and keys took 300."""
-    listing = sorted_listing([sample(f"n{i % 10:08}/n{i % 10:08}_{i}.JPEG", i) for i in range(10_000)])
-    assert len(pickle.dumps(listing)) < 10_000 * 75
-    assert listing.key(0) == plain_key(listing.samples.names[0])
+def test_the_digest_is_that_of_the_columns_as_they_always_were() -> None:
+    """Builds that were begun go on, and are repaired, for ever."""
+    many = [RawSample(name=f"{i:05}ü", index=i, label=i % 7 - 1, captions=("c",) * (i % 3)) for i in range(20_000)]
+    assert sorted_listing(many).digest(("x", "y")) == "78eed46cb8c454d6b9ee717a022d2323"
+    assert sorted_listing(SAMPLES).digest(()) == "c9e6878f2a9d50dc7f72b30a12a236a8"
+
+
+def test_a_slice_of_a_shard_takes_little() -> None:
+    """Some seventy bytes and the name; objects and keys took 300."""
+    listing = sorted_listing(sample(f"n{i % 10:08}/n{i % 10:08}_{i}.JPEG", i) for i in range(10_000))
+    assert len(pickle.dumps(Shuffled(listing, 1).slice(0, 10_000))) < 10_000 * 95
+
+
+def test_a_full_disk_is_said_where_the_list_is_written(small_disk: Path) -> None:
+    """SQLite puts a list that does not fit into its few megabytes where SQLITE_TMPDIR says."""
+    code = (
+        "from hjepa_shards.table import SampleTable\n"
+        "from hjepa_shards.sample import RawSample\n"
+        "SampleTable(RawSample(name=f'{i:0100}', index=0) for i in range(200_000))\n"
+    )
+    environment = {**os.environ, "SQLITE_TMPDIR": str(small_disk)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    last = ended.stderr.splitlines()[-1]
+    assert re.search(r"InputError: the list of samples: room in .* expected, .*full; make room .*TMPDIR=FOLDER", last)

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hjepa_shards.columns import Samples
+from hjepa_shards.columns import Slice
 from hjepa_shards.encode import KEEP, PNG, encode, moments_of
-from hjepa_shards.listing import in_order
 from hjepa_shards.sample import RawSample
 from hjepa_shards.sources.base import Provenance, RawSplit
+from hjepa_shards.table import to_row
 from hjepa_shards.target import FolderTarget
 from hjepa_shards.writer import (
     MEASURED_EVERY,
@@ -30,6 +30,10 @@ from hjepa_shards.writer import (
 RNG = np.random.Generator(np.random.Philox(2))
 IMAGES = [RNG.integers(0, 256, (5 + i, 7, 3), dtype=np.uint8) for i in range(4)]
 SAMPLES = [RawSample(name=f"s{i}.png", index=0, label=i, captions=(f"eine Überschrift {i}", "other")) for i in range(4)]
+
+
+def slice_of(samples: Sequence[RawSample]) -> Slice:
+    return Slice((*to_row(sample), False) for sample in samples)
 
 
 class InMemory(RawSplit):
@@ -49,7 +53,7 @@ def shard(tmp_path: Path) -> Path:
     target.prepare()
     seen: list[tuple[int, int]] = []
     members = Members(image="png", labels=True, captions=True)
-    listing = in_order(Samples.of(SAMPLES))
+    listing = slice_of(SAMPLES)
     write_shard(target, "a-b-000000.tar", InMemory(), listing, members, PNG, lambda *done: seen.append(done))
     assert seen == [(1, 6 if i == 2 else (5 + i) * 7 * 3) for i in range(4)]
     return tmp_path / "a-b-000000.tar"
@@ -106,7 +110,7 @@ def test_of_kept_images_a_few_are_measured_and_none_is_changed(tmp_path: Path) -
     target = FolderTarget(tmp_path)
     target.prepare()
     members = Members(image="png", labels=False, captions=False)
-    write_shard(target, "a.tar", Files(), in_order(Samples.of(samples)), members, KEEP, lambda *done: None)
+    write_shard(target, "a.tar", Files(), slice_of(samples), members, KEEP, lambda *done: None)
     with tarfile.open(tmp_path / "a.tar") as tar:
         assert [tar.extractfile(name).read() for name in tar.getnames()] == files  # type: ignore[union-attr]
     record = json.loads(target.read(record_name("a.tar")))
