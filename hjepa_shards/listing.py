@@ -15,12 +15,12 @@ import numpy as np
 from hjepa_shards.columns import Slice, key_of
 from hjepa_shards.errors import InputError
 from hjepa_shards.rng import philox_words
-from hjepa_shards.sample import MAX_KEY_BYTES, RawSample, plain_key
+from hjepa_shards.sample import MAX_KEY_BYTES, RawSample, digest_key, plain_key
 from hjepa_shards.sidecar import key_hash
 from hjepa_shards.table import COLUMNS, SampleTable, temporary, to_sample, writing
 
-_SCHEMA = f"CREATE TABLE samples (place INTEGER PRIMARY KEY, {COLUMNS}, has_digest)"
-_TWICE = "SELECT place FROM hashes WHERE hash IN (SELECT hash FROM hashes GROUP BY hash HAVING count(*) > 1)"
+_SCHEMA = f"CREATE TABLE samples (place INTEGER PRIMARY KEY, {COLUMNS}, has_digest, hash)"
+_TWICE = "hash IN (SELECT hash FROM samples GROUP BY hash HAVING count(*) > 1)"
 _AT_ONCE = 1 << 14
 """Rows. A multiple of the four words that a step of Philox's counter gives."""
 
@@ -30,11 +30,11 @@ class Listing:
     """Samples with their keys, in order."""
 
     def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
-        """rows: COLUMNS and whether the key is a digest, because the plain one is too long or not unique."""
+        """rows: COLUMNS, whether the key is a digest, because the plain one is too long or not unique, and its hash."""
         self._database = temporary(_SCHEMA)
         with writing(self._database):
             self._database.executemany(
-                f"INSERT INTO samples VALUES (?{', ?' * 8})", ((place, *row) for place, row in enumerate(rows))
+                f"INSERT INTO samples VALUES (?{', ?' * 9})", ((place, *row) for place, row in enumerate(rows))
             )
         [self._len] = self._one("SELECT count(*) FROM samples")
 
@@ -50,7 +50,7 @@ class Listing:
     def keyed(self) -> Iterator[tuple[str, RawSample]]:
         for row in self._rows():
             sample = to_sample(row)
-            yield key_of(sample.name, sample.index, row[-1]), sample
+            yield key_of(sample.name, sample.index, row[7]), sample
 
     def names(self) -> Iterator[str]:
         return (name for (name,) in self._database.execute("SELECT name FROM samples ORDER BY place"))
@@ -99,17 +99,10 @@ class Listing:
     def make_keys_unique(self) -> None:
         """A digest for every key that occurs twice. InputError where that does not help."""
         with writing(self._database) as database:
-            database.create_function("hash_of", 3, _signed_hash, deterministic=True)
-            database.execute("CREATE TABLE hashes AS SELECT place, hash_of(name, idx, 0) AS hash FROM samples")
-            database.execute(f"UPDATE samples SET has_digest = 1 WHERE place IN ({_TWICE})")
-            database.execute(
-                "UPDATE hashes SET hash = (SELECT hash_of(name, idx, 1) FROM samples WHERE place = hashes.place) "
-                "WHERE place IN (SELECT place FROM samples WHERE has_digest)"
-            )
-            twice = database.execute(
-                f"SELECT name FROM samples WHERE place IN ({_TWICE} ORDER BY hash LIMIT 2)"
-            ).fetchall()
-            database.execute("DROP TABLE hashes")
+            database.create_function("hash_of", 2, _hash_of_digest, deterministic=True)
+            database.execute(f"UPDATE samples SET has_digest = 1 WHERE {_TWICE}")
+            database.execute("UPDATE samples SET hash = hash_of(name, idx) WHERE has_digest")
+            twice = database.execute(f"SELECT name FROM samples WHERE {_TWICE} ORDER BY hash, place LIMIT 2").fetchall()
         if twice:
             (first,), (second,) = twice
             raise InputError(
@@ -139,7 +132,7 @@ class Listing:
             yield [value for (value,) in rows]
 
     def _rows(self) -> Iterator[tuple[Any, ...]]:
-        return self._database.execute(f"SELECT {COLUMNS}, has_digest FROM samples ORDER BY place")
+        return self._database.execute(f"SELECT {COLUMNS}, has_digest, hash FROM samples ORDER BY place")
 
     def _one(self, query: str, *values: object) -> tuple[Any, ...]:
         return self._database.execute(query, values).fetchone()
@@ -150,7 +143,8 @@ def in_order(samples: SampleTable) -> Listing:
 
     InputError for two names that differ only in how Unicode composes their letters.
     """
-    listing = Listing((*row, len(plain_key(row[0])) > MAX_KEY_BYTES) for row in samples.in_order())
+    keyed = ((row, plain_key(row[0])) for row in samples.in_order())
+    listing = Listing((*row, len(key) > MAX_KEY_BYTES, _signed(key_hash(key))) for row, key in keyed)
     listing.make_keys_unique()
     return listing
 
@@ -188,13 +182,16 @@ class Shuffled:
     def first_in_order(self, num_samples: int) -> Iterator[tuple[Any, ...]]:
         """Rows of the first ones in this order, in the order of the list."""
         return self._database.execute(
-            f"SELECT {COLUMNS}, has_digest FROM samples WHERE place IN "
+            f"SELECT {COLUMNS}, has_digest, hash FROM samples WHERE place IN "
             f"(SELECT place FROM {self._order} WHERE rowid <= ?) ORDER BY place",
             (num_samples,),
         )
 
 
-def _signed_hash(name: str, index: int, has_digest: int) -> int:
-    """What SQLite can hold of a key's hash: all of it, two's complement."""
-    found = key_hash(key_of(name, index, has_digest))
-    return found - (1 << 64) if found >> 63 else found
+def _hash_of_digest(name: str, index: int) -> int:
+    return _signed(key_hash(digest_key(name, index)))
+
+
+def _signed(unsigned: int) -> int:
+    """The same 64 bits as SQLite holds them."""
+    return unsigned - (1 << 64) if unsigned >> 63 else unsigned

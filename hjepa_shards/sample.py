@@ -7,6 +7,7 @@ that is too long for a tar header, or that occurs twice, gets its first 60 bytes
 """
 
 import hashlib
+import string
 import unicodedata
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +15,11 @@ from urllib.parse import quote, unquote
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 MAX_KEY_BYTES = 90
+
+_KEPT = frozenset(f"{string.ascii_letters}{string.digits}_-")
+_ESCAPES = {code: f"%{code:02X}" for code in range(128) if chr(code) not in _KEPT}
+_ESCAPES_BEHIND_QUOTE = {ord(left): _ESCAPES[ord(left)] for left in ".~"}
+"""What urllib leaves as it is."""
 
 
 class Extent(NamedTuple):
@@ -51,7 +57,7 @@ def plain_key(name: str) -> str:
     name = unicodedata.normalize("NFC", name)
     extension = extension_of(name)
     stem = name[: -len(extension) - 1] if extension else name
-    return quote(stem, safe="").replace(".", "%2E").replace("~", "%7E")
+    return stem.translate(_ESCAPES) if stem.isascii() else quote(stem, safe="").translate(_ESCAPES_BEHIND_QUOTE)
 
 
 def digest_key(name: str, index: int) -> str:
