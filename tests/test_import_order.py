@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 _ORDER = {
     "hjepa_shards": (
         "errors exclusions config files cache target threads fetch unpack rng sample tar images structure shrink "
-        "sidecar columns listing keys encode manifest sources.base sources.pickles sources.cifar sources.tree "
+        "sidecar table columns listing keys encode manifest sources.base sources.pickles sources.cifar sources.tree "
         "sources.folder sources.tar_members sources.raw_files sources.matlab sources.imagenet_val sources.imagenet "
         "sources.places365 sources.coco sources.offline sources.stl10 sources.remote sources.inflate "
         "sources.tar_patterns sources.archives sources.captions sources.split_words sources.tar_table "

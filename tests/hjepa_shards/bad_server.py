@@ -39,6 +39,7 @@ class Answer:
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 256  # of the default 5 connections at once the others knock again after a second
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

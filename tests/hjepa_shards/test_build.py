@@ -171,7 +171,7 @@ def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(
     tmp_path: Path, workers: int, kills: tuple[int, ...]
 ) -> None:
     command = [sys.executable, "-c", "from hjepa_shards.cli import main; main()"] + (
-        f"build scattered --out {tmp_path / 'killed'} --split train --limit 600 --samples-per-shard 40 "
+        f"build scattered --out {tmp_path / 'killed'} --split train --limit 400 --samples-per-shard 40 "
         f"--workers {workers}"
     ).split()
     folder = tmp_path / "killed" / "scattered" / "train"
@@ -185,7 +185,7 @@ def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(
             os.kill(process.pid, signal.SIGKILL)
         assert not (folder / "manifest.json").exists()
         _wait_for_the_end_of(process.pid)
-    options = BuildOptions(samples_per_shard=40, limit=600)
+    options = BuildOptions(samples_per_shard=40, limit=400)
     build("scattered", raw=None, out=tmp_path / "killed", splits=("train",), options=options)
     build("scattered", raw=None, out=tmp_path / "whole", splits=("train",), options=options)
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")

@@ -183,7 +183,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     assert b"Traceback" not in stderr
 
 
-@pytest.mark.parametrize("seconds", [0.7, 1.5, 3])
+@pytest.mark.parametrize("seconds", [0.7, 2])
 def test_ctrl_c_ends_the_workers_too_from_the_first_second_on(tmp_path: Path, seconds: float) -> None:
     """A terminal sends it to all processes of a command."""
     out = ["--out", str(tmp_path), "--samples-per-shard", "50", "--workers", "2"]
