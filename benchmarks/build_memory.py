@@ -2,8 +2,8 @@
 
     python benchmarks/build_memory.py [--counts 10000 1000000]
 
-The raw data are plain tars of PNGs of 8x8 pixels with labels (source webdataset, `--keep`, two workers, shards of 10,000
-samples). Printed is the largest resident set that any process of the build ever had. Memory follows the samples of a
+The raw data are tars of PNGs of 8x8 pixels with labels (source webdataset, `--keep`, two workers, 10,000 samples a
+shard). Printed is the largest resident set that any process of the build ever had. Memory follows the samples of a
 shard, a hundred bytes each in the tasks that wait: by its default of 180 MB a shard would hold 92,000 of these.
 """
 

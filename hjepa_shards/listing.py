@@ -45,7 +45,7 @@ class Listing:
         return map(to_sample, self._rows())
 
     def __getitem__(self, place: int) -> RawSample:
-        return to_sample(self._one(f"SELECT {COLUMNS} FROM samples WHERE place = ?", place))
+        return to_sample(self._one(f"SELECT {COLUMNS} FROM samples WHERE place = ?", int(place)))
 
     def keyed(self) -> Iterator[tuple[str, RawSample]]:
         for row in self._rows():

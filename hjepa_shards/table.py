@@ -68,7 +68,7 @@ class SampleTable:
         return map(to_sample, self._database.execute(f"SELECT {COLUMNS} FROM samples ORDER BY place"))
 
     def __getitem__(self, place: int) -> RawSample:
-        row = self._database.execute(f"SELECT {COLUMNS} FROM samples WHERE place = ?", (place,)).fetchone()
+        row = self._database.execute(f"SELECT {COLUMNS} FROM samples WHERE place = ?", (int(place),)).fetchone()
         if row is None:
             raise IndexError(place)
         return to_sample(row)

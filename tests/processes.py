@@ -1,11 +1,13 @@
 """Programs that tests start and stop."""
 
+import multiprocessing
 import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -25,6 +27,14 @@ def wait_for(url: str) -> None:
         except OSError:
             assert time.monotonic() < deadline, f"{url} does not answer"
             time.sleep(0.1)
+
+
+def start_ranks(work: Callable[[int, str], None], folder: Path, world: int = 2) -> None:
+    """`work(rank, folder)` in as many processes, forked from one that has PyTorch already."""
+    import torch.multiprocessing
+
+    multiprocessing.set_forkserver_preload(["hjepa_train"])
+    torch.multiprocessing.start_processes(work, args=(str(folder),), nprocs=world, start_method="forkserver")
 
 
 @contextmanager

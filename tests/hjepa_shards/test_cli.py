@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hjepa_shards.build import BuildOptions, build
 from hjepa_shards.loader import open_loader
 from hjepa_shards.manifest import load_manifest
 from hjepa_shards.mixture import load_mixture_file
@@ -293,12 +294,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on_after_room_was_mad
 ) -> None:
     (small_disk / "ballast").write_bytes(bytes(1_850_000))
     out = small_disk / "shards"
-    build = [sys.executable, "-c", "from hjepa_shards.cli import main; main()", "build", "digits", "--split", "train"]
-    build += ["--limit", "400", "--samples-per-shard", "60", "--out"]
+    command = [sys.executable, "-c", "from hjepa_shards.cli import main; main()", "build", "digits", "--split", "train"]
+    command += ["--limit", "400", "--samples-per-shard", "60", "--out"]
 
     def run(folder: Path) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if k != "HJEPA_TRACEBACK"}
-        return subprocess.run([*build, str(folder)], capture_output=True, text=True, env=environment, check=False)
+        return subprocess.run([*command, str(folder)], capture_output=True, text=True, env=environment, check=False)
 
     full = run(out)
     assert full.returncode == 2, full.stderr
@@ -312,6 +313,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on_after_room_was_mad
     assert finished <= {path.stem for path in out.rglob("*.tar")}
     (small_disk / "ballast").unlink()
     assert run(out).returncode == 0
-    assert run(tmp_path / "elsewhere").returncode == 0
+    options = BuildOptions(limit=400, samples_per_shard=60)
+    build("digits", raw=None, out=tmp_path / "elsewhere", splits=("train",), options=options)
     assert files_of(out) == files_of(tmp_path / "elsewhere")
     assert load_manifest(out / "digits" / "train").num_samples == 400

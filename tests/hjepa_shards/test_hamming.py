@@ -34,7 +34,7 @@ def array(hashes: list[int]) -> NDArray[np.uint64]:
 
 
 @pytest.mark.parametrize("flip", [NO_FLIP, FLIP, 2**64 - 1])
-@pytest.mark.parametrize("max_distance", [0, 3, 4, 11, 15])
+@pytest.mark.parametrize("max_distance", [0, 4, 15])
 def test_no_pair_is_missed_and_none_invented(flip: int, max_distance: int) -> None:
     hashes = hashes_with_neighbours(flip, seed=max_distance)
     expected = all_pairs(hashes, flip, max_distance)

@@ -309,7 +309,7 @@ def save_and_be_killed(folder: Path, num_kills: int) -> None:
 
 
 def test_a_process_killed_at_random_moments_leaves_a_good_latest(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=save_and_be_killed, args=(tmp_path, 20))
+    process = multiprocessing.get_context("forkserver").Process(target=save_and_be_killed, args=(tmp_path, 20))
     process.start()
     process.join(timeout=120)
     process.kill()

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from hjepa_train.distributed import all_reduce, average_gradients, rank, world_size
+from tests.processes import start_ranks
 
 
 def test_one_process_is_left_alone() -> None:
@@ -41,7 +41,7 @@ def rank_main(number: int, folder: str) -> None:
 
 
 def test_two_ranks_sum_values_and_gradients_and_average_parameters(tmp_path: Path) -> None:
-    mp.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
+    start_ranks(rank_main, tmp_path)
     for number in (0, 1):
         found = torch.load(tmp_path / f"{number}.pt")
         assert found["world"] == (number, 2)

@@ -52,7 +52,7 @@ def test_a_run_killed_with_kill_9_and_resumed_has_the_losses_of_one_that_was_not
     for step in (3, 24):  # before the first checkpoint, and between two
         kill_behind([TRAIN, "run", str(pieces), "--resume", "auto"], run / "metrics.jsonl", step)
         assert read_metrics(run / "metrics.jsonl")[-1]["step"] < STEPS - 1, "killed too late to show anything"
-    subprocess.run([TRAIN, "run", str(pieces), "--resume", "auto"], check=True, stdout=subprocess.DEVNULL)
+    train(load_run_config(pieces), resume="auto")
     assert column(run) == column(tmp_path / "whole" / "tiny")
     assert [row[0] for row in column(run)] == list(range(STEPS))
 

@@ -130,7 +130,7 @@ def test_flipped_bytes_give_our_errors_or_other_data(tmp_path: Path) -> None:
     whole = pickle.dumps({"data": np.zeros((2, 8), np.uint8), "labels": [1, 2, 3], "filenames": ["a", "b"]}, 2)
     draw = random.Random(0)
     for at in range(len(whole)):
-        for value in {0, 255, *(whole[at] ^ 1 << bit for bit in range(8)), draw.randrange(256)}:
+        for value in {0, 255, whole[at] ^ 1 << draw.randrange(8), draw.randrange(256)}:
             _load_or_our_error(tmp_path, whole[:at] + bytes([value]) + whole[at + 1 :])
 
 
@@ -138,7 +138,7 @@ def test_many_flipped_bytes_at_once(tmp_path: Path) -> None:
     draw = random.Random(0)
     for protocol in (2, 3, 4):
         whole = pickle.dumps(content(), protocol=protocol)
-        for _ in range(300):
+        for _ in range(120):
             data = bytearray(whole)
             for _ in range(draw.randint(1, 8)):
                 data[draw.choice([draw.randrange(300), draw.randrange(len(data))])] = draw.randrange(256)

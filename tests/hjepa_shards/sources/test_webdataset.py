@@ -281,7 +281,7 @@ def test_damaged_headers_give_our_errors_or_samples(tmp_path: Path, data: st.Dat
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_many_damaged_headers_give_our_errors_or_samples(tmp_path: Path, data: st.DataObject) -> None:
     _check_flips(tmp_path, data)

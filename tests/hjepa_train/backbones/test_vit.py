@@ -1,5 +1,4 @@
 import pytest
-import timm
 import torch
 
 from hjepa_shards.config import parse
@@ -25,6 +24,8 @@ def test_timm_loads_the_state_and_gives_the_same_features(config, image_size) ->
         for parameter in vit.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     width, depth, heads = config.shape
+    import timm  # seconds, for this test alone
+
     theirs = timm.create_model(
         "vit_tiny_patch16_224",
         img_size=image_size,

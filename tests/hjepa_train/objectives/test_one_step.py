@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from hjepa_train.backbones import VitConfig, build_backbone
 from hjepa_train.distributed import average_gradients, rank, world_size
 from hjepa_train.objectives import Batch, HJepa, HJepaConfig
 from hjepa_train.objectives.predictor import PredictorConfig
 from hjepa_train.optim import OptimConfig, build_optimizer
+from tests.processes import start_ranks
 
 IMAGE_SIZE, GLOBAL_BATCH, NUM_STEPS = 24, 8, 20
 TERMS = [("none", "micro"), ("vicreg", "micro"), ("sigreg", "micro"), ("vicreg", "exact"), ("sigreg", "exact")]
@@ -118,7 +118,7 @@ def rank_main(number: int, folder: str) -> None:
 
 
 def test_two_ranks_make_the_same_step_as_one(tmp_path: Path) -> None:
-    mp.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
+    start_ranks(rank_main, tmp_path)
     found = [torch.load(tmp_path / f"{number}.pt", weights_only=False) for number in (0, 1)]
     for (anticollapse, statistics, dtype, num_micro), (loss, ours) in found[0].items():
         other_loss, other = found[1][anticollapse, statistics, dtype, num_micro]
