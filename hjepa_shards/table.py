@@ -1,7 +1,7 @@
 """The samples of a raw split in a temporary file: no process's memory knows how many there are.
 
-SQLite sorts, finds doubles and looks up by place on disk, with a few megabytes of its own. Its folder is SQLite's choice:
-SQLITE_TMPDIR, else TMPDIR, else /var/tmp; a build takes some 150 bytes an image there.
+SQLite sorts, finds doubles and looks up by place on disk, with a few megabytes of its own. Its folder is SQLite's
+choice: SQLITE_TMPDIR, else TMPDIR, else /var/tmp; a build takes some 150 bytes an image there.
 """
 
 import json
