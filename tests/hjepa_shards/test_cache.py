@@ -50,6 +50,26 @@ def test_what_was_admitted_is_there_for_everybody(tmp_path: Path) -> None:
     assert other.open(sha256(b"else")) is None
 
 
+def test_what_another_job_has_just_finished_is_not_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, data, opened = ShardCache(tmp_path, 5000), content(0), []
+
+    def other_job_is_faster(asked: str) -> int | None:
+        """It comes right behind the first look."""
+        opened.append(asked)
+        if len(opened) == 1:
+            os.close(admit(ShardCache(tmp_path, 5000), data) or -1)
+            return None
+        return ShardCache.open(cache, asked)
+
+    monkeypatch.setattr(cache, "open", other_job_is_faster)
+    found = cache.admit(sha256(data), len(data), lambda: pytest.fail("fetched again"))
+    assert found is not None
+    os.close(found)
+    assert cache.num_bytes() == len(data)
+
+
 @pytest.mark.parametrize("sent", [b"", content(0)[:-1], content(0) + b"x", content(1)])
 def test_other_bytes_than_asked_for_are_not_kept(tmp_path: Path, sent: bytes) -> None:
     cache = ShardCache(tmp_path, 5000)

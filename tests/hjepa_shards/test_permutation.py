@@ -152,3 +152,13 @@ def test_what_is_wanted_is_what_comes_until_a_window_ends_and_all_of_the_next(
     assert set(shards[:-1]) <= {one.shard for one in wanted if one.due <= draw}
     assert set(shards) <= {one.shard for one in wanted}
     assert all(one.due < holds_to + sum(sizes) for one in wanted)
+
+
+def test_a_shard_that_comes_late_in_a_large_window_is_wanted_all_the_same() -> None:
+    """Nobody looks through a window of a million samples; what it is made of is known."""
+    sizes = [30_000, 1, 30_000]
+    order = EntryOrder(entry(sizes), 4, OrderSettings(window=3))
+    comes = int(np.flatnonzero(order.draws(0, sum(sizes)).sample == 30_000)[0])
+    assert comes > 4096, "choose another seed"
+    wanted, _ = order.wanted(0, range(1))
+    assert {one.shard for one in wanted if one.due == 0} == {0, 1, 2}

@@ -19,6 +19,7 @@ from hjepa_shards.loader import open_loader
 from hjepa_shards.manifest import load_manifest
 from hjepa_shards.mixture import Mixture
 from hjepa_shards.sources import remote
+from hjepa_shards.writer import sha256_of
 from tests.hjepa_shards.bad_server import Answer, Server, serving
 from tests.hjepa_shards.test_loader import mix
 from tests.hjepa_shards.test_target import bucket, s3_server  # noqa: F401 (fixtures)
@@ -65,6 +66,14 @@ def test_by_range_batches_are_those_of_the_folder_and_no_whole_shard_is_read(sha
     asked = shard_requests(server)
     assert len(asked) >= STEPS * BATCH
     assert all(part for _, part in asked)
+
+
+def test_a_server_that_knows_no_ranges_is_asked_once_a_sample(shards: Path, server: Server) -> None:
+    expected = run_of(at(str(shards)), steps=1)
+    server.otherwise = Answer(ignores_range=True)
+    assert run_of(at(server.url()), steps=1) == expected
+    asked = shard_requests(server)
+    assert len(asked) <= 4 * BATCH, "the batch, two behind it, and few again"
 
 
 def test_through_a_cache_they_are_too_and_each_shard_comes_once(shards: Path, server: Server, tmp_path: Path) -> None:
@@ -151,6 +160,11 @@ def test_a_cached_shard_that_rots_is_read_from_the_origin_and_fetched_anew(
         proof = [next(loader).proof for _ in range(STEPS)][-1]
         assert not any(loader.damaged.values())
     assert proof == expected[-1][0]
+    held = [cache / sha256 for sha256 in manifest.shard_sha256 if (cache / sha256).exists()]
+    rotten = [path for path in held if sha256_of(path) != path.name]
+    assert len(rotten) < len(manifest.shard_sha256) / 2, (
+        "those whose first image was asked for are gone, or right again"
+    )
 
 
 @pytest.mark.parametrize("form", [".zst", ".gz"])
