@@ -174,12 +174,15 @@ def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path, split: Path) 
         locked.chmod(0o700)
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
-    """While an image is read that never ends: a pipe that nobody writes to."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, workers: int) -> None:
+    """While an image is read that never ends, here or in a worker: a pipe that nobody writes to."""
     pipe = tmp_path / "raw" / "a.jpg"
     pipe.parent.mkdir()
     os.mkfifo(pipe)
-    stderr = _interrupted(pipe, tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "raw" / "b.png")
+    signals = 20 if workers == 1 else 1  # one right before a read begins is heard at the next; workers are told again
+    stderr = _interrupted(pipe, tmp_path, signals, "--samples-per-shard", "1", "--workers", str(workers))
     assert b"interrupted; the same command goes on with what is not done yet" in stderr
     assert b"Traceback" not in stderr
 
@@ -210,18 +213,18 @@ def _group_lives(group: int) -> bool:
     return True
 
 
-def _interrupted(pipe: Path, folder: Path) -> bytes:
-    """What a build says that reads a pipe. A signal right before a read begins is heard when the next one comes."""
-    command = [HJEPA_SHARDS, "build", "folder", "--raw", str(pipe.parent), "--out", str(folder / "out")]
+def _interrupted(pipe: Path, folder: Path, signals: int, *options: str) -> bytes:
+    """What a build says that reads a pipe and hears at most so many signals in a minute."""
+    command = [HJEPA_SHARDS, "build", "folder", "--raw", str(pipe.parent), "--out", str(folder / "out"), *options]
     with running(command) as process:
         writer = _opened_for_writing(pipe, process)
-        for _ in range(20):
+        for _ in range(signals):
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                _, stderr = process.communicate(timeout=3)
+                _, stderr = process.communicate(timeout=60 / signals)
                 break
         else:
-            raise AssertionError("twenty signals and no end")
+            raise AssertionError(f"{signals} signals and no end")
         os.close(writer)
     assert process.returncode == 130
     return stderr
