@@ -164,19 +164,19 @@ def _check_split(
     if not deep:
         order = permutation(derive_key(0, "verify-raw", source, split), len(samples))
         chosen = (samples[i] for i in np.sort(order[:count]).tolist())
-    unreadable = []
+    done, unreadable = 0, []
     for done, reason in enumerate(in_threads(partial(_unreadable, opened_split), chosen, workers), start=1):
         if reason:
             unreadable.append(reason)
         progress(done, count)
     if unreadable:
-        wrong.append(f"{len(unreadable):,} of {count:,} images cannot be decoded: {_some(unreadable)}")
+        wrong.append(f"{len(unreadable):,} of {done:,} images cannot be decoded: {_some(unreadable)}")
     return SplitCheck(
         split=split,
         images=len(samples),
         published=published,
         classes=len(opened_split.class_names),
-        decoded=count - len(unreadable),
+        decoded=done - len(unreadable),
         wrong=tuple(wrong),
     )
 

@@ -74,13 +74,18 @@ def test_any_names_give_unique_short_keys_that_decode_to_the_name(names: list[st
     keys, names = [key for key, _ in listing.keyed()], list(listing.names())
     assert len(set(keys)) == len(names)
     for i, key in enumerate(keys):
-        assert len(key.encode()) <= 90
+        assert re.fullmatch(r"[A-Za-z0-9_%-]{0,90}", key)
         if key in listing.renamed():
             assert listing.renamed()[key] == (names[i], 0)
         else:
             composed = unicodedata.normalize("NFC", names[i])
             extension = extension_of(composed)
             assert decode_key(key) == (composed[: -len(extension) - 1] if extension else composed)
+
+
+def test_keys_hold_no_dot_and_no_slash() -> None:
+    assert keys_of(sample("a~b.c/d e-f_.png")) == ["a%7Eb%2Ec%2Fd%20e-f_"]
+    assert keys_of(sample("ü~b.c/d e-f_.png")) == ["%C3%BC%7Eb%2Ec%2Fd%20e-f_"]
 
 
 def test_names_that_share_a_key_get_a_digest_each() -> None:

@@ -335,3 +335,6 @@ def test_a_split_travels_without_its_list_and_reads_what_a_sample_says(tmp_path:
     arrived = pickle.loads(parcel)
     assert arrived.read(sample) == split.read(sample)
     assert "_found" not in vars(arrived)
+    split.forget_list()
+    assert split.class_names == ()
+    assert "_found" not in vars(split), "the headers of all tars would be read again"
