@@ -114,7 +114,7 @@ def mixture_of(root: Path) -> Mixture:
 
 
 def state_at(mixture: Mixture, epochs: float) -> dict[str, Any]:
-    position = int(epochs * mixture.epoch_samples) // BATCH * BATCH
+    position = -(-int(epochs * mixture.epoch_samples) // BATCH) * BATCH  # not across the end of an epoch
     return plan_state(mixture.make_plan(0), position, 0, {})
 
 
