@@ -20,7 +20,7 @@ from PIL import Image
 
 from hjepa_shards import AugmentationConfig, DecodeError, EncodeSettings
 from hjepa_shards.crop import random_crops
-from hjepa_shards.decode import crop_into, decode
+from hjepa_shards.decode import crop_into, decode, fitted
 from hjepa_shards.encode import encode
 from hjepa_train.probe import knn_predict
 
@@ -50,21 +50,27 @@ def ratios(paths: list[Path], settings: EncodeSettings) -> Iterator[float]:
             stored = encode(path.read_bytes(), settings)
         except DecodeError:
             continue
-        pixels = decode(stored.data, stored.info.colour, stored.info.orientation)
-        crop = crop_of(place, pixels)
-        error = (both(stored.data, pixels, crop, SIZE) * [[[[1.0]]], [[[-1.0]]]]).sum(0)
+        info = stored.info
+        crop, shrink = fitted(crop_of(place, info.height, info.width), SIZE)
+        pixels = decode(stored.data, info.colour, info.orientation, shrink)
+        ours, theirs = both(stored.data, pixels, crop, SIZE, shrink if pixels.shape[0] < info.height else 1)
+        error = ours - theirs
         yield float(10 * np.log10(255**2 / np.square(error).mean()))
 
 
-def crop_of(place: int, pixels: NDArray[np.uint8], seed: int = 0) -> NDArray[np.int64]:
-    height, width = (np.array([side]) for side in pixels.shape[:2])
-    return random_crops(seed, np.array([place]), width, height, AugmentationConfig())[0]
+def crop_of(place: int, height: int, width: int, seed: int = 0) -> NDArray[np.int64]:
+    return random_crops(seed, np.array([place]), np.array([width]), np.array([height]), AugmentationConfig())[0]
 
 
-def both(data: bytes, pixels: NDArray[np.uint8], crop: NDArray[np.int64], size: int) -> NDArray[np.float64]:
-    """[2, size, size, 3]: the loader's crop, Pillow's. data: the encoded image, for Pillow to decode itself."""
+def both(
+    data: bytes, pixels: NDArray[np.uint8], crop: NDArray[np.int64], size: int, shrunk: int = 1
+) -> NDArray[np.float64]:
+    """[2, size, size, 3]: the loader's crop, Pillow's. data: the encoded image, for Pillow to decode itself.
+
+    shrunk: how much smaller `pixels` are than the image.
+    """
     ours = np.empty((size, size, 3), np.uint8)
-    crop_into(ours, pixels, crop)
+    crop_into(ours, pixels, crop // shrunk)
     top, left, height, width = crop.tolist()
     with Image.open(io.BytesIO(data)) as image:
         box = (left, top, left + width, top + height)
@@ -82,7 +88,7 @@ def neighbours(folder: Path, seed: int) -> list[str]:
         made = []
         for place, image in enumerate(images):
             stored = encode(np.ascontiguousarray(image), EncodeSettings(pixels="png"))
-            crop = crop_of(place + 10_000 * (name == "test_batch"), image, seed)
+            crop = crop_of(place + 10_000 * (name == "test_batch"), 32, 32, seed)
             made.append(both(stored.data, image, crop, 32).astype(np.float32))
         crops.append(torch.from_numpy(np.stack(made)).flatten(2))
     (bank, test), accuracies = crops, []

@@ -17,22 +17,40 @@ from hjepa_shards.images import Codec, Colour, codec_of, opened, to_rgb
 cv2.setNumThreads(0)  # the loader's threads are the parallelism
 
 
-def decode(data: bytes, colour: int, orientation: int) -> NDArray[np.uint8]:
+_SHRINKS = (8, 4, 2)
+"""Other scales of libjpeg-turbo's inverse DCT are slower than none."""
+
+
+def decode(data: bytes, colour: int, orientation: int, shrink: int = 1) -> NDArray[np.uint8]:
     """RGB pixels [H, W, 3], upright. DecodeError where no decoder reads them.
 
     colour, orientation: as in the sidecar; the codec is read from the magic bytes.
+    shrink: 2, 4 or 8: [ceil(H / shrink), ceil(W / shrink), 3] instead where that is cheap, which it is for most JPEGs.
     """
     plain = colour in (Colour.GRAY, Colour.RGB) and orientation == 1
     codec = codec_of(data)
     if plain and codec == Codec.JPEG:
         with contextlib.suppress(ValueError):
-            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+            if shrink == 1:
+                return simplejpeg.decode_jpeg(data, colorspace="RGB")
+            height, width = map(int, simplejpeg.decode_jpeg_header(data)[:2])
+            least_height, least_width = -(-height // shrink), -(-width // shrink)
+            return simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=least_height, min_width=least_width)
     if plain and codec in (Codec.PNG, Codec.WEBP):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels is not None:
             return pixels.astype(np.uint8, copy=False)
     with opened(data) as image:
         return np.asarray(to_rgb(image))
+
+
+def fitted(crop: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], int]:
+    """A crop for `size` x `size` pixels, and how much smaller its image may be decoded for it.
+
+    Where the image may be smaller the crop loses what does not fill a pixel there: at most 7 rows and columns.
+    """
+    shrink = next((shrink for shrink in _SHRINKS if min(crop[2:]) >= shrink * size), 1)
+    return crop // shrink * shrink, shrink
 
 
 def crop_into(slot: NDArray[np.uint8], pixels: NDArray[np.uint8], crop: NDArray[np.int64]) -> None:

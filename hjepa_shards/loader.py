@@ -25,7 +25,7 @@ from hjepa_shards.batch import Batch
 from hjepa_shards.cache import ShardCache
 from hjepa_shards.counting import exact_weights
 from hjepa_shards.crop import AugmentationConfig, random_crops
-from hjepa_shards.decode import crop_into
+from hjepa_shards.decode import crop_into, fitted
 from hjepa_shards.errors import InputError, TooMuchDamage
 from hjepa_shards.manifest import Manifest
 from hjepa_shards.mixture import Mixture
@@ -237,12 +237,14 @@ class Loader:
     ) -> bool:
         """Put a crop of a sample into its place in the batch. False where its bytes are damaged."""
         entry = int(pending.planned.source[i])
+        crop, shrink = fitted(crop, self._image_size)
         try:
-            pixels = self._readers[entry].pixels(located, data)
+            pixels = self._readers[entry].pixels(located, data, shrink)
         except DAMAGE as error:
             pending.damage.append((self.plan.entries[entry].name, sample, str(error)))
             return False
-        crop_into(pending.images[i], pixels, crop)
+        is_smaller = pixels.shape[0] < located.height
+        crop_into(pending.images[i], pixels, crop // shrink if is_smaller else crop)
         pending.samples[i], pending.labels[i], pending.num_bytes[i] = sample, located.label, located.num_bytes
         lap("resize")
         return True

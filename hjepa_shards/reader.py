@@ -115,11 +115,16 @@ class SampleReader:
             return (self.member_bytes(located, "text").decode("utf-8", "replace"),)
         return ()
 
-    def pixels(self, located: Located, data: bytes | None = None) -> NDArray[np.uint8]:
-        """RGB [H, W, 3], upright, as large as the sidecar says. data: what `gather` has brought."""
-        pixels = decode(self.image_bytes(located, data), int(located.row["colour"]), int(located.row["orientation"]))
+    def pixels(self, located: Located, data: bytes | None = None, shrink: int = 1) -> NDArray[np.uint8]:
+        """RGB [H, W, 3], upright, as large as the sidecar says, or smaller (decode.py).
+
+        data: what `gather` has brought.
+        """
+        colour, orientation = int(located.row["colour"]), int(located.row["orientation"])
+        pixels = decode(self.image_bytes(located, data), colour, orientation, shrink)
         lap("decode")
-        if pixels.shape[:2] != (located.height, located.width):
+        whole = (located.height, located.width)
+        if pixels.shape[:2] not in (whole, tuple(-(-side // shrink) for side in whole)):
             raise DecodeError(
                 f"{self.name}, shard {located.shard}: {located.width} x {located.height} pixels expected, "
                 f"{pixels.shape[1]} x {pixels.shape[0]} found; run `hjepa-shards verify`"

@@ -9,10 +9,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from hjepa_shards.decode import crop_into, decode
+from hjepa_shards.decode import crop_into, decode, fitted
 from hjepa_shards.encode import KEEP, encode
 from hjepa_shards.errors import DecodeError
-from hjepa_shards.images import inspect, opened, to_rgb
+from hjepa_shards.images import Colour, inspect, opened, to_rgb
+from hjepa_shards.sources.offline import inside_sklearn
 from tests.hjepa_shards.test_images import HEIGHT, WIDTH, saved, scene, turned
 
 
@@ -84,6 +85,31 @@ def test_odd_images_decode_as_pillow_does(real_data: Path) -> None:
         assert np.abs(found.astype(int) - expected).mean() < 1, path.name
         agreed += 1
     assert agreed >= 40
+
+
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_a_smaller_image_is_the_mean_of_the_whole_one(shrink: int) -> None:
+    with Image.open(inside_sklearn("datasets/images/flower.jpg")) as photo:
+        data = saved(photo.crop((0, 0, 16 * 19 + 3, 16 * 15 + 1)), "JPEG", quality=95)
+    found = decode(data, Colour.RGB, 1, shrink).astype(int)
+    assert found.shape == (-(-241 // shrink), -(-307 // shrink), 3)
+    whole = decode(data, Colour.RGB, 1)[: 240 // shrink * shrink, : 304 // shrink * shrink].astype(int)
+    rows, columns = 240 // shrink, 304 // shrink
+    means = whole.reshape(rows, shrink, columns, shrink, 3).mean((1, 3))
+    assert np.abs(found[:rows, :columns] - means).mean() < 2
+    png = saved(Image.fromarray(whole.astype(np.uint8)), "PNG")
+    assert np.array_equal(decode(png, Colour.RGB, 1, shrink), whole), "where it is not cheap it comes whole"
+
+
+def test_a_crop_that_is_shown_smaller_lies_on_whole_pixels_there() -> None:
+    def found(*crop: int) -> tuple[list[int], int]:
+        fit, shrink = fitted(np.array(crop), 224)
+        return fit.tolist(), shrink
+
+    assert found(3, 5, 447, 600) == ([3, 5, 447, 600], 1)
+    assert found(3, 5, 449, 600) == ([2, 4, 448, 600], 2)
+    assert found(3, 5, 901, 899) == ([0, 4, 900, 896], 4)
+    assert found(9, 7, 9000, 1799) == ([8, 0, 9000, 1792], 8)
 
 
 def test_a_crop_of_the_slots_size_is_copied() -> None:

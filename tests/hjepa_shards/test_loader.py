@@ -10,18 +10,23 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from hjepa_shards import loader as loader_module
 from hjepa_shards import store as store_module
 from hjepa_shards.batch import Batch
+from hjepa_shards.build import build
 from hjepa_shards.config import parse
 from hjepa_shards.crop import random_crops
+from hjepa_shards.decode import crop_into, decode, fitted
 from hjepa_shards.errors import ChecksumMismatch, InputError, ShardError, TooMuchDamage
 from hjepa_shards.evaluation import read_split
+from hjepa_shards.images import Colour
 from hjepa_shards.loader import Loader, open_loader
 from hjepa_shards.manifest import load_manifest
 from hjepa_shards.mixture import DataConfig, Mixture, load_mixture
 from hjepa_shards.reader import SampleReader
+from hjepa_shards.sources.offline import inside_sklearn
 from hjepa_shards.store import LocalStore
 from tests.checks import assert_resumes_exactly, assert_same_batches_for_any_world_size, delivered
 from tests.hjepa_shards.test_verify import flip
@@ -64,10 +69,32 @@ def test_batches_equal_a_plain_recomputation(shards: Path) -> None:
                 pixels = readers[planned.source[i]].pixels(located)
                 size = np.array([pixels.shape[1]]), np.array([pixels.shape[0]])
                 [crop] = random_crops(5, planned.position[i : i + 1], *size, mixture.config.augmentation)
-                top, left, height, width = crop
+                top, left, height, width = fitted(crop, 16)[0]
                 part = pixels[top : top + height, left : left + width]
                 method = cv2.INTER_AREA if height > 32 else cv2.INTER_LINEAR
                 assert np.array_equal(batch.images[i], cv2.resize(part, (16, 16), interpolation=method))
+
+
+@pytest.mark.parametrize(("sides", "shrink"), [((70, 30), 1), ((75, 99), 4), ((199, 301), 8)])
+def test_large_jpegs_are_decoded_smaller(tmp_path: Path, sides: tuple[int, int], shrink: int) -> None:
+    with Image.open(inside_sklearn("datasets/images/china.jpg")) as photo:
+        photo.crop((100, 100, 100 + sides[0], 100 + sides[1])).save(tmp_path / "a.jpg", quality=95)
+    data = (tmp_path / "a.jpg").read_bytes()
+    build("folder", raw=tmp_path, out=tmp_path / "out")
+    mixture = mix(tmp_path / "out", [{"name": "folder", "weight": 1}])
+    with open_loader(mixture, seed=5, global_batch=8) as loader:
+        batch = next(loader)
+    pixels, size = decode(data, Colour.RGB, 1, shrink), (np.full(8, sides[0]), np.full(8, sides[1]))
+    assert pixels.shape == (-(-sides[1] // shrink), -(-sides[0] // shrink), 3)
+    crops = random_crops(5, batch.positions, *size, mixture.config.augmentation)
+    alike = 0
+    for image, (crop, found) in zip(batch.images, (fitted(crop, 16) for crop in crops), strict=True):
+        if found == shrink:  # a few crops are smaller than the rest
+            expected = np.zeros_like(image)
+            crop_into(expected, pixels, crop // shrink)
+            assert np.array_equal(image, expected)
+            alike += 1
+    assert alike >= 4
 
 
 def test_any_number_of_threads_gives_the_same_batches(shards: Path) -> None:
