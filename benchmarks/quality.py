@@ -51,7 +51,7 @@ def ratios(paths: list[Path], settings: EncodeSettings) -> Iterator[float]:
         except DecodeError:
             continue
         info = stored.info
-        crop, shrink = fitted(crop_of(place, info.height, info.width), SIZE)
+        [crop], [shrink] = fitted(crop_of(place, info.height, info.width)[None], SIZE)
         pixels = decode(stored.data, info.colour, info.orientation, shrink)
         ours, theirs = both(stored.data, pixels, crop, SIZE, shrink if pixels.shape[0] < info.height else 1)
         error = ours - theirs

@@ -17,8 +17,8 @@ from hjepa_shards.images import Codec, Colour, codec_of, opened, to_rgb
 cv2.setNumThreads(0)  # the loader's threads are the parallelism
 
 
-_SHRINKS = (8, 4, 2)
-"""Other scales of libjpeg-turbo's inverse DCT are slower than none."""
+_SHRINKS = np.array([1, 1, 2, 2, 4, 4, 4, 4, 8])
+"""By how many times a crop is larger than asked for. Other scales of the inverse DCT are slower than none."""
 
 
 def decode(data: bytes, colour: int, orientation: int, shrink: int = 1) -> NDArray[np.uint8]:
@@ -44,13 +44,13 @@ def decode(data: bytes, colour: int, orientation: int, shrink: int = 1) -> NDArr
         return np.asarray(to_rgb(image))
 
 
-def fitted(crop: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], int]:
-    """A crop for `size` x `size` pixels, and how much smaller its image may be decoded for it.
+def fitted(crops: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Crops [n, 4] for `size` x `size` pixels, and how much smaller each image may be decoded for it [n].
 
-    Where the image may be smaller the crop loses what does not fill a pixel there: at most 7 rows and columns.
+    Where an image may be smaller its crop loses what does not fill a pixel there: at most 7 rows and columns.
     """
-    shrink = next((shrink for shrink in _SHRINKS if min(crop[2:]) >= shrink * size), 1)
-    return crop // shrink * shrink, shrink
+    shrinks = _SHRINKS[np.minimum(crops[:, 2:].min(1) // size, 8)]
+    return crops // shrinks[:, None] * shrinks[:, None], shrinks
 
 
 def crop_into(slot: NDArray[np.uint8], pixels: NDArray[np.uint8], crop: NDArray[np.int64]) -> None:

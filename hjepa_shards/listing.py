@@ -17,7 +17,7 @@ from hjepa_shards.errors import InputError
 from hjepa_shards.rng import philox_words
 from hjepa_shards.sample import MAX_KEY_BYTES, RawSample, digest_key, plain_key
 from hjepa_shards.sidecar import key_hash
-from hjepa_shards.table import COLUMNS, SampleTable, temporary, to_sample, writing
+from hjepa_shards.table import COLUMNS, SampleTable, on_disk, temporary, to_sample
 
 _SCHEMA = f"CREATE TABLE samples (place INTEGER PRIMARY KEY, {COLUMNS}, has_digest, hash)"
 _TWICE = "hash IN (SELECT hash FROM samples GROUP BY hash HAVING count(*) > 1)"
@@ -32,7 +32,7 @@ class Listing:
     def __init__(self, rows: Iterable[Sequence[Any]]) -> None:
         """rows: COLUMNS, whether the key is a digest, because the plain one is too long or not unique, and its hash."""
         self._database = temporary(_SCHEMA)
-        with writing(self._database):
+        with on_disk(self._database):
             self._database.executemany(
                 f"INSERT INTO samples VALUES (?{', ?' * 9})", ((place, *row) for place, row in enumerate(rows))
             )
@@ -98,7 +98,7 @@ class Listing:
 
     def make_keys_unique(self) -> None:
         """A digest for every key that occurs twice. InputError where that does not help."""
-        with writing(self._database) as database:
+        with on_disk(self._database) as database:
             database.create_function("hash_of", 2, _hash_of_digest, deterministic=True)
             database.execute(f"UPDATE samples SET has_digest = 1 WHERE {_TWICE}")
             database.execute("UPDATE samples SET hash = hash_of(name, idx) WHERE has_digest")
@@ -158,7 +158,7 @@ class Shuffled:
         self._order = f"order_{key:x}"
         if database.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (self._order,)).fetchone():
             return
-        with writing(database):
+        with on_disk(database):
             database.execute("CREATE TABLE words (word INTEGER, place INTEGER)")
             for start in range(0, len(listing), _AT_ONCE):
                 words = philox_words(key, min(_AT_ONCE, len(listing) - start), counter=start // 4)

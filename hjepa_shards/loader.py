@@ -212,10 +212,12 @@ class Loader:
             if not (found and self._show(pending, i, int(planned.sample[i]), found, crop, data)):
                 self._show_replacement(pending, i)
 
-    def _crops(self, positions: NDArray[np.int64], located: Sequence[Located | None]) -> NDArray[np.int64]:
+    def _crops(self, positions: NDArray[np.int64], located: Sequence[Located | None]) -> list["_Fitted"]:
         """A crop a position; any where the sample could not be located."""
         sizes = np.array([(found.width, found.height) if found else (1, 1) for found in located], np.int64)
-        return random_crops(self.plan.seed, positions, sizes[:, 0], sizes[:, 1], self._augmentation)
+        crops = random_crops(self.plan.seed, positions, sizes[:, 0], sizes[:, 1], self._augmentation)
+        crops, shrinks = fitted(crops, self._image_size)
+        return list(zip(crops, shrinks.tolist(), strict=True))
 
     def _locate(self, pending: "_Pending", i: int, sample: int) -> Located | None:
         """None where the index of its shard is damaged."""
@@ -232,12 +234,11 @@ class Loader:
         i: int,
         sample: int,
         located: Located,
-        crop: NDArray[np.int64],
+        fit: "_Fitted",
         data: bytes | None = None,
     ) -> bool:
         """Put a crop of a sample into its place in the batch. False where its bytes are damaged."""
-        entry = int(pending.planned.source[i])
-        crop, shrink = fitted(crop, self._image_size)
+        entry, (crop, shrink) = int(pending.planned.source[i]), fit
         try:
             pixels = self._readers[entry].pixels(located, data, shrink)
         except DAMAGE as error:
@@ -299,6 +300,10 @@ class Loader:
                     f"{entry.name}: {len(found)} damaged samples found, {limit} allowed; sample {sample}: {reason}; "
                     "run `hjepa-shards verify`"
                 )
+
+
+_Fitted = tuple[NDArray[np.int64], int]
+"""A crop, and how much smaller its image may be decoded (decode.py)."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -38,8 +38,8 @@ def temporary(schema: str) -> sqlite3.Connection:
 
 
 @contextmanager
-def writing(database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """Many rows at once. InputError where the disk is full."""
+def on_disk(database: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Many rows written, or sorted, at once. InputError where the disk is full."""
     try:
         database.execute("BEGIN")
         yield database
@@ -60,7 +60,7 @@ class SampleTable:
         self._database = temporary(f"CREATE TABLE samples (place INTEGER PRIMARY KEY, composed TEXT, {COLUMNS})")
         rows = ((place, _composed(sample.name), *to_row(sample)) for place, sample in enumerate(samples))
         try:
-            with writing(self._database):
+            with on_disk(self._database):
                 self._database.executemany(f"INSERT INTO samples VALUES (?, ?{', ?' * 7})", rows)
         except UnicodeEncodeError as error:
             raise InputError(f"{error.object!a}: a name of proper Unicode expected; rename it") from error
@@ -84,7 +84,9 @@ class SampleTable:
 
     def twice(self) -> str | None:
         """A name that two samples have."""
-        found = self._database.execute("SELECT name FROM samples GROUP BY name HAVING count(*) > 1 LIMIT 1").fetchone()
+        query = "SELECT name FROM samples GROUP BY name HAVING count(*) > 1 LIMIT 1"
+        with on_disk(self._database) as database:
+            found = database.execute(query).fetchone()
         return found and found[0]
 
     def empty_classes(self, class_names: Sequence[str]) -> list[str]:

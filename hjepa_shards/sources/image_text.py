@@ -24,7 +24,7 @@ from hjepa_shards.sources.captions import distinct
 from hjepa_shards.sources.split_words import of_split
 from hjepa_shards.sources.tar_patterns import tars_in
 from hjepa_shards.sources.webdataset import TarSplit, tars_of_folder, tars_of_pattern
-from hjepa_shards.table import temporary, writing
+from hjepa_shards.table import on_disk, temporary
 
 _LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".token", ".txt")
 _FLICKR8K = "Flickr8k.token.txt"
@@ -66,7 +66,7 @@ class ImageTextSplit(RawSplit):
         self.remarks = Remarks()
         chosen = {_clean(line, self.root) for line in _lines_of(self.chosen)} if self.chosen else None
         database = temporary("CREATE TABLE captions (name TEXT, number INTEGER, texts TEXT)")
-        with writing(database):
+        with on_disk(database):
             database.executemany("INSERT INTO captions VALUES (?, ?, ?)", self._captions(chosen))
         found = database.execute("SELECT name, texts FROM captions ORDER BY name, number, rowid")
         none = True

@@ -15,7 +15,7 @@ from hjepa_shards.errors import InputError, ShardError
 from hjepa_shards.sample import Extent, extension_of
 from hjepa_shards.sources.tar_members import TarMember, read_member, tar_members
 from hjepa_shards.sources.tree import image_names, proper_text, read_file
-from hjepa_shards.table import temporary, writing
+from hjepa_shards.table import on_disk, temporary
 
 MAX_ABSENT_SHARE = 0.01
 """Of the files that a list names. A few may have been lost or removed; more means that something is not unpacked."""
@@ -107,7 +107,7 @@ def _table(where: Path, members: Iterable[tuple[str, Extent | None]]) -> sqlite3
             yield last, *(extent or (None, None, None))
 
     try:
-        with writing(database):
+        with on_disk(database):
             database.executemany("INSERT INTO files VALUES (?, ?, ?, ?)", rows())
     except sqlite3.IntegrityError as error:
         raise ShardError(f"{where}: holds {last} twice; fetch it again, or unpack it") from error

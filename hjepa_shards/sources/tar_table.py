@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, final
 
-from hjepa_shards.table import temporary, writing
+from hjepa_shards.table import on_disk, temporary
 
 
 class TarSample(NamedTuple):
@@ -30,7 +30,7 @@ class TarTable:
         self._database = temporary(
             "CREATE TABLE samples (place INTEGER PRIMARY KEY, tar, key, extension, offset, num_bytes, label, captions)"
         )
-        with writing(self._database) as database:
+        with on_disk(self._database) as database:
             database.executemany(
                 "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 ((place, *sample) for place, sample in enumerate(samples)),

@@ -103,8 +103,8 @@ def test_a_smaller_image_is_the_mean_of_the_whole_one(shrink: int) -> None:
 
 def test_a_crop_that_is_shown_smaller_lies_on_whole_pixels_there() -> None:
     def found(*crop: int) -> tuple[list[int], int]:
-        fit, shrink = fitted(np.array(crop), 224)
-        return fit.tolist(), shrink
+        [fit], [shrink] = fitted(np.array([crop]), 224)
+        return fit.tolist(), int(shrink)
 
     assert found(3, 5, 447, 600) == ([3, 5, 447, 600], 1)
     assert found(3, 5, 449, 600) == ([2, 4, 448, 600], 2)

@@ -69,7 +69,7 @@ def test_batches_equal_a_plain_recomputation(shards: Path) -> None:
                 pixels = readers[planned.source[i]].pixels(located)
                 size = np.array([pixels.shape[1]]), np.array([pixels.shape[0]])
                 [crop] = random_crops(5, planned.position[i : i + 1], *size, mixture.config.augmentation)
-                top, left, height, width = fitted(crop, 16)[0]
+                top, left, height, width = fitted(crop[None], 16)[0][0]
                 part = pixels[top : top + height, left : left + width]
                 method = cv2.INTER_AREA if height > 32 else cv2.INTER_LINEAR
                 assert np.array_equal(batch.images[i], cv2.resize(part, (16, 16), interpolation=method))
@@ -88,7 +88,7 @@ def test_large_jpegs_are_decoded_smaller(tmp_path: Path, sides: tuple[int, int],
     assert pixels.shape == (-(-sides[1] // shrink), -(-sides[0] // shrink), 3)
     crops = random_crops(5, batch.positions, *size, mixture.config.augmentation)
     alike = 0
-    for image, (crop, found) in zip(batch.images, (fitted(crop, 16) for crop in crops), strict=True):
+    for image, crop, found in zip(batch.images, *fitted(crops, 16), strict=True):
         if found == shrink:  # a few crops are smaller than the rest
             expected = np.zeros_like(image)
             crop_into(expected, pixels, crop // shrink)
