@@ -1,12 +1,13 @@
 """One sample, checked and decoded."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from hjepa_shards.errors import ChecksumMismatch, SidecarError
+from hjepa_shards.errors import ChecksumMismatch, DecodeError, SidecarError
 from hjepa_shards.keys import keys_of
 from hjepa_shards.manifest import load_manifest
 from hjepa_shards.reader import DAMAGE, SampleReader
@@ -64,3 +65,15 @@ def test_a_flipped_bit_in_a_row_is_damage_of_that_sample_alone(split: Path) -> N
         reader_of(split).locate(50)
     reader_of(split).locate(49)
     assert SidecarError in DAMAGE
+
+
+@pytest.mark.parametrize("shrink", [1, 2])
+def test_an_image_of_another_size_than_its_row_says_is_damage(split: Path, shrink: int) -> None:
+    """As somebody's index of other tars would have it: all checksums are right."""
+    reader = reader_of(split)
+    located = reader.locate(50)
+    row = located.row.copy()
+    row["width"] += 1
+    with pytest.raises(DecodeError, match="9 x 8 pixels expected, 8 x 8 found"):
+        reader.pixels(replace(located, row=row), shrink=shrink)
+    assert DecodeError in DAMAGE
