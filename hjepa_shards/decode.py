@@ -1,8 +1,9 @@
 """Encoded bytes -> a crop of them, resized, in its place in the batch.
 
-libjpeg-turbo (simplejpeg) for JPEG and OpenCV for the rest and for resizing, because both work without the GIL;
-Pillow for what those two would get wrong: CMYK, 16 bit, palettes, alpha, EXIF orientation, odd codecs. What they
-refuse Pillow decides on too, as it did in the build: simplejpeg refuses stray bytes that every other decoder skips.
+libjpeg-turbo (simplejpeg) for JPEG and OpenCV for the rest, because both work without the GIL; Pillow for what those
+two would get wrong: CMYK, 16 bit, palettes, alpha, EXIF orientation, odd codecs. What they refuse Pillow decides on
+too, as it did in the build: simplejpeg refuses stray bytes that every other decoder skips. Resizing is OpenCV's, or
+ours with the same result (_resize.c).
 """
 
 import contextlib
@@ -13,6 +14,11 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from hjepa_shards.images import Codec, Colour, codec_of, opened, to_rgb
+
+try:
+    from hjepa_shards._resize import bilinear
+except ImportError:  # no compiler where this was installed, or a processor that it is not written for
+    bilinear = None
 
 cv2.setNumThreads(0)  # the loader's threads are the parallelism
 
@@ -59,8 +65,9 @@ def crop_into(slot: NDArray[np.uint8], pixels: NDArray[np.uint8], crop: NDArray[
     part = pixels[top : top + height, left : left + width]
     if part.shape == slot.shape:
         slot[:] = part
+    elif height > 2 * slot.shape[0]:  # bilinear does not antialias: fine up to a factor of two, beyond it averaging is
+        cv2.resize(part, slot.shape[1::-1], dst=slot, interpolation=cv2.INTER_AREA)
+    elif bilinear and width >= 3:
+        bilinear(part, slot)
     else:
-        size = (slot.shape[1], slot.shape[0])
-        # bilinear of OpenCV does not antialias: fine up to a factor of two, beyond that area averaging is
-        method = cv2.INTER_AREA if height > 2 * slot.shape[0] else cv2.INTER_LINEAR
-        cv2.resize(part, size, dst=slot, interpolation=method)
+        cv2.resize(part, slot.shape[1::-1], dst=slot, interpolation=cv2.INTER_LINEAR)

@@ -19,14 +19,19 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 from PIL import Image, features
 
 from hjepa_shards import capacity
 from hjepa_shards.capacity import Cores, Disk, Memory, OpenFiles
+from hjepa_shards.decode import bilinear, decode
 from hjepa_shards.encode import EncodeSettings, encode, installed_encoder
+from hjepa_shards.images import Colour
 from hjepa_shards.sources.offline import inside_sklearn
 from hjepa_shards.terminal import size
 
@@ -113,6 +118,8 @@ class Examination:
     decoders: tuple[Speed, ...]
     encoders: tuple[Speed, ...]
     """To shorter side 256, quality 90: what `build` does to photographs."""
+    resizers: tuple[Speed, ...]
+    """The photograph, shorter side 256, to 224 x 224: what a loader does behind its decode."""
     cores: Cores
     memory: Memory
     open_files: OpenFiles
@@ -141,6 +148,7 @@ def examine(folder: Path) -> Examination:
     found: dict[str, Any] = {
         "versions": _versions(),
         "encoders": encoders,
+        "resizers": _resizers(stored),
         "cores": capacity.cores(),
         "memory": capacity.memory(),
         "open_files": capacity.open_files(),
@@ -209,6 +217,12 @@ def _about_libraries(found: Examination) -> Iterator[Advice]:
     for speed in found.decoders:
         if speed.name == "simplejpeg" and speed.images_per_s is None:
             yield Advice(what="pip install --force-reinstall simplejpeg", why=f"it decodes in training: {speed.remark}")
+    for speed in found.resizers:
+        if speed.images_per_s is None and platform.machine() in ("x86_64", "AMD64"):
+            yield Advice(
+                what="install a C compiler, then hjepa again (pip install --force-reinstall --no-deps)",
+                why="crops are resized by OpenCV, to the same pixels in twice the time",
+            )
     if "pillow-simd" in found.versions:
         yield Advice(
             what="build with `--encoder pillow-simd`, or install Pillow in its place",
@@ -317,13 +331,28 @@ def _encoders(photo: bytes) -> tuple[tuple[Speed, ...], bytes]:
     for encoder in ("pillow-simd",) if simd else ("turbo", "pillow"):
         settings = EncodeSettings(pixels="jpeg", shorter_side=256, encoder=encoder)
         stored = encode(photo, settings).data
-        count, started = 0, time.process_time()
-        while (spent := time.process_time() - started) < _MEASURED_S:
-            encode(photo, settings)
-            count += 1
+        rate = _rate(partial(encode, photo, settings))
         remark = {"turbo": "the default", "pillow": "`make simd` puts Pillow-SIMD in its place"}.get(encoder, "")
-        speeds.append(Speed(name=encoder, images_per_s=count / spent, remark=remark))
+        speeds.append(Speed(name=encoder, images_per_s=rate, remark=remark))
     return tuple(speeds), stored
+
+
+def _resizers(stored: bytes) -> tuple[Speed, ...]:
+    pixels = decode(stored, Colour.RGB, 1)
+    slot = np.empty((224, 224, 3), np.uint8)
+    opencv = _rate(lambda: cv2.resize(pixels, (224, 224), dst=slot, interpolation=cv2.INTER_LINEAR))
+    own = _rate(lambda: bilinear(pixels, slot)) if bilinear else None
+    remark = "the same pixels" if own else "not compiled, or no x86-64 with AVX2; OpenCV's is used"
+    return Speed(name="hjepa's own", images_per_s=own, remark=remark), Speed(name="OpenCV", images_per_s=opencv)
+
+
+def _rate(action: Callable[[], object]) -> float:
+    """How often a second of processor time."""
+    count, started = 0, time.process_time()
+    while (spent := time.process_time() - started) < _MEASURED_S:
+        action()
+        count += 1
+    return count / spent
 
 
 def _gpus() -> tuple[str, ...]:

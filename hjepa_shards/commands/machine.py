@@ -66,7 +66,8 @@ def bench_command(
 def _print_speeds(found: Examination) -> None:
     table = Table("a JPEG of 500 x 375", "images/s a core", "")
     table.columns[1].justify = "right"
-    for what, speeds in (("decode", found.decoders), ("build, 256 pixels", found.encoders)):
+    parts = (("decode", found.decoders), ("crop to 224", found.resizers), ("build, 256 pixels", found.encoders))
+    for what, speeds in parts:
         for speed in speeds:
             table.add_row(f"{what}: {speed.name}", _rate(speed), escape(speed.remark))
         table.add_section()
