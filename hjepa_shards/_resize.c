@@ -1,4 +1,4 @@
-/* Bilinear resize of RGB bytes, pixel for pixel what OpenCV's INTER_LINEAR gives, in about a third of its time.
+/* Bilinear resize of RGB bytes, pixel for pixel what OpenCV's INTER_LINEAR gives, in half of its time.
 
    Of what a loader does to a photograph only its decode takes longer. OpenCV's code for three channels goes pixel by
    pixel; here eight bytes hold both neighbours of a pixel, and four pixels are weighed at once (AVX2).
@@ -21,6 +21,7 @@
 #define AVX2 __attribute__((target("avx2")))
 #define ONE 2048 /* a weight of 1 */
 #define PAD 8    /* output pixels are worked on in eights */
+#define SMALL (3 * 64 * 64)
 
 /* What a row of the source needs to become a row of sums, the same for every row. */
 typedef struct {
@@ -144,11 +145,11 @@ static PyObject *bilinear(PyObject *module, PyObject *arguments) {
         PyErr_SetString(PyExc_ValueError, "bytes [H, W, 3] expected, at least 3 wide, and without gaps to write to");
         goto done;
     }
-    int failed;
-    Py_BEGIN_ALLOW_THREADS
-    failed = resize(source.buf, (int)source.shape[0], (int)source.shape[1], source.strides[0], out.buf,
-                    (int)out.shape[0], (int)out.shape[1]);
-    Py_END_ALLOW_THREADS
+    /* what takes a few microseconds is done before another thread would have woken up */
+    PyThreadState *state = out.len > SMALL ? PyEval_SaveThread() : NULL;
+    int failed = resize(source.buf, (int)source.shape[0], (int)source.shape[1], source.strides[0], out.buf,
+                        (int)out.shape[0], (int)out.shape[1]);
+    if (state) PyEval_RestoreThread(state);
     result = failed ? PyErr_NoMemory() : Py_NewRef(Py_None);
 done:
     PyBuffer_Release(&source);

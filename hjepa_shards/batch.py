@@ -14,7 +14,7 @@ class Batch:
     """
 
     images: NDArray[np.uint8]
-    """[n, R, R, 3], RGB"""
+    """[n, R, R, 3], RGB; [n, views, R, R, 3] where more than one view is asked for"""
     labels: NDArray[np.int64]
     entries: NDArray[np.int64]
     """Index into the mixture's entries, which are sorted by name."""

@@ -25,6 +25,8 @@ class AugmentationConfig(Strict):
     """Share of the area that a crop covers."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width / height of a crop."""
+    views: int = Field(default=1, ge=1, le=16)
+    """Crops of each image, which is decoded once."""
     horizontal_flip: bool = True
     """Mirror half of the images (on the device)."""
     color_jitter: float = Field(default=0.1, ge=0, lt=1)

@@ -1,15 +1,17 @@
 """Encoded bytes -> a crop of them, resized, in its place in the batch.
 
-libjpeg-turbo (simplejpeg) for JPEG and OpenCV for the rest, because both work without the GIL; Pillow for what those
-two would get wrong: CMYK, 16 bit, palettes, alpha, EXIF orientation, odd codecs. What they refuse Pillow decides on
-too, as it did in the build: simplejpeg refuses stray bytes that every other decoder skips. Resizing is OpenCV's, or
-ours with the same result (_resize.c).
+libjpeg-turbo (simplejpeg) for JPEG, libspng (pyspng) for PNG and OpenCV for WebP, because they work without the GIL;
+Pillow for what they would get wrong: CMYK, 16 bit, palettes, alpha, EXIF orientation, odd codecs. What they refuse
+Pillow decides on too, as it did in the build: simplejpeg refuses stray bytes that every other decoder skips. Resizing
+is OpenCV's, or ours with the same result (_resize.c).
 """
 
 import contextlib
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
+import pyspng
 import simplejpeg
 from numpy.typing import NDArray
 
@@ -42,7 +44,10 @@ def decode(data: bytes, colour: int, orientation: int, shrink: int = 1) -> NDArr
             height, width = map(int, simplejpeg.decode_jpeg_header(data)[:2])
             least_height, least_width = -(-height // shrink), -(-width // shrink)
             return simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=least_height, min_width=least_width)
-    if plain and codec in (Codec.PNG, Codec.WEBP):
+    if plain and codec == Codec.PNG:
+        with contextlib.suppress(RuntimeError, ValueError):
+            return pyspng.load(data, "RGB")
+    if plain and codec == Codec.WEBP:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels is not None:
             return pixels.astype(np.uint8, copy=False)
@@ -59,7 +64,7 @@ def fitted(crops: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDAr
     return crops // shrinks[:, None] * shrinks[:, None], shrinks
 
 
-def crop_into(slot: NDArray[np.uint8], pixels: NDArray[np.uint8], crop: NDArray[np.int64]) -> None:
+def crop_into(slot: NDArray[np.uint8], pixels: NDArray[np.uint8], crop: Iterable[int]) -> None:
     """Resize `crop` (top, left, height, width) of `pixels` into `slot` [R, R, 3], in place."""
     top, left, height, width = crop
     part = pixels[top : top + height, left : left + width]

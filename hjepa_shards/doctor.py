@@ -79,6 +79,7 @@ while (spent := time.process_time() - started) < {_MEASURED_S}: decode(data); co
 rate = count / spent
 """
 _BUILT = "simplejpeg, as built"
+_NOT_COMPILED = "not compiled"
 _PATIENCE_S = 30
 """For one library to be imported and measured."""
 
@@ -218,7 +219,7 @@ def _about_libraries(found: Examination) -> Iterator[Advice]:
         if speed.name == "simplejpeg" and speed.images_per_s is None:
             yield Advice(what="pip install --force-reinstall simplejpeg", why=f"it decodes in training: {speed.remark}")
     for speed in found.resizers:
-        if speed.images_per_s is None and platform.machine() in ("x86_64", "AMD64"):
+        if speed.remark == _NOT_COMPILED:
             yield Advice(
                 what="install a C compiler, then hjepa again (pip install --force-reinstall --no-deps)",
                 why="crops are resized by OpenCV, to the same pixels in twice the time",
@@ -342,7 +343,8 @@ def _resizers(stored: bytes) -> tuple[Speed, ...]:
     slot = np.empty((224, 224, 3), np.uint8)
     opencv = _rate(lambda: cv2.resize(pixels, (224, 224), dst=slot, interpolation=cv2.INTER_LINEAR))
     own = _rate(lambda: bilinear(pixels, slot)) if bilinear else None
-    remark = "the same pixels" if own else "not compiled, or no x86-64 with AVX2; OpenCV's is used"
+    is_there = importlib.util.find_spec("hjepa_shards._resize") is not None
+    remark = "the same pixels" if own else "needs an x86-64 processor with AVX2" if is_there else _NOT_COMPILED
     return Speed(name="hjepa's own", images_per_s=own, remark=remark), Speed(name="OpenCV", images_per_s=opencv)
 
 

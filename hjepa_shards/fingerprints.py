@@ -156,7 +156,7 @@ def _take(prints: Fingerprints, offset: int, reader: SampleReader, samples: rang
         try:
             located = reader.locate(sample)
             data = reader.image_bytes(located)
-            header = (located.width, located.height, int(located.row["colour"]), int(located.row["orientation"]))
+            header = (located.width, located.height, located.row["colour"], located.row["orientation"])
             pixels = small_pixels(data, *header)
         except DAMAGE:
             continue

@@ -116,7 +116,10 @@ def codec_of(data: bytes) -> Codec:
     """The codec by magic bytes."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return Codec.WEBP
-    return next((codec for magic, codec in _MAGIC if data.startswith(magic)), Codec.UNKNOWN)
+    for magic, codec in _MAGIC:
+        if data.startswith(magic):
+            return codec
+    return Codec.UNKNOWN
 
 
 @contextmanager

@@ -4,17 +4,15 @@ Threads, not processes: decode, resize and checksums release the GIL. Nothing he
 function of the plan and its position, so the state to save is that of the batch the trainer holds, however many are
 being prepared behind it.
 
-A damaged sample is replaced by rule (DAMAGE in reader.py, `Plan.replacement`): attempt a = 1..16 looks at a keyed place
-of the same window. The replacement is a function of position and bytes alone; `damaged` is a report.
+Damaged samples are replaced (filling.py). `damaged` is a report: it decides nothing but when there is too much of it.
 """
 
 import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, final
 
@@ -24,25 +22,24 @@ from numpy.typing import NDArray
 from hjepa_shards.batch import Batch
 from hjepa_shards.cache import ShardCache
 from hjepa_shards.counting import exact_weights
-from hjepa_shards.crop import AugmentationConfig, random_crops
-from hjepa_shards.decode import crop_into, fitted
+from hjepa_shards.crop import AugmentationConfig
 from hjepa_shards.errors import InputError, TooMuchDamage
+from hjepa_shards.filling import Draft, Filler
 from hjepa_shards.manifest import Manifest
 from hjepa_shards.mixture import Mixture
 from hjepa_shards.places import Place
-from hjepa_shards.plan import Plan, Planned, add_proofs, order_proof, slice_size
+from hjepa_shards.plan import Plan, add_proofs, order_proof, slice_size
 from hjepa_shards.prefetch import Prefetcher
-from hjepa_shards.reader import DAMAGE, Located, SampleReader
+from hjepa_shards.reader import SampleReader
 from hjepa_shards.remote_store import RemoteStore
 from hjepa_shards.shares import source_shares
-from hjepa_shards.stages import LoaderStats, StageTimes, lap
+from hjepa_shards.stages import LoaderStats, StageTimes, Traffic
 from hjepa_shards.state import load_state, resume, state_dict
 from hjepa_shards.store import LocalStore, Store
 from hjepa_shards.threads import num_cores
 
 _TASK_SAMPLES = (8, 64)
 """Least and most samples of a task: their crops are drawn at once, and every thread should have one."""
-_ATTEMPTS = 16
 _PREFETCH = 2
 """Batches being prepared while the trainer holds one."""
 _MAX_REPORTED = 1000
@@ -69,18 +66,20 @@ class Loader:
         image_size: int,
         augmentation: AugmentationConfig,
         threads: int,
+        allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]] | None = None,
+        stops_alone: bool = True,
     ) -> None:
         self.plan = plan
         self.damaged = {name: dict(samples) for name, samples in damaged.items()}
         self._readers = readers
         self._rank, self._world, self._global_batch = rank, world, global_batch
-        self._image_size, self._augmentation = image_size, augmentation
+        self._stops_alone = stops_alone
         self._position, self._proof = position, proof
         self._first = self._last = (position, proof)
         """Where this loader began; where the batch ends that was delivered last."""
         num = slice_size(global_batch, world)
-        shape = (num, image_size, image_size, 3)
-        self._ring = deque(np.empty(shape, np.uint8) for _ in range(_PREFETCH + 1))
+        shape = (num, augmentation.views, image_size, image_size, 3)
+        self._ring = deque(allocate(shape) if allocate else np.empty(shape, np.uint8) for _ in range(_PREFETCH + 1))
         least, most = _TASK_SAMPLES
         self._task_samples = max(least, min(most, -(-num // threads)))
         self._times, self._threads = StageTimes(), threads
@@ -88,10 +87,11 @@ class Loader:
         self._images = self._bytes = 0
         self._waited_s = 0.0
         self._plan_lock = threading.Lock()  # the plan keeps a few windows; threads ask it for replacements
-        self._pending: deque[_Pending] = deque()
-        stores = [reader.store for reader in readers]
-        self._prefetcher = Prefetcher(plan, stores, rank=rank, world=world)
-        self._are_remote = any(isinstance(store, RemoteStore) for store in stores)
+        self._filler = Filler(readers, image_size, augmentation, self._plan_lock)
+        self._pending: deque[Draft] = deque()
+        self._stores = [reader.store for reader in readers]
+        self._prefetcher = Prefetcher(plan, self._stores, rank=rank, world=world)
+        self._are_remote = any(isinstance(store, RemoteStore) for store in self._stores)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -133,6 +133,18 @@ class Loader:
         self._prefetcher.use(plan)
         self._position, self._proof = self._last = position, proof
 
+    def merge_damage(self, reports: Iterable[Mapping[str, Mapping[int, str]]]) -> None:
+        """Every rank hands in the `damaged` of all ranks: states list the union, and all stop at once.
+
+        TooMuchDamage above the limit, with the same words on all ranks.
+        """
+        union: dict[str, dict[int, str]] = {}
+        for report in reports:
+            for name, samples in report.items():
+                union.setdefault(name, {}).update(samples)
+        self.damaged = {name: dict(sorted(samples.items())) for name, samples in sorted(union.items())}
+        self._stop_if_damaged()
+
     def stats(self) -> LoaderStats:
         """What the threads did since this loader was opened, and what the run has had of each entry."""
         position, _ = self._last
@@ -143,6 +155,7 @@ class Loader:
             threads=self._threads,
             stages=self._times.totals(),
             waited_s=self._waited_s,
+            traffic=sum((store.traffic for store in self._stores if store.traffic), Traffic()),
             sources=source_shares(self.plan, position, self.damaged),
         )
 
@@ -167,15 +180,15 @@ class Loader:
             planned = self.plan.rank_batch(self._position, self._global_batch, self._rank, self._world)
         images = self._ring.popleft()
         num = len(planned.position)
-        pending = _Pending(position=self._position, planned=planned, images=images, num=num)
+        pending = Draft(position=self._position, plan=self.plan, planned=planned, images=images)
         pending.tasks = [
-            self._pool.submit(self._fill, pending, start, min(start + self._task_samples, num))
+            self._pool.submit(self._filler.fill, pending, start, min(start + self._task_samples, num))
             for start in range(0, num, self._task_samples)
         ]
         self._pending.append(pending)
         self._position += self._global_batch
 
-    def _prepare_behind(self, delivered: "_Pending") -> None:
+    def _prepare_behind(self, delivered: Draft) -> None:
         """The buffer that the trainer gave back by asking again is filled next."""
         if self._ring:
             self._prepare()
@@ -190,140 +203,41 @@ class Loader:
             self._ring.appendleft(pending.images)
         self._pending.clear()
 
-    def _gather(self, pending: "_Pending", start: int, located: Sequence[Located | None]) -> list[bytes | None]:
-        """Images of a task that are better asked for at once: those of shards that are far away."""
-        gathered: list[bytes | None] = [None] * len(located)
-        sources = pending.planned.source[start : start + len(located)]
-        for entry in np.unique(sources).tolist() if self._are_remote else ():
-            mine = [(i, found) for i, found in enumerate(located) if found and sources[i] == entry]
-            for (i, _), data in zip(mine, self._readers[entry].gather([found for _, found in mine]), strict=True):
-                gathered[i] = data
-        return gathered
-
-    def _fill(self, pending: "_Pending", start: int, stop: int) -> None:
-        """Read, decode and crop samples [start, stop) of a batch, one after the other: pixels stay in the cache."""
-        lap("idle")
-        planned = pending.planned
-        located = [self._locate(pending, i, int(planned.sample[i])) for i in range(start, stop)]
-        crops = self._crops(planned.position[start:stop], located)
-        gathered = self._gather(pending, start, located)
-        lap("read")
-        for i, found, crop, data in zip(range(start, stop), located, crops, gathered, strict=True):
-            if not (found and self._show(pending, i, int(planned.sample[i]), found, crop, data)):
-                self._show_replacement(pending, i)
-
-    def _crops(self, positions: NDArray[np.int64], located: Sequence[Located | None]) -> list["_Fitted"]:
-        """A crop a position; any where the sample could not be located."""
-        sizes = np.array([(found.width, found.height) if found else (1, 1) for found in located], np.int64)
-        crops = random_crops(self.plan.seed, positions, sizes[:, 0], sizes[:, 1], self._augmentation)
-        crops, shrinks = fitted(crops, self._image_size)
-        return list(zip(crops, shrinks.tolist(), strict=True))
-
-    def _locate(self, pending: "_Pending", i: int, sample: int) -> Located | None:
-        """None where the index of its shard is damaged."""
-        entry = int(pending.planned.source[i])
-        try:
-            return self._readers[entry].locate(sample)
-        except DAMAGE as error:
-            pending.damage.append((self.plan.entries[entry].name, sample, str(error)))
-            return None
-
-    def _show(
-        self,
-        pending: "_Pending",
-        i: int,
-        sample: int,
-        located: Located,
-        fit: "_Fitted",
-        data: bytes | None = None,
-    ) -> bool:
-        """Put a crop of a sample into its place in the batch. False where its bytes are damaged."""
-        entry, (crop, shrink) = int(pending.planned.source[i]), fit
-        try:
-            pixels = self._readers[entry].pixels(located, data, shrink)
-        except DAMAGE as error:
-            pending.damage.append((self.plan.entries[entry].name, sample, str(error)))
-            return False
-        is_smaller = pixels.shape[0] < located.height
-        crop_into(pending.images[i], pixels, crop // shrink if is_smaller else crop)
-        pending.samples[i], pending.labels[i], pending.num_bytes[i] = sample, located.label, located.num_bytes
-        lap("resize")
-        return True
-
-    def _show_replacement(self, pending: "_Pending", i: int) -> None:
-        """The first of the sample's replacements that is not damaged."""
-        entry, draw = int(pending.planned.source[i]), int(pending.planned.draw[i])
-        for attempt in range(1, _ATTEMPTS + 1):
-            with self._plan_lock:
-                sample = self.plan.replacement(entry, draw, attempt)
-            located = self._locate(pending, i, sample)
-            if located:
-                crop = self._crops(pending.planned.position[i : i + 1], [located])[0]
-                if self._show(pending, i, sample, located, crop):
-                    return
-        *_, (name, _, reason) = pending.damage
-        raise TooMuchDamage(
-            f"{name}: sample {int(pending.planned.sample[i])} and its {_ATTEMPTS} replacements are all damaged, the "
-            f"last because {reason}; run `hjepa-shards verify`"
-        )
-
     # ---- delivering
 
-    def _deliver(self, pending: "_Pending") -> Batch:
+    def _deliver(self, pending: Draft) -> Batch:
         planned = pending.planned
-        self._report(pending.damage)
+        for name, sample, reason in pending.damage:
+            self.damaged.setdefault(name, {})[sample] = reason
+        if self._stops_alone:
+            self._stop_if_damaged()
         names = [self.plan.entries[entry].name for entry in planned.source]
         self._proof = add_proofs(self._proof, order_proof(planned.position, names, pending.samples))
         self._last = (pending.position + self._global_batch, self._proof)
-        self._images, self._bytes = self._images + pending.num, self._bytes + int(pending.num_bytes.sum())
+        self._images, self._bytes = self._images + len(pending.wanted), self._bytes + int(pending.num_bytes.sum())
         return Batch(
-            images=pending.images,
+            images=pending.images if pending.images.shape[1] > 1 else pending.images[:, 0],
             labels=pending.labels,
             entries=planned.source,
             samples=pending.samples,
             positions=planned.position,
-            valid=np.ones(pending.num, np.bool_),
+            valid=np.ones(len(pending.wanted), np.bool_),
             position=pending.position,
             next_position=pending.position + self._global_batch,
             proof=self._proof,
         )
 
-    def _report(self, damage: Sequence[tuple[str, int, str]]) -> None:
-        for name, sample, reason in damage:
-            self.damaged.setdefault(name, {})[sample] = reason
+    def _stop_if_damaged(self) -> None:
         for entry in self.plan.entries:
             found = self.damaged.get(entry.name, {})
             limit = max(_DAMAGE_LEAST, int(_DAMAGE_SHARE * entry.num_samples))
             if len(found) > limit:
                 sample, reason = next(iter(found.items()))
+                reason, _, _ = reason.partition("; run")
                 raise TooMuchDamage(
                     f"{entry.name}: {len(found)} damaged samples found, {limit} allowed; sample {sample}: {reason}; "
                     "run `hjepa-shards verify`"
                 )
-
-
-_Fitted = tuple[NDArray[np.int64], int]
-"""A crop, and how much smaller its image may be decoded (decode.py)."""
-
-
-@dataclass(kw_only=True, slots=True)
-class _Pending:
-    """A batch being filled by the threads; each task writes its own rows."""
-
-    position: int
-    planned: Planned
-    images: NDArray[np.uint8]
-    num: int
-    labels: NDArray[np.int64] = field(init=False)
-    samples: NDArray[np.int64] = field(init=False)
-    num_bytes: NDArray[np.int64] = field(init=False)
-    damage: list[tuple[str, int, str]] = field(default_factory=list)
-    tasks: list[Future[None]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.labels = np.empty(self.num, np.int64)
-        self.samples = np.empty(self.num, np.int64)
-        self.num_bytes = np.empty(self.num, np.int64)
 
 
 def open_readers(mixture: Mixture) -> list[SampleReader]:
@@ -355,9 +269,13 @@ def open_loader(
     state: Mapping[str, Any] | None = None,
     accept_mixture: bool = False,
     accept_content: bool = False,
+    allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]] | None = None,
+    stops_alone: bool = True,
 ) -> Loader:
     """Batches of `mixture` for one rank, from the start or from where `state` (a `state_dict`) left off.
 
+    allocate: shape -> memory for a batch's images, page-locked say; called three times.  stops_alone: False where the
+    ranks tell each other what is damaged (`merge_damage`) and stop together.
     ResumeMismatch where the state is of another mixture, InputError where `world` does not divide `global_batch`.
     """
     slice_size(global_batch, world)  # before anything is opened
@@ -380,4 +298,6 @@ def open_loader(
         image_size=mixture.config.image_size,
         augmentation=mixture.config.augmentation,
         threads=mixture.config.threads or num_cores(),
+        allocate=allocate,
+        stops_alone=stops_alone,
     )

@@ -9,7 +9,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, final
 from zlib import crc32
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hjepa_shards.decode import decode
 from hjepa_shards.errors import ChecksumMismatch, DecodeError, ShardTruncated, SidecarError
 from hjepa_shards.manifest import Manifest
-from hjepa_shards.sidecar import HAS_JSON, HAS_TEXT
+from hjepa_shards.sidecar import HAS_JSON, HAS_TEXT, Row, Sidecar
 from hjepa_shards.stages import lap
 from hjepa_shards.store import Store
 
@@ -32,25 +32,24 @@ class Located:
     """A sample found: its shard and its sidecar row."""
 
     shard: int
-    row: Any
-    """numpy.void of sidecar.ROW"""
+    row: Row
 
     @property
     def width(self) -> int:
-        return int(self.row["width"])
+        return self.row["width"]
 
     @property
     def height(self) -> int:
-        return int(self.row["height"])
+        return self.row["height"]
 
     @property
     def num_bytes(self) -> int:
         """Of the image as it is stored."""
-        return int(self.row["image_bytes"])
+        return self.row["image_bytes"]
 
     @property
     def label(self) -> int:
-        return int(self.row["label"])
+        return self.row["label"]
 
 
 @final
@@ -64,13 +63,35 @@ class SampleReader:
 
     def locate(self, sample: int) -> Located:
         """Find a sample; SidecarError if its row is damaged."""
-        shard = bisect.bisect_right(self._ends, sample)
-        start = self._ends[shard - 1] if shard else 0
-        return Located(shard, self.store.sidecar(shard).row(sample - start))
+        [found] = self.locate_many([sample])
+        if isinstance(found, Located):
+            return found
+        raise found
+
+    def locate_many(self, samples: Sequence[int]) -> list[Located | Exception]:
+        """Find samples; one of DAMAGE in place of each that is damaged."""
+        shards = [bisect.bisect_right(self._ends, sample) for sample in samples]
+        distinct = set(shards)
+        self.store.open_sidecars(distinct)
+        sidecars = {shard: self._sidecar(shard) for shard in distinct}
+        found: list[Located | Exception] = []
+        for shard, sample in zip(shards, samples, strict=True):
+            sidecar, start = sidecars[shard], self._ends[shard - 1] if shard else 0
+            try:
+                found.append(Located(shard, sidecar.row(sample - start)) if isinstance(sidecar, Sidecar) else sidecar)
+            except DAMAGE as error:
+                found.append(error)
+        return found
+
+    def _sidecar(self, shard: int) -> Sidecar | Exception:
+        try:
+            return self.store.sidecar(shard)
+        except DAMAGE as error:
+            return error
 
     def gather(self, located: Sequence[Located]) -> list[bytes | None]:
         """Stored images that are better asked for at once than one by one; None: let `image_bytes` read it."""
-        rows = [(found.shard, int(found.row["image_offset"]), found.num_bytes) for found in located]
+        rows = [(found.shard, found.row["image_offset"], found.num_bytes) for found in located]
         return self.store.read_many(rows)
 
     def image_bytes(self, located: Located, data: bytes | None = None) -> bytes:
@@ -83,14 +104,10 @@ class SampleReader:
         data: what was read of it already.
         """
         row = located.row
-        offset, num_bytes, expected = (
-            int(row[f"{member}_offset"]),
-            int(row[f"{member}_bytes"]),
-            int(row[f"{member}_crc32"]),
-        )
+        offset, num_bytes, expected = row[f"{member}_offset"], row[f"{member}_bytes"], row[f"{member}_crc32"]
         if data is None:
             data = self.store.read(located.shard, offset, num_bytes)
-        lap("read")
+            lap("read")
         found = crc32(data)
         if found != expected:
             data = self.store.read_again(located.shard, offset, num_bytes)
@@ -120,10 +137,10 @@ class SampleReader:
 
         data: what `gather` has brought.
         """
-        colour, orientation = int(located.row["colour"]), int(located.row["orientation"])
-        pixels = decode(self.image_bytes(located, data), colour, orientation, shrink)
+        row = located.row
+        pixels = decode(self.image_bytes(located, data), row["colour"], row["orientation"], shrink)
         lap("decode")
-        whole = (located.height, located.width)
+        whole = (row["height"], row["width"])
         if pixels.shape[:2] not in (whole, tuple(-(-side // shrink) for side in whole)):
             raise DecodeError(
                 f"{self.name}, shard {located.shard}: {located.width} x {located.height} pixels expected, "

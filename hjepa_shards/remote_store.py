@@ -8,7 +8,9 @@ and one that fails is read again from the origin, which decides.
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import takewhile
 from pathlib import Path
 from typing import final
@@ -19,6 +21,7 @@ from hjepa_shards.manifest import Manifest
 from hjepa_shards.sidecar import Sidecar
 from hjepa_shards.sources.inflate import inflated
 from hjepa_shards.sources.remote import remote_bytes, remote_exists, remote_info, remote_range, remote_ranges
+from hjepa_shards.stages import Traffic
 from hjepa_shards.store import Lru, Store, checked_sidecar, descriptor_share, with_retries
 
 _STORED_FORMS = ("", ".zst", ".gz")
@@ -26,7 +29,8 @@ _STORED_FORMS = ("", ".zst", ".gz")
 _INDEX_BYTES = 1 << 30
 """Of indexes that a process without a cache keeps."""
 _TRIES = 3
-"""Of a whole shard, where other bytes than the manifest's came."""
+"""Of a whole shard or index, where other bytes than the manifest's came."""
+_INDEXES_AT_ONCE = 16
 
 
 @final
@@ -45,10 +49,15 @@ class RemoteStore(Store):
         limit = descriptor_share(num_stores)
         self._descriptors = Lru(limit, self._open, os.close)
         self._sidecars = Lru(limit, self._open_sidecar, lambda sidecar: None)
+        self.traffic = self._traffic = Traffic()
+        self._counting = threading.Lock()
 
     def read(self, shard: int, offset: int, num_bytes: int) -> bytes:
         found = self._read_cached(shard, offset, num_bytes)
-        return self._read_range(shard, offset, num_bytes) if found is None else found
+        if found is not None:
+            self._count(Traffic(cached=1))
+            return found
+        return self._read_range(shard, offset, num_bytes)
 
     def read_again(self, shard: int, offset: int, num_bytes: int) -> bytes:
         held = self._read_cached(shard, offset, num_bytes)
@@ -65,10 +74,17 @@ class RemoteStore(Store):
             ranges = [(self._shard_url(shard), at, at + num) for shard, at, num in (wanted[i] for i in absent)]
             for i, data in zip(absent, remote_ranges(ranges), strict=True):
                 found[i] = data
+                self._count(Traffic(ranges=1, num_bytes=len(data) if data else 0))
         return found
 
+    def open_sidecars(self, shards: Iterable[int]) -> None:
+        missing = [shard for shard in shards if shard not in self._sidecars]
+        if len(missing) > 1:
+            with ThreadPoolExecutor(min(len(missing), _INDEXES_AT_ONCE), thread_name_prefix="hjepa-index") as pool:
+                wait([pool.submit(self.sidecar, shard) for shard in missing])  # what fails is said when it is used
+
     def sidecar(self, shard: int) -> Sidecar:
-        return with_retries(lambda: self._sidecar_once(shard), lambda: f"{self._shard_url(shard)}: reading its index")
+        return with_retries(lambda: self._sidecars.get(shard), lambda: f"{self._shard_url(shard)}: reading its index")
 
     def fetch(self, shard: int, stopped: Callable[[], bool] = lambda: False) -> bool:
         """It comes into the cache."""
@@ -92,6 +108,10 @@ class RemoteStore(Store):
                 return self._is_here(shard)
         return False
 
+    def _count(self, more: Traffic) -> None:
+        with self._counting:
+            self.traffic = self._traffic = self._traffic + more
+
     def keep(self, shards: set[int]) -> None:
         """The cache may remove all others."""
         self._descriptors.keep(shards.__contains__)
@@ -101,10 +121,6 @@ class RemoteStore(Store):
         self._sidecars.clear()
         if self._own:
             shutil.rmtree(self._own, ignore_errors=True)
-
-    def _sidecar_once(self, shard: int) -> Sidecar:
-        with self._sidecars.lent(shard) as sidecar:
-            return sidecar
 
     def _shard_url(self, shard: int) -> str:
         return f"{self.url}/{self.manifest.shard_name(shard)}"
@@ -145,7 +161,9 @@ class RemoteStore(Store):
             return self.read(shard, offset, num_bytes)
         url = self._shard_url(shard)
         try:
-            return remote_range(url, offset, offset + num_bytes)
+            data = remote_range(url, offset, offset + num_bytes)
+            self._count(Traffic(ranges=1, num_bytes=num_bytes))
+            return data
         except EOFError as error:
             found, _ = remote_info(url)
             if found is not None and found < int(self.manifest.shard_bytes[shard]):
@@ -159,8 +177,14 @@ class RemoteStore(Store):
     def _chunks(self, shard: int) -> Iterator[bytes]:
         url = self._shard_url(shard) + self._form
         num_bytes, _ = remote_info(url)
-        chunks = remote_bytes(url, num_bytes)
-        return inflated(chunks, url) if self._form else chunks
+
+        def counted() -> Iterator[bytes]:
+            for chunk in remote_bytes(url, num_bytes):
+                self._count(Traffic(num_bytes=len(chunk)))
+                yield chunk
+            self._count(Traffic(shards=1))
+
+        return inflated(counted(), url) if self._form else counted()
 
     def _open(self, shard: int) -> int:
         descriptor = self.cache.open(self.manifest.shard_sha256[shard]) if self.cache else None
@@ -179,11 +203,17 @@ class RemoteStore(Store):
         if descriptor is None:
             found, _ = remote_info(url)
             num_bytes = found or 0
-            descriptor = self._indexes.admit(sha256, num_bytes, chunks, wait=True)
-        if descriptor is None:
-            raise OSError("no room in the cache, or other bytes than the manifest's")
+            for _ in range(_TRIES):
+                descriptor = self._indexes.admit(sha256, num_bytes, chunks, wait=True)
+                if descriptor is not None:
+                    break
+            else:  # no room, or other bytes than the manifest's: as of a local one, its rows will tell
+                with tempfile.NamedTemporaryFile(prefix="hjepa-index-") as file:
+                    file.writelines(chunks())
+                    file.flush()
+                    return checked_sidecar(Path(file.name), self.manifest, shard, url)
         try:
-            return checked_sidecar(self._indexes.folder / sha256, self.manifest, shard)
+            return checked_sidecar(self._indexes.folder / sha256, self.manifest, shard, url)
         finally:
             os.close(descriptor)
 

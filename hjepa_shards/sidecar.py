@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -52,9 +52,12 @@ ROW = np.dtype(
         ("row_crc32", "<u4"),
     ]
 )
+_NAMES = ROW.names or ()
 PACKED_ROW = struct.Struct("<4Q8Ii4BII")
 """The same, to write one."""
 assert ROW.itemsize == PACKED_ROW.size == 80
+Row = Mapping[str, int]
+"""A row by the names of ROW."""
 
 
 def key_hash(key: str) -> int:
@@ -86,8 +89,10 @@ def pack(rows: NDArray[Any], *, flags: int, tar_bytes: int, keys_digest: bytes) 
 class Sidecar:
     """A memory-mapped sidecar. Opening reads the header only; a file that cannot be read is an OSError."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, url: str = "") -> None:
+        """url: where the file came from, for errors."""
+        self.path = url or path
+        self._advice = "upload it again" if url else f"run `hjepa-shards verify {path.parent}`"
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             head = file.read(HEADER_BYTES)
@@ -98,14 +103,13 @@ class Sidecar:
     def __len__(self) -> int:
         return self.num_samples
 
-    def row(self, i: int) -> np.void:
+    def row(self, i: int) -> Row:
         """Row i, checked. SidecarError if its bytes are not the ones written."""
         start = HEADER_BYTES + i * ROW.itemsize
-        row = self._rows[i]
-        if zlib.crc32(self._map[start : start + ROW.itemsize - 4]) != row["row_crc32"]:
-            raise SidecarError(
-                f"{self.path}: row {i} does not match its checksum; run `hjepa-shards verify {self.path.parent}`"
-            )
+        packed = self._map[start : start + ROW.itemsize]
+        row = dict(zip(_NAMES, PACKED_ROW.unpack(packed), strict=True))
+        if zlib.crc32(packed[:-4]) != row["row_crc32"]:
+            raise SidecarError(f"{self.path}: row {i} does not match its checksum; {self._advice}")
         return row
 
     def checked_rows(self) -> NDArray[Any]:
@@ -116,10 +120,7 @@ class Sidecar:
 
     def _check_header(self, head: bytes, size: int) -> None:
         if len(head) < HEADER_BYTES or head[:4] != _MAGIC:
-            raise SidecarError(
-                f"{self.path}: a sidecar begins with {_MAGIC!r}, {head[:4]!r} found; "
-                f"run `hjepa-shards verify {self.path.parent}`"
-            )
+            raise SidecarError(f"{self.path}: a sidecar begins with {_MAGIC!r}, {head[:4]!r} found; {self._advice}")
         _, version, row_bytes, self.flags, self.num_samples, self.tar_bytes, self.keys_digest = _HEADER.unpack(
             head[: _HEADER.size]
         )
@@ -130,12 +131,9 @@ class Sidecar:
             )
         crc = int.from_bytes(head[_HEADER.size : _HEADER.size + 4], "little")
         if crc != zlib.crc32(head[: _HEADER.size]) or any(head[_HEADER.size + 4 :]):
-            raise SidecarError(
-                f"{self.path}: the header does not match its checksum; run `hjepa-shards verify {self.path.parent}`"
-            )
+            raise SidecarError(f"{self.path}: the header does not match its checksum; {self._advice}")
         expected = HEADER_BYTES + self.num_samples * ROW.itemsize
         if size != expected:
             raise SidecarError(
-                f"{self.path}: {expected} bytes expected for {self.num_samples} samples, {size} found; "
-                f"run `hjepa-shards verify {self.path.parent}`"
+                f"{self.path}: {expected} bytes expected for {self.num_samples} samples, {size} found; {self._advice}"
             )

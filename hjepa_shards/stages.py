@@ -7,7 +7,7 @@ costs half a microsecond, a sample half a millisecond.
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal, final
 
 from hjepa_shards.shares import SourceShare
@@ -50,6 +50,24 @@ def lap(stage: Stage) -> None:
         _this_thread.last = now
 
 
+@dataclass(slots=True)
+class Traffic:
+    """What came from far away, and what did not have to."""
+
+    cached: int = 0
+    """Samples read from the cache."""
+    ranges: int = 0
+    """Samples read where they lie, because their shard was not here yet."""
+    shards: int = 0
+    """Fetched whole."""
+    num_bytes: int = 0
+    """Of both, as they came."""
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Traffic(*(a + b for a, b in pairs))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoaderStats:
     """Since the loader was opened."""
@@ -63,6 +81,8 @@ class LoaderStats:
     """Seconds of all threads together."""
     waited_s: float
     """What the trainer waited for batches."""
+    traffic: Traffic
+    """All zero where nothing is far away."""
     sources: Mapping[str, SourceShare]
 
     @property

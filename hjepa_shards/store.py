@@ -12,22 +12,32 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar, final
 
 from hjepa_shards.errors import ManifestError, ShardError, ShardTruncated
 from hjepa_shards.manifest import Manifest
 from hjepa_shards.sidecar import Sidecar
+from hjepa_shards.stages import Traffic
+
+try:
+    from hjepa_shards._pread import preads
+except ImportError:  # no compiler where this was installed
+    preads = None
 
 _RETRY_WAITS_S = (0.1, 0.5, 2.0)
 _SPARE_DESCRIPTORS = 64
+_OPENED_AT_ONCE = 64
 
 Resource = TypeVar("Resource")
 
 
 class Store(ABC):
     """The shards of one split."""
+
+    traffic: Traffic | None = None
+    """None where nothing is far away."""
 
     @abstractmethod
     def read(self, shard: int, offset: int, num_bytes: int) -> bytes:
@@ -53,6 +63,9 @@ class Store(ABC):
 
     def keep(self, shards: set[int]) -> None:  # noqa: B027 (a store that fetches nothing keeps nothing)
         """Let go of all other shards that were fetched."""
+
+    def open_sidecars(self, shards: Iterable[int]) -> None:  # noqa: B027 (here opening one takes no time)
+        """Many at once, where each takes long."""
 
     @abstractmethod
     def sidecar(self, shard: int) -> Sidecar:
@@ -86,8 +99,22 @@ class LocalStore(Store):
             )
         return data
 
+    def read_many(self, wanted: Sequence[tuple[int, int, int]]) -> list[bytes | None]:
+        if preads is None:
+            return super().read_many(wanted)
+        held: dict[int, int] = {}
+        try:
+            for shard in {shard for shard, _, _ in wanted}:
+                held[shard] = self._descriptors.take(shard)
+            return preads([(held[shard], offset, num_bytes) for shard, offset, num_bytes in wanted])
+        except OSError:
+            return super().read_many(wanted)
+        finally:
+            for shard in held:
+                self._descriptors.give_back(shard)
+
     def sidecar(self, shard: int) -> Sidecar:
-        return with_retries(lambda: self._sidecar_once(shard), lambda: f"{self._path(shard)}: opening its index")
+        return with_retries(lambda: self._sidecars.get(shard), lambda: f"{self._path(shard)}: opening its index")
 
     fetches = hasattr(os, "posix_fadvise")
 
@@ -106,10 +133,6 @@ class LocalStore(Store):
         with self._descriptors.lent(shard) as descriptor:
             return os.pread(descriptor, num_bytes, offset)
 
-    def _sidecar_once(self, shard: int) -> Sidecar:
-        with self._sidecars.lent(shard) as sidecar:
-            return sidecar
-
     def _path(self, shard: int) -> Path:
         return self.folder / self.manifest.shard_name(shard)
 
@@ -121,9 +144,9 @@ class LocalStore(Store):
         return checked_sidecar(path.with_name(path.name + ".index"), self.manifest, shard)
 
 
-def checked_sidecar(path: Path, manifest: Manifest, shard: int) -> Sidecar:
-    """A shard's index, compared with what the manifest says of it."""
-    sidecar = Sidecar(path)
+def checked_sidecar(path: Path, manifest: Manifest, shard: int, url: str = "") -> Sidecar:
+    """A shard's index, compared with what the manifest says of it.  url: where it came from."""
+    sidecar = Sidecar(path, url)
     expected = (int(manifest.shard_samples[shard]), int(manifest.shard_bytes[shard]), manifest.keys_digest[shard])
     found = (sidecar.num_samples, sidecar.tar_bytes, sidecar.keys_digest.hex())
     if expected != found:
@@ -169,16 +192,41 @@ class Lru(Generic[Resource]):
         self._open_one, self._close_one = open_one, close_one
         self._entries: OrderedDict[int, tuple[Resource, int]] = OrderedDict()
         self._lock = threading.Lock()
+        self._opening = [threading.Lock() for _ in range(_OPENED_AT_ONCE)]
+        """By key: one may take long to open, others need not wait for it."""
 
     def lent(self, key: int) -> "_Loan[Resource]":
         return _Loan(self, key)
 
+    def get(self, key: int) -> Resource:
+        """One that needs no closing: it may be dropped while it is used."""
+        resource = self.take(key)
+        self.give_back(key)
+        return resource
+
     def take(self, key: int) -> Resource:
+        held = self._take_held(key)
+        if held is not None:
+            return held
+        with self._opening[key % _OPENED_AT_ONCE]:
+            held = self._take_held(key)
+            if held is None:
+                held = self._open_one(key)
+                with self._lock:
+                    self._entries[key] = (held, 1)
+        return held
+
+    def _take_held(self, key: int) -> Resource | None:
         with self._lock:
-            opened, users = self._entries[key] if key in self._entries else (self._open_one(key), 0)
-            self._entries[key] = (opened, users + 1)
+            if key not in self._entries:
+                return None
+            held, users = self._entries[key]
+            self._entries[key] = (held, users + 1)
             self._entries.move_to_end(key)
-            return opened
+            return held
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._entries
 
     def give_back(self, key: int) -> None:
         with self._lock:

@@ -121,7 +121,7 @@ class Survey:
 
     def _name(self, located: Located) -> str:
         """From the tar header before the image, if it is the header of that key."""
-        offset = int(located.row["image_offset"]) - BLOCK_BYTES
+        offset = located.row["image_offset"] - BLOCK_BYTES
         try:
             key = key_in_header(self._store.read(located.shard, max(0, offset), BLOCK_BYTES), located.row)
         except DAMAGE:

@@ -1,11 +1,23 @@
 """From the loader's uint8 arrays to micro-batches on the device: the one place that knows both packages' batches."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from hjepa_shards import Batch as Loaded
 from hjepa_shards import DataConfig
 from hjepa_train.augment import augment
 from hjepa_train.objectives.base import Batch
+
+
+def page_locked(device: torch.device) -> Callable[[tuple[int, ...]], NDArray[np.uint8]] | None:
+    """Memory for the loader's batches from which the GPU copies by itself; None where any memory will do."""
+    if device.type != "cuda":
+        return None
+    return lambda shape: torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
 def to_micro_batches(
@@ -14,7 +26,7 @@ def to_micro_batches(
     """Consecutive parts of a rank's batch, augmented and normalised on the device; its buffers are free again."""
     rows = len(loaded.images)
     images = augment(
-        torch.from_numpy(loaded.images).to(device, non_blocking=True),
+        _moved(torch.from_numpy(loaded.images), device),
         torch.from_numpy(loaded.positions).to(device),
         seed=seed,
         horizontal_flip=config.augmentation.horizontal_flip,
@@ -35,3 +47,15 @@ def to_micro_batches(
         )
         for start in range(0, rows, micro_batch)
     ]
+
+
+def _moved(images: Tensor, device: torch.device) -> Tensor:
+    """On the device; `images` may be overwritten when this returns, though the GPU may still work on earlier steps."""
+    if device.type != "cuda":
+        return images.to(device)
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        moved = images.to(device, non_blocking=True)
+    stream.synchronize()  # waits for the copy alone
+    moved.record_stream(torch.cuda.current_stream(device))
+    return moved

@@ -7,11 +7,13 @@ the joined batch.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+Value = TypeVar("Value")
 
 
 def rank() -> int:
@@ -27,6 +29,14 @@ def world_size() -> int:
 def all_reduce(tensor: Tensor) -> Tensor:
     """The sum of every rank's `tensor`; backward sums every rank's gradient."""
     return _Sum.apply(tensor) if world_size() > 1 else tensor  # pyright: ignore[reportReturnType]
+
+
+def gather(value: Value) -> list[Value]:
+    """Every rank's `value`, by rank; anything that pickles."""
+    gathered: list[Any] = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(gathered, value)
+    return gathered
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ from hjepa_shards import (
 )
 from hjepa_train import checkpoint, schedules
 from hjepa_train.backbones import BACKBONES, Backbone, build_backbone
-from hjepa_train.data import to_micro_batches
+from hjepa_train.data import page_locked, to_micro_batches
 from hjepa_train.distributed import rank, world_size
 from hjepa_train.journal import truncate_metrics
 from hjepa_train.metrics import Alarms
@@ -133,7 +133,12 @@ def build_parts(config: RunConfig, num_steps: int, where: str) -> tuple[Backbone
     where: what to call the configuration in errors.
     """
     backbone_name, backbone_config, _ = _room(config.backbone, BACKBONES, f"{where}: backbone")
-    _, objective_config, objective = _room(config.objective, OBJECTIVES, f"{where}: objective")
+    name, objective_config, objective = _room(config.objective, OBJECTIVES, f"{where}: objective")
+    if config.data.augmentation.views != objective.num_views:
+        raise InputError(
+            f"{where}: data.augmentation.views: {objective.num_views} expected, for {name} takes so many crops of an "
+            f"image, {config.data.augmentation.views} found"
+        )
     size, seed = config.data.image_size, config.run.seed
     try:
         backbone = build_backbone(backbone_name, backbone_config, size, seed=seed)
@@ -210,6 +215,8 @@ def _train(
                 state=saved.state["loader"] if saved else None,
                 accept_mixture=accept_mixture,
                 accept_content=accept_content,
+                allocate=page_locked(device),
+                stops_alone=world_size() == 1,
             )
         )
         truncate_metrics(folder / "metrics.jsonl", start - 1)

@@ -16,7 +16,7 @@ import torch
 
 from hjepa_shards import Batch as Loaded
 from hjepa_shards import InputError, Loader, derive_key, source_shares
-from hjepa_train.distributed import average_gradients, rank
+from hjepa_train.distributed import average_gradients, gather, rank, world_size
 from hjepa_train.metrics import Alarms
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.optim import set_rates
@@ -77,6 +77,9 @@ def fit(
         optimizer.step()
         objective.after_step(step)
         log.advance()
+        saving = (step + 1) % schedule.save_every == 0 or step + 1 == stop
+        if world_size() > 1 and (logging or saving):  # the same on all ranks
+            loader.merge_damage(gather(loader.damaged))
         if logging:
             numbers = to_floats(metrics) | diagnosis
             _refuse_nonsense(step, numbers["loss"])
@@ -90,7 +93,7 @@ def fit(
             }
             log.write(row)
         asked_to_stop = stopping()
-        if (step + 1) % schedule.save_every == 0 or step + 1 == stop or asked_to_stop:
+        if saving or asked_to_stop:
             save(step + 1, loaded)
         if asked_to_stop:
             return step + 1

@@ -36,6 +36,9 @@ class Batch:
 class Objective(nn.Module, ABC):
     """One way to train a backbone: its heads, its targets, its loss."""
 
+    num_views = 1
+    """Crops of an image that it takes (data.augmentation.views)."""
+
     @abstractmethod
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """(scalar loss, detached metrics); "loss_B" is each image's own loss, which the trainer groups by source."""

@@ -51,6 +51,9 @@ class Server(ThreadingHTTPServer):
         self.requests: list[tuple[str, str | None, str | None]] = []
         """(path, Range, If-Range) of each."""
         self.over = threading.Event()
+        self.busy: list[str] = []
+        self.side_by_side = 0
+        """The most requests for indexes that were under way at once."""
 
     def url(self, name: str = "") -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/{name}"
@@ -68,6 +71,11 @@ class _Handler(BaseHTTPRequestHandler):
         asked, condition = self.headers["Range"], self.headers["If-Range"]
         self.server.requests.append((self.path, asked, condition))
         answer = self.server.script.pop(0) if self.server.script else self.server.otherwise
+        if self.path.endswith(".index"):
+            self.server.busy.append(self.path)
+            self.server.side_by_side = max(self.server.side_by_side, len(self.server.busy))
+            self.server.over.wait(answer.pause_s)
+            self.server.busy.remove(self.path)
         self.close_connection = True
         path = self.path.removeprefix("/")
         data = self.server.files.get(path, self.server.files.get(path.rpartition("/")[2]))

@@ -22,6 +22,7 @@ FINE = Examination(
     versions={"torch": "2.15.0+cu130"},
     decoders=(Speed(name="simplejpeg", images_per_s=900), Speed(name="simplejpeg, as built", images_per_s=3000)),
     encoders=(Speed(name="turbo", images_per_s=500),),
+    resizers=(Speed(name="hjepa's own", images_per_s=15_000), Speed(name="OpenCV", images_per_s=7_000)),
     cores=Cores(machine=64, allowed=64, quota=None),
     memory=Memory(machine=256 * 2**30, limit=None),
     open_files=OpenFiles(soft=65536, hard=65536),
@@ -61,6 +62,11 @@ def test_there_is_nothing_to_advise_on_a_good_machine() -> None:
         ({"gpus": (), "torch": CPU_TORCH}, "configs/quickstart.yaml", "no GPU"),
         ({"versions": FINE.versions | {"pillow-simd": "9.5"}}, "--encoder pillow-simd", "other bytes"),
         ({"decoders": (Speed(name="simplejpeg", images_per_s=None, remark="boom"),)}, "simplejpeg", "boom"),
+        (
+            {"resizers": (Speed(name="hjepa's own", images_per_s=None, remark="not compiled"),)},
+            "a C compiler",
+            "OpenCV",
+        ),
     ],
 )
 def test_each_trouble_has_its_advice_with_a_reason(changes: dict[str, Any], what: str, why: str) -> None:
@@ -120,7 +126,7 @@ def test_the_examination_of_this_machine(command: Command, tmp_path: Path, monke
     assert code == 0
     found = json.loads(out)
     assert {"python", "numpy", "simplejpeg", "torch"} <= set(found["versions"])
-    assert all(speed["images_per_s"] or speed["remark"] for speed in found["decoders"])
+    assert all(speed["images_per_s"] or speed["remark"] for speed in found["decoders"] + found["resizers"])
     assert {speed["name"] for speed in found["decoders"]} >= {"simplejpeg", "OpenCV", "Pillow", "torchvision"}
     assert all(speed["images_per_s"] > 5 for speed in found["encoders"])
     code, out, _ = command("doctor", "--folder", tmp_path)

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import shutil
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +60,23 @@ def in_one_process(root: Path, num: int) -> tuple[list[tuple[int, ...]], str]:
     return rows, f"{batch.proof:032x}"
 
 
+def damage(root: Path, places: Mapping[str, Iterable[tuple[int, int]]]) -> Path:
+    """Break the images of (shard, row) of each source."""
+    for source, rows in places.items():
+        folder = root / source / "train"
+        manifest = load_manifest(folder)
+        for shard, place in rows:
+            path = folder / manifest.shard_name(shard)
+            row = Sidecar(path.with_name(path.name + ".index")).row(place)
+            flip(path, row["image_offset"] + row["image_bytes"] // 2)
+    return root
+
+
 @pytest.fixture
 def damaged(shards: Path, tmp_path: Path) -> Path:
     """Three samples of digits (of 200) and one of photos (of 100) are broken, in different shards."""
     root = Path(shutil.copytree(shards, tmp_path / "shards"))
-    for source, places in {"digits": ((0, 3), (1, 40), (3, 7)), "photos": ((1, 5),)}.items():
-        folder = root / source / "train"
-        manifest = load_manifest(folder)
-        for shard, place in places:
-            path = folder / manifest.shard_name(shard)
-            row = Sidecar(path.with_name(path.name + ".index")).row(place)
-            flip(path, int(row["image_offset"]) + int(row["image_bytes"]) // 2)
-    return root
+    return damage(root, {"digits": ((0, 3), (1, 40), (3, 7)), "photos": ((1, 5),)})
 
 
 def test_any_ranks_follow_any_others(shards: Path, tmp_path: Path) -> None:

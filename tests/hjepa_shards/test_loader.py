@@ -10,9 +10,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from hjepa_shards import loader as loader_module
+from hjepa_shards import reader
 from hjepa_shards import store as store_module
 from hjepa_shards.batch import Batch
 from hjepa_shards.build import build
@@ -95,6 +97,49 @@ def test_large_jpegs_are_decoded_smaller(tmp_path: Path, sides: tuple[int, int],
             assert np.array_equal(image, expected)
             alike += 1
     assert alike >= 4
+
+
+def test_several_views_of_an_image_are_crops_of_one_decode(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    augmentation = {"crop_scale": (0.1, 1.0), "views": 3}
+    mixture = mix(shards, augmentation=augmentation)
+    decoded = []
+    real = reader.decode
+    monkeypatch.setattr(reader, "decode", lambda *arguments: decoded.append(arguments[3]) or real(*arguments))
+    with open_loader(mixture, seed=5, global_batch=24) as loader:
+        batch = next(loader)
+        assert batch.images.shape == (24, 3, 16, 16, 3)
+        num_decoded, readers = len(decoded), loader._readers
+        for i, (entry, sample) in enumerate(zip(batch.entries.tolist(), batch.samples.tolist(), strict=True)):
+            located = readers[entry].locate(sample)
+            sizes = np.array([located.width]), np.array([located.height])
+            crops = [
+                fitted(random_crops(5, batch.positions[i : i + 1], *sizes, mixture.config.augmentation, view), 16)
+                for view in range(3)
+            ]
+            shrink = min(int(shrinks[0]) for _, shrinks in crops)
+            pixels = readers[entry].pixels(located, shrink=shrink)
+            for image, ([crop], _) in zip(batch.images[i], crops, strict=True):
+                expected = np.empty_like(image)
+                crop_into(expected, pixels, crop // shrink if pixels.shape[0] < located.height else crop)
+                assert np.array_equal(image, expected)
+    assert num_decoded <= 3 * 24, "three batches are under way, each image decoded once"
+    assert not np.array_equal(batch.images[:, 0], batch.images[:, 1])
+
+
+def test_batches_lie_in_the_memory_that_is_handed_in(shards: Path) -> None:
+    memory: list[NDArray[np.uint8]] = []
+
+    def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        memory.append(np.empty(shape, np.uint8))
+        return memory[-1]
+
+    expected = delivered(opener(mix(shards)), 120, global_batch=24)
+    assert delivered(lambda **more: opener(mix(shards))(**more, allocate=allocate), 120, global_batch=24) == expected
+    with open_loader(mix(shards), seed=5, global_batch=24, allocate=allocate) as loader:
+        held = memory[-3:]
+        for _ in range(5):
+            images = next(loader).images
+            assert sum(np.shares_memory(images, part) for part in held) == 1
 
 
 def test_any_number_of_threads_gives_the_same_batches(shards: Path) -> None:

@@ -18,7 +18,9 @@ from hjepa_shards.errors import InputError, ShardError, TooMuchDamage
 from hjepa_shards.loader import open_loader
 from hjepa_shards.manifest import load_manifest
 from hjepa_shards.mixture import Mixture
+from hjepa_shards.sidecar import HEADER_BYTES, ROW
 from hjepa_shards.sources import remote
+from hjepa_shards.stages import Traffic
 from hjepa_shards.writer import sha256_of
 from tests.hjepa_shards.bad_server import Answer, Server, serving
 from tests.hjepa_shards.test_loader import mix
@@ -195,6 +197,63 @@ def test_a_shard_cut_short_at_the_origin_is_damage(shards: Path, server: Server,
     (local / name).write_bytes(cut)
     server.files[name] = cut
     assert run_of(at(server.url()), steps=4) == run_of(at(str(local)), steps=4)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_damaged_index_at_the_origin_is_damage_row_by_row(
+    shards: Path, server: Server, tmp_path: Path, cached: bool
+) -> None:
+    """As in a folder: the samples of other rows are shown."""
+    with open_loader(at(str(shards)), seed=3, global_batch=BATCH) as loader:
+        batch = next(loader)
+        drawn = int(batch.samples[batch.entries == 1][0])
+    manifest = load_manifest(shards / "photos/train")
+    ends = np.cumsum(manifest.shard_samples)
+    shard = int(np.searchsorted(ends, drawn, side="right"))
+    row = drawn - int(ends[shard] - manifest.shard_samples[shard])
+    name = f"photos/train/{manifest.shard_name(shard)}.index"
+    local = Path(shutil.copytree(shards, tmp_path / "shards"))
+    flip(local / name, HEADER_BYTES + row * ROW.itemsize + 9)
+    server.files[name] = (local / name).read_bytes()
+    cache = tmp_path / "cache" if cached else None
+    found = run_of(at(server.url(), cache), steps=4)
+    assert found == run_of(at(str(local)), steps=4)
+    assert found != run_of(at(str(shards)), steps=4), "nothing was damaged"
+    with open_loader(at(server.url(), cache), seed=3, global_batch=BATCH) as loader:
+        for _ in range(4):
+            next(loader)
+        [(sample, reason)] = loader.damaged["photos"].items()
+    assert sample == drawn
+    assert name in reason
+    assert f"row {row} " in reason
+
+
+def test_indexes_come_side_by_side(server: Server) -> None:
+    server.otherwise = Answer(pause_s=0.05)
+    run_of(at(server.url()), steps=1)
+    assert server.side_by_side > 2
+
+
+def test_the_loader_counts_what_came_from_where(shards: Path, server: Server, tmp_path: Path) -> None:
+    def traffic_of(mixture: Mixture) -> Traffic:
+        with open_loader(mixture, seed=3, global_batch=BATCH) as loader:
+            for _ in range(STEPS):
+                next(loader)
+            return loader.stats().traffic
+
+    assert traffic_of(at(str(shards))) == Traffic()
+    by_range = traffic_of(at(server.url()))
+    assert by_range.ranges >= STEPS * BATCH
+    assert (by_range.cached, by_range.shards) == (0, 0)
+    asked = [part.removeprefix("bytes=").split("-") for _, part in shard_requests(server) if part]
+    assert 0 < by_range.num_bytes <= sum(int(last) - int(first) + 1 for first, last in asked)
+    cold = traffic_of(at(server.url(), tmp_path / "cache"))
+    assert cold.shards == 8
+    manifests = [load_manifest(shards / name / "train") for name in ("digits", "photos")]
+    assert cold.num_bytes >= sum(int(manifest.shard_bytes.sum()) for manifest in manifests)
+    warm = traffic_of(at(server.url(), tmp_path / "cache"))
+    assert (warm.ranges, warm.shards, warm.num_bytes) == (0, 0, 0)
+    assert warm.cached >= STEPS * BATCH
 
 
 @pytest.mark.parametrize(

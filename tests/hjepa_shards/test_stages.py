@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from hjepa_shards import decode, loader
+from hjepa_shards import decode, filling
 from hjepa_shards.loader import open_loader
-from hjepa_shards.stages import WORK, LoaderStats
+from hjepa_shards.stages import WORK, LoaderStats, Traffic
 from tests.hjepa_shards.test_loader import mix
 
 
@@ -44,7 +44,7 @@ def test_what_limits_is_named(shards: Path, monkeypatch: pytest.MonkeyPatch) -> 
         time.sleep(0.005)
         return decode.crop_into(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loader, "crop_into", slow)
+    monkeypatch.setattr(filling, "crop_into", slow)
     with open_loader(mix(shards, threads=2), seed=5, global_batch=24) as opened:
         for _ in islice(opened, 10):
             pass
@@ -60,6 +60,7 @@ def test_the_line_says_how_busy_the_threads_are() -> None:
         threads=2,
         stages=stages,
         waited_s=9,
+        traffic=Traffic(),
         sources={},  # type: ignore[arg-type]
     )
     assert stats.limit == "decode-bound: 2 threads at 97%, 80% of it decode"

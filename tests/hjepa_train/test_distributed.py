@@ -1,9 +1,13 @@
+import shutil
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from hjepa_train.distributed import all_reduce, average_gradients, rank, world_size
+from hjepa_shards import TooMuchDamage, open_loader
+from hjepa_train.distributed import all_reduce, average_gradients, gather, rank, world_size
+from tests.hjepa_shards.test_elastic import damage
+from tests.hjepa_shards.test_loader import mix
 from tests.processes import start_ranks
 
 
@@ -51,3 +55,41 @@ def test_two_ranks_sum_values_and_gradients_and_average_parameters(tmp_path: Pat
         assert found["averages"][0].tolist() == [1, 2]
         assert found["averages"][1].tolist() == [0.5, 0.5, 0.5]
         assert found["frozen"] is None
+
+
+def damage_main(number: int, folder: str) -> None:
+    """Both ranks read damaged shards and tell each other behind every second batch what they found."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
+    heard: list[object] = []
+    with open_loader(
+        mix(f"{folder}/shards"), seed=3, global_batch=32, rank=number, world=2, stops_alone=False
+    ) as loader:
+        try:
+            for step in range(200):
+                batch = next(loader)
+                if step % 2:
+                    found = {name: sorted(samples) for name, samples in loader.damaged.items()}
+                    loader.merge_damage(gather(loader.damaged))
+                    heard.append((step, found, loader.state_dict(batch)["damaged"]))
+        except TooMuchDamage as error:
+            heard.append((step, str(error)))
+    torch.save(heard, f"{folder}/{number}.pt")
+    dist.destroy_process_group()
+
+
+def test_all_ranks_list_the_same_damage_and_stop_at_the_same_step(shards: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(shards, tmp_path / "shards"))
+    damage(root, {"digits": [(shard, row) for shard in range(4) for row in range(0, 40, 14)]})
+    start_ranks(damage_main, tmp_path)
+    first, second = (torch.load(tmp_path / f"{number}.pt") for number in (0, 1))
+    assert first[-1] == second[-1], "they stop at the same step and say the same"
+    assert "damaged samples found, 10 allowed" in first[-1][1]
+    assert len(first) > 2
+    together = 0
+    for (step, mine, ours), (other_step, theirs, also_ours) in zip(first[:-1], second[:-1], strict=True):
+        assert (step, ours) == (other_step, also_ours)
+        for name in ours:
+            assert ours[name] == sorted(set(mine.get(name, [])) | set(theirs.get(name, [])))
+            together += mine.get(name) != theirs.get(name)
+    assert together, "no rank had found what the other had not"

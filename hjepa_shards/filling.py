@@ -1,0 +1,166 @@
+"""The samples of a batch -> crops of them in its memory: located, read together, decoded, cropped.
+
+A damaged sample is replaced by rule (DAMAGE in reader.py, `Plan.replacement`): attempt a = 1..16 looks at a keyed place
+of the same window. The replacement is a function of position and bytes alone.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hjepa_shards.crop import AugmentationConfig, random_crops
+from hjepa_shards.decode import crop_into, fitted
+from hjepa_shards.errors import TooMuchDamage
+from hjepa_shards.plan import Plan, Planned
+from hjepa_shards.reader import DAMAGE, Located, SampleReader
+from hjepa_shards.stages import lap
+
+_ATTEMPTS = 16
+_READ_AT_ONCE = 1 << 20
+"""Bytes of images that a thread holds as they are stored."""
+
+Crops = tuple[list[list[int]], int]
+"""One a view, and how much smaller the image may be decoded for all of them (decode.py)."""
+
+
+@final
+@dataclass(kw_only=True, slots=True)
+class Draft:
+    """A batch being filled by several threads; each task writes its own rows."""
+
+    position: int
+    plan: Plan
+    planned: Planned
+    images: NDArray[np.uint8]
+    """[n, views, R, R, 3]"""
+    sources: list[int] = field(init=False)
+    wanted: list[int] = field(init=False)
+    """The sample planned for each row."""
+    labels: NDArray[np.int64] = field(init=False)
+    samples: NDArray[np.int64] = field(init=False)
+    """The sample that is shown."""
+    num_bytes: NDArray[np.int64] = field(init=False)
+    damage: list[tuple[str, int, str]] = field(default_factory=list)
+    """(entry, sample, what is wrong with it)"""
+    tasks: list[Future[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sources, self.wanted = self.planned.source.tolist(), self.planned.sample.tolist()
+        self.labels, self.samples, self.num_bytes = np.empty((3, len(self.wanted)), np.int64)
+
+    def report(self, entry: int, sample: int, error: Exception) -> None:
+        self.damage.append((self.plan.entries[entry].name, sample, str(error)))
+
+
+@final
+class Filler:
+    """Fills rows of drafts. Safe to use from many threads."""
+
+    def __init__(
+        self, readers: Sequence[SampleReader], image_size: int, augmentation: AugmentationConfig, lock: threading.Lock
+    ) -> None:
+        """lock: of plans, which keep a few windows."""
+        self._readers = readers
+        self._image_size, self._augmentation = image_size, augmentation
+        self._lock = lock
+
+    def fill(self, draft: Draft, start: int, stop: int) -> None:
+        """Rows [start, stop). TooMuchDamage where a sample and all its replacements are damaged."""
+        lap("idle")
+        rows = range(start, stop)
+        located = self._locate(draft, rows)
+        crops = self._crops(draft, rows, located)
+        for piece in _pieces(located):
+            gathered = self._gather(draft, start, located, piece)
+            lap("read")
+            for i, data in zip(piece, gathered, strict=True):  # one after the other: pixels stay in the cache
+                found, row = located[i], start + i
+                if not (found and self._show(draft, row, draft.wanted[row], found, crops[i], data)):
+                    self._show_replacement(draft, row)
+
+    def _locate(self, draft: Draft, rows: range) -> list[Located | None]:
+        """None where the index of its shard is damaged."""
+        located: list[Located | None] = [None] * len(rows)
+        for entry in set(draft.sources[rows.start : rows.stop]):
+            mine = [row for row in rows if draft.sources[row] == entry]
+            found = self._readers[entry].locate_many([draft.wanted[row] for row in mine])
+            for row, one in zip(mine, found, strict=True):
+                if isinstance(one, Located):
+                    located[row - rows.start] = one
+                else:
+                    draft.report(entry, draft.wanted[row], one)
+        return located
+
+    def _crops(self, draft: Draft, rows: range, located: Sequence[Located | None]) -> list[Crops]:
+        """Any where the sample could not be located."""
+        positions = draft.planned.position[rows.start : rows.stop]
+        sizes = np.array([(found.width, found.height) if found else (1, 1) for found in located], np.int64)
+        views, shrinks = [], []
+        for view in range(draft.images.shape[1]):
+            crops = random_crops(draft.plan.seed, positions, sizes[:, 0], sizes[:, 1], self._augmentation, view)
+            crops, shrink = fitted(crops, self._image_size)
+            views.append(crops.tolist())
+            shrinks.append(shrink)
+        return list(zip(map(list, zip(*views, strict=True)), np.min(shrinks, 0).tolist(), strict=True))
+
+    def _gather(self, draft: Draft, start: int, located: Sequence[Located | None], piece: range) -> list[bytes | None]:
+        """Images as they are stored; None for those that are to be read by themselves."""
+        gathered: list[bytes | None] = [None] * len(piece)
+        for entry in set(draft.sources[start + piece.start : start + piece.stop]):
+            mine = [(i, found) for i in piece if (found := located[i]) and draft.sources[start + i] == entry]
+            for (i, _), data in zip(mine, self._readers[entry].gather([found for _, found in mine]), strict=True):
+                gathered[i - piece.start] = data
+        return gathered
+
+    def _show(
+        self, draft: Draft, row: int, sample: int, located: Located, crops: Crops, data: bytes | None = None
+    ) -> bool:
+        """Put a sample's crops into their places. False where its bytes are damaged."""
+        entry, (views, shrink) = draft.sources[row], crops
+        try:
+            pixels = self._readers[entry].pixels(located, data, shrink)
+        except DAMAGE as error:
+            draft.report(entry, sample, error)
+            return False
+        is_smaller = pixels.shape[0] < located.height
+        for slot, crop in zip(draft.images[row], views, strict=True):
+            crop_into(slot, pixels, [side // shrink for side in crop] if is_smaller else crop)
+        draft.samples[row], draft.labels[row], draft.num_bytes[row] = sample, located.label, located.num_bytes
+        lap("resize")
+        return True
+
+    def _show_replacement(self, draft: Draft, row: int) -> None:
+        """The first of the sample's replacements that is not damaged."""
+        entry, draw = draft.sources[row], int(draft.planned.draw[row])
+        for attempt in range(1, _ATTEMPTS + 1):
+            with self._lock:
+                sample = draft.plan.replacement(entry, draw, attempt)
+            [located] = self._readers[entry].locate_many([sample])
+            if not isinstance(located, Located):
+                draft.report(entry, sample, located)
+                continue
+            [crops] = self._crops(draft, range(row, row + 1), [located])
+            if self._show(draft, row, sample, located, crops):
+                return
+        *_, (name, _, reason) = draft.damage
+        raise TooMuchDamage(
+            f"{name}: sample {draft.wanted[row]} and its {_ATTEMPTS} replacements are all damaged, the last because "
+            f"{reason.partition('; run')[0]}; run `hjepa-shards verify`"
+        )
+
+
+def _pieces(located: Sequence[Located | None]) -> Iterator[range]:
+    """Ranges of samples that are read at once."""
+    start = held = 0
+    for i, found in enumerate(located):
+        num_bytes = found.num_bytes if found else 0
+        if i > start and held + num_bytes > _READ_AT_ONCE:
+            yield range(start, i)
+            start, held = i, 0
+        held += num_bytes
+    yield range(start, len(located))
