@@ -120,7 +120,7 @@ def webdataset_prepare(images: list[Path], data: Path) -> None:
 
     with webdataset.ShardWriter(f"{data}/%06d.tar", maxcount=PER_SHARD, verbose=0) as writer:
         for number, path in enumerate(images):
-            writer.write({"__key__": f"{number:08}", "img": path.read_bytes(), "cls": b"0"})
+            writer.write({"__key__": f"{number:08}", "img": path.read_bytes(), "cls": b"%d" % number})
 
 
 def webdataset_batches(decode: Callable[[bytes], Any], transform: Callable[[int], Callable[[Any], Any]]) -> Any:
@@ -147,8 +147,8 @@ def streaming_prepare(images: list[Path], data: Path) -> None:
     from streaming import MDSWriter
 
     with MDSWriter(out=str(data / "mds"), columns={"image": "bytes", "label": "int"}) as writer:
-        for path in images:
-            writer.write({"image": path.read_bytes(), "label": 0})
+        for number, path in enumerate(images):
+            writer.write({"image": path.read_bytes(), "label": number})
 
 
 def streaming_batches(data: Path, size: int, workers: int) -> Iterator[Any]:
@@ -170,7 +170,7 @@ def streaming_batches(data: Path, size: int, workers: int) -> Iterator[Any]:
 
 
 def as_it_is(path: str) -> Any:
-    return {"image": Path(path).read_bytes(), "label": 0}
+    return {"image": Path(path).read_bytes(), "label": int(Path(path).stem)}
 
 
 def litdata_prepare(images: list[Path], data: Path) -> None:
@@ -298,7 +298,7 @@ def ffcv_batches(data: Path, size: int, workers: int) -> Iterator[Any]:
     return chain.from_iterable(repeat(loader))
 
 
-TORCH = ("torch!=2.13.0", "torchvision", "webdataset")
+TORCH = ("torch!=2.13.0", "torchvision", "webdataset", "torchdata")
 PEERS = {
     "hjepa": Peer((), hjepa_prepare, hjepa_batches),
     "webdataset-pillow": Peer(TORCH, webdataset_prepare, webdataset_batches(from_bytes, of_pillow)),

@@ -25,9 +25,10 @@ from hjepa_shards.fetch import Patience, Watcher
 from hjepa_shards.files import exclusive, sync_folder, write_atomically
 from hjepa_shards.index import index_tars
 from hjepa_shards.loader import Loader, open_loader
-from hjepa_shards.manifest import Manifest, built_splits, load_manifest
+from hjepa_shards.manifest import Manifest, load_manifest
 from hjepa_shards.mixfile import MixtureFile, parse_source, write_mixture
 from hjepa_shards.mixture import DataConfig, Mixture, SourceConfig, load_mixture, load_mixture_file
+from hjepa_shards.places import manifest_at, place_of, splits_at
 from hjepa_shards.plan import Plan, Planned, order_proof
 from hjepa_shards.rawcheck import check_raw_files, check_raw_splits
 from hjepa_shards.report import write_report
@@ -77,7 +78,6 @@ __all__ = [
     "TooMuchDamage",
     "Watcher",
     "build",
-    "built_splits",
     "check_raw_files",
     "check_raw_splits",
     "console",
@@ -93,17 +93,20 @@ __all__ = [
     "load_mixture",
     "load_mixture_file",
     "load_yaml",
+    "manifest_at",
     "open_loader",
     "order_proof",
     "overridden",
     "parse",
     "parse_source",
     "permutation",
+    "place_of",
     "plan_state",
     "read_split",
     "run_app",
     "source_shares",
     "space_needed",
+    "splits_at",
     "sync_folder",
     "verify",
     "write_atomically",

@@ -30,8 +30,8 @@ static void read_all(Read *reads, Py_ssize_t count) {
 /* preads([(descriptor, offset, size), ...]) -> [bytes, or None where it could not be read or ends before] */
 static PyObject *preads(PyObject *module, PyObject *wanted) {
     (void)module;
-    Py_ssize_t count = PyList_Size(wanted); /* TypeError where it is no list */
-    if (count < 0) return NULL;
+    if (!PyList_Check(wanted)) return PyErr_Format(PyExc_TypeError, "a list expected");
+    Py_ssize_t count = PyList_Size(wanted);
     Read *reads = PyMem_Calloc((size_t)count + 1, sizeof(Read));
     if (!reads) return PyErr_NoMemory();
     PyObject *found = PyList_New(count);

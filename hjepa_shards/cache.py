@@ -168,6 +168,10 @@ class ShardCache:
             yield
 
 
+def shard_cache(config: CacheConfig | None) -> ShardCache | None:
+    return ShardCache(config.folder.expanduser(), int(config.gigabytes * 1e9)) if config else None
+
+
 class _NotWhatWasAskedForError(Exception):
     """Other bytes came."""
 

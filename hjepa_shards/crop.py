@@ -5,6 +5,8 @@ counter-based with the *position* as counter: the same crop for the same positio
 and for any view of the image an independent one.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
@@ -65,25 +67,39 @@ def random_crops(
     halves = words[:, :_ATTEMPTS].copy().view(np.uint32).reshape(num, _ATTEMPTS, 2) * 2.0**-32
     low, high = config.crop_scale
     area = (widths * heights)[:, None] * (low + (high - low) * halves[..., 0])
-    low, high = np.log(config.crop_ratio)
+    low, high = _logarithms(config.crop_ratio)
     ratio = np.exp(low + (high - low) * halves[..., 1])
     crop_w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
     crop_h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
     fits = (crop_w > 0) & (crop_h > 0) & (crop_w <= widths[:, None]) & (crop_h <= heights[:, None])
     rows, first = np.arange(num), fits.argmax(1)
-    fallback = central_crops(widths, heights, config.crop_ratio)
-    place = words[:, _ATTEMPTS:] >> np.uint64(33)  # 31 bits: the products below stay within int64
-    w, h = crop_w[rows, first], crop_h[rows, first]
-    top = (place[:, 0].astype(np.int64) * (heights - h + 1)) >> 31
-    left = (place[:, 1].astype(np.int64) * (widths - w + 1)) >> 31
-    return np.where(fits.any(1)[:, None], np.stack([top, left, h, w], 1), fallback)
+    place = (words[:, _ATTEMPTS:] >> np.uint64(33)).astype(np.int64)  # 31 bits: the products below stay within int64
+    crops = np.empty((num, 4), np.int64)
+    crops[:, 2], crops[:, 3] = crop_h[rows, first], crop_w[rows, first]
+    crops[:, 0] = (place[:, 0] * (heights - crops[:, 2] + 1)) >> 31
+    crops[:, 1] = (place[:, 1] * (widths - crops[:, 3] + 1)) >> 31
+    none = ~fits[rows, first]
+    if none.any():
+        crops[none] = central_crops(widths[none], heights[none], config.crop_ratio)
+    return crops
+
+
+@lru_cache
+def _logarithms(ratios: tuple[float, float]) -> tuple[float, float]:
+    low, high = np.log(ratios)
+    return float(low), float(high)
+
+
+@lru_cache
+def _key(seed: int) -> int:
+    return derive_key(seed, "crop")
 
 
 def _words(seed: int, positions: NDArray[np.int64], view: int) -> NDArray[np.uint64]:
     """Raw words [n, 12]; positions lie close together, so one generator covers them all."""
     first = int(positions.min())
     span = int(positions.max()) - first + 1
-    words = philox_words(derive_key(seed, "crop"), span * _WORDS, counter=first * _BLOCKS, stream=view)
+    words = philox_words(_key(seed), span * _WORDS, counter=first * _BLOCKS, stream=view)
     return words.reshape(span, _WORDS)[positions - first]
 
 

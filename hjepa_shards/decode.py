@@ -25,6 +25,8 @@ except ImportError:  # no compiler where this was installed, or a processor that
 cv2.setNumThreads(0)  # the loader's threads are the parallelism
 
 
+PLAIN = frozenset({int(Colour.GRAY), int(Colour.RGB)})
+"""Colours that fast decoders get right."""
 _SHRINKS = np.array([1, 1, 2, 2, 4, 4, 4, 4, 8])
 """By how many times a crop is larger than asked for. Other scales of the inverse DCT are slower than none."""
 
@@ -35,7 +37,7 @@ def decode(data: bytes, colour: int, orientation: int, shrink: int = 1) -> NDArr
     colour, orientation: as in the sidecar; the codec is read from the magic bytes.
     shrink: 2, 4 or 8: [ceil(H / shrink), ceil(W / shrink), 3] instead where that is cheap, which it is for most JPEGs.
     """
-    plain = colour in (Colour.GRAY, Colour.RGB) and orientation == 1
+    plain = colour in PLAIN and orientation == 1
     codec = codec_of(data)
     if plain and codec == Codec.JPEG:
         with contextlib.suppress(ValueError):
@@ -61,7 +63,7 @@ def fitted(crops: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDAr
     Where an image may be smaller its crop loses what does not fill a pixel there: at most 7 rows and columns.
     """
     shrinks = _SHRINKS[np.minimum(crops[:, 2:].min(1) // size, 8)]
-    return crops // shrinks[:, None] * shrinks[:, None], shrinks
+    return (crops if shrinks.max() == 1 else crops // shrinks[:, None] * shrinks[:, None]), shrinks
 
 
 def crop_into(slot: NDArray[np.uint8], pixels: NDArray[np.uint8], crop: Iterable[int]) -> None:

@@ -17,7 +17,7 @@ from hjepa_shards.crop import AugmentationConfig, random_crops
 from hjepa_shards.decode import crop_into, fitted
 from hjepa_shards.errors import TooMuchDamage
 from hjepa_shards.plan import Plan, Planned
-from hjepa_shards.reader import DAMAGE, Located, SampleReader
+from hjepa_shards.reader import DAMAGE, Located, SampleReader, small_pixels
 from hjepa_shards.stages import lap
 
 _ATTEMPTS = 16
@@ -41,17 +41,17 @@ class Draft:
     sources: list[int] = field(init=False)
     wanted: list[int] = field(init=False)
     """The sample planned for each row."""
-    labels: NDArray[np.int64] = field(init=False)
-    samples: NDArray[np.int64] = field(init=False)
+    samples: list[int] = field(init=False)
     """The sample that is shown."""
-    num_bytes: NDArray[np.int64] = field(init=False)
+    labels: list[int] = field(init=False)
+    num_bytes: list[int] = field(init=False)
     damage: list[tuple[str, int, str]] = field(default_factory=list)
     """(entry, sample, what is wrong with it)"""
     tasks: list[Future[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sources, self.wanted = self.planned.source.tolist(), self.planned.sample.tolist()
-        self.labels, self.samples, self.num_bytes = np.empty((3, len(self.wanted)), np.int64)
+        self.samples, self.labels, self.num_bytes = ([0] * len(self.wanted) for _ in range(3))
 
     def report(self, entry: int, sample: int, error: Exception) -> None:
         self.damage.append((self.plan.entries[entry].name, sample, str(error)))
@@ -78,9 +78,11 @@ class Filler:
         for piece in _pieces(located):
             gathered = self._gather(draft, start, located, piece)
             lap("read")
-            for i, data in zip(piece, gathered, strict=True):  # one after the other: pixels stay in the cache
+            decoded = small_pixels(located[piece.start : piece.stop], gathered)
+            lap("decode")
+            for i, data, pixels in zip(piece, gathered, decoded, strict=True):  # in turn: pixels stay in the cache
                 found, row = located[i], start + i
-                if not (found and self._show(draft, row, draft.wanted[row], found, crops[i], data)):
+                if not (found and self._show(draft, row, draft.wanted[row], found, crops[i], data, pixels)):
                     self._show_replacement(draft, row)
 
     def _locate(self, draft: Draft, rows: range) -> list[Located | None]:
@@ -118,12 +120,20 @@ class Filler:
         return gathered
 
     def _show(
-        self, draft: Draft, row: int, sample: int, located: Located, crops: Crops, data: bytes | None = None
+        self,
+        draft: Draft,
+        row: int,
+        sample: int,
+        located: Located,
+        crops: Crops,
+        data: bytes | None = None,
+        pixels: NDArray[np.uint8] | None = None,
     ) -> bool:
         """Put a sample's crops into their places. False where its bytes are damaged."""
         entry, (views, shrink) = draft.sources[row], crops
         try:
-            pixels = self._readers[entry].pixels(located, data, shrink)
+            if pixels is None:
+                pixels = self._readers[entry].pixels(located, data, shrink)
         except DAMAGE as error:
             draft.report(entry, sample, error)
             return False

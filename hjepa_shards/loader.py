@@ -13,29 +13,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hjepa_shards.batch import Batch
-from hjepa_shards.cache import ShardCache
+from hjepa_shards.cache import shard_cache
 from hjepa_shards.counting import exact_weights
 from hjepa_shards.crop import AugmentationConfig
 from hjepa_shards.errors import InputError, TooMuchDamage
 from hjepa_shards.filling import Draft, Filler
-from hjepa_shards.manifest import Manifest
 from hjepa_shards.mixture import Mixture
-from hjepa_shards.places import Place
 from hjepa_shards.plan import Plan, add_proofs, order_proof, slice_size
 from hjepa_shards.prefetch import Prefetcher
 from hjepa_shards.reader import SampleReader
-from hjepa_shards.remote_store import RemoteStore
+from hjepa_shards.remote_store import RemoteStore, store_at
 from hjepa_shards.shares import source_shares
 from hjepa_shards.stages import LoaderStats, StageTimes, Traffic
 from hjepa_shards.state import load_state, resume, state_dict
-from hjepa_shards.store import LocalStore, Store
 from hjepa_shards.threads import num_cores
 
 _TASK_SAMPLES = (8, 64)
@@ -211,15 +207,16 @@ class Loader:
             self.damaged.setdefault(name, {})[sample] = reason
         if self._stops_alone:
             self._stop_if_damaged()
-        names = [self.plan.entries[entry].name for entry in planned.source]
-        self._proof = add_proofs(self._proof, order_proof(planned.position, names, pending.samples))
+        names, samples = [entry.name for entry in self.plan.entries], np.array(pending.samples)
+        proof = order_proof(planned.position, [names[entry] for entry in pending.sources], samples)
+        self._proof = add_proofs(self._proof, proof)
         self._last = (pending.position + self._global_batch, self._proof)
-        self._images, self._bytes = self._images + len(pending.wanted), self._bytes + int(pending.num_bytes.sum())
+        self._images, self._bytes = self._images + len(samples), self._bytes + sum(pending.num_bytes)
         return Batch(
             images=pending.images if pending.images.shape[1] > 1 else pending.images[:, 0],
-            labels=pending.labels,
+            labels=np.array(pending.labels),
             entries=planned.source,
-            samples=pending.samples,
+            samples=samples,
             positions=planned.position,
             valid=np.ones(len(pending.wanted), np.bool_),
             position=pending.position,
@@ -242,21 +239,14 @@ class Loader:
 
 def open_readers(mixture: Mixture) -> list[SampleReader]:
     """One an entry. `close` them."""
-    asked = mixture.config.cache
-    cache = ShardCache(asked.folder.expanduser(), int(asked.gigabytes * 1e9)) if asked else None
+    cache = shard_cache(mixture.config.cache)
     with contextlib.ExitStack() as opened:  # all of them, or none is left open
         readers = []
         for place, manifest in zip(mixture.places, mixture.manifests, strict=True):
-            readers.append(SampleReader(_store(place, manifest, cache, len(mixture.places)), manifest))
+            readers.append(SampleReader(store_at(place, manifest, cache, len(mixture.places)), manifest))
             opened.callback(readers[-1].close)
         opened.pop_all()
     return readers
-
-
-def _store(place: Place, manifest: Manifest, cache: ShardCache | None, num_stores: int) -> Store:
-    if isinstance(place, Path):
-        return LocalStore(place, manifest, num_stores)
-    return RemoteStore(place, manifest, cache, num_stores)
 
 
 def open_loader(

@@ -1,17 +1,28 @@
 """Where a built split lies: a folder, or a URL that fsspec knows."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from hjepa_shards.errors import InputError
-from hjepa_shards.manifest import FILE_NAME, Manifest, load_manifest, parse_manifest
-from hjepa_shards.sources.remote import is_remote, remote_bytes, remote_info
+from hjepa_shards.manifest import FILE_NAME, Manifest, built_splits, load_manifest, parse_manifest
+from hjepa_shards.sources.remote import is_remote, remote_bytes, remote_exists, remote_info
 
 Place = Path | str
 """A folder, or the URL of one."""
+_USUAL_SPLITS = ("train", "val", "test")
 
 
 def place_of(root: str, source: str, split: str) -> Place:
     return f"{root.rstrip('/')}/{source}/{split}" if is_remote(root) else Path(root) / source / split
+
+
+def splits_at(root: str, source: str, names: Iterable[str] = ()) -> list[str]:
+    """The built splits of a source, sorted; at a URL, which cannot be listed, the usual ones and `names`."""
+    if not is_remote(root):
+        return built_splits(Path(root) / source)
+    return sorted(
+        name for name in {*_USUAL_SPLITS, *names} if remote_exists(f"{place_of(root, source, name)}/{FILE_NAME}")
+    )
 
 
 def manifest_at(place: Place) -> Manifest:

@@ -29,6 +29,10 @@ Written = tuple[int | tuple[tuple[str, str], ...], ...]
 """Weights as the configuration has them, one an entry: whole numbers in lowest terms, or knots of a staircase."""
 
 
+_AT_ONCE = 1024
+"""Positions that a loader plans at once."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Planned:
     """Samples to deliver, in order: int64[n] each."""
@@ -84,6 +88,7 @@ class Plan:
         self.written: Written = written or (staircase.written() if staircase else segment.weights)
         self._orders = [EntryOrder(entry, seed, order) for entry in entries]
         self._segments = [segment]
+        self._held: Planned | None = None
         self._cut_to = _next_stair(segment.start)
         """Stairs below this position are in `_segments`."""
 
@@ -136,8 +141,16 @@ class Plan:
 
     def global_batch(self, position: int, batch: int) -> Planned:
         """The positions [position, position + batch), by lane, as ranks cut them. The same for any world."""
-        planned = self.samples(position, position + batch)
+        planned = self._soon(position, position + batch)
         return planned if self.order.lanes == 1 else planned[lane_order(planned.lane, self.order.lanes)]
+
+    def _soon(self, start: int, stop: int) -> Planned:
+        """As `samples`, of which many are planned at once: small batches would each pay for the same few calls."""
+        held = self._held
+        if held is None or start < held.position[0] or stop > held.position[-1] + 1:
+            self._held = held = self.samples(start, max(stop, start + _AT_ONCE))
+        first = start - int(held.position[0])
+        return held[first : first + stop - start]
 
     def rank_batch(self, position: int, batch: int, rank: int, world: int) -> Planned:
         """What rank `rank` of `world` takes of the global batch at `position`: consecutive places of it."""

@@ -18,6 +18,8 @@ from hjepa_shards.plan import Plan
 from hjepa_shards.store import Store
 
 _THREADS = 4
+_SELDOM = 256
+"""Positions between two looks at what is wanted."""
 
 
 @final
@@ -25,15 +27,16 @@ class Prefetcher:
     """Downloads for one rank. Its threads end with `close`."""
 
     def __init__(self, plan: Plan, stores: Sequence[Store], *, rank: int, world: int) -> None:
-        self._plan = plan
+        self._plan, self._next = plan, 0
         self._lanes = lanes_of(rank, world, plan.order.lanes)
         self._entries = [_Entry(number, store) for number, store in enumerate(stores) if store.fetches]
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="hjepa-fetch") if self._entries else None
 
     def advance(self, position: int) -> None:
         """The samples from `position` on are asked for next."""
-        if self._pool is None:
+        if self._pool is None or position < self._next:
             return
+        self._next = position + _SELDOM
         draws = self._plan.counts(position)
         for entry in self._entries:
             draw = draws[entry.number]
@@ -46,7 +49,7 @@ class Prefetcher:
 
     def use(self, plan: Plan) -> None:
         """The order has changed: weights were set."""
-        self._plan = plan
+        self._plan, self._next = plan, 0
         for entry in self._entries:
             entry.valid_until = -1
 

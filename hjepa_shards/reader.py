@@ -15,12 +15,21 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from hjepa_shards.decode import decode
+from hjepa_shards.decode import PLAIN, decode
 from hjepa_shards.errors import ChecksumMismatch, DecodeError, ShardTruncated, SidecarError
+from hjepa_shards.images import Codec
 from hjepa_shards.manifest import Manifest
 from hjepa_shards.sidecar import HAS_JSON, HAS_TEXT, Row, Sidecar
 from hjepa_shards.stages import lap
 from hjepa_shards.store import Store
+
+try:
+    from hjepa_shards._png import decode_pngs
+except ImportError:  # no compiler or no zlib.h where this was installed
+    decode_pngs = None
+
+_SMALL = 128 * 128
+"""Pixels. Larger PNGs take so long that it is no matter how Python's threads take turns."""
 
 Member = Literal["image", "text", "json"]
 DAMAGE = (ChecksumMismatch, DecodeError, ShardTruncated, SidecarError)
@@ -63,10 +72,16 @@ class SampleReader:
 
     def locate(self, sample: int) -> Located:
         """Find a sample; SidecarError if its row is damaged."""
-        [found] = self.locate_many([sample])
-        if isinstance(found, Located):
-            return found
-        raise found
+        return self.locate_all([sample])[0]
+
+    def locate_all(self, samples: Sequence[int]) -> list[Located]:
+        """Find samples; SidecarError if the row of one is damaged."""
+        located = []
+        for found in self.locate_many(samples):
+            if not isinstance(found, Located):
+                raise found
+            located.append(found)
+        return located
 
     def locate_many(self, samples: Sequence[int]) -> list[Located | Exception]:
         """Find samples; one of DAMAGE in place of each that is damaged."""
@@ -150,3 +165,25 @@ class SampleReader:
 
     def close(self) -> None:
         self.store.close()
+
+
+def small_pixels(located: Sequence[Located | None], data: Sequence[bytes | None]) -> list[NDArray[np.uint8] | None]:
+    """RGB [H, W, 3] of small PNGs whose bytes are right, decoded together; None for all that `pixels` is to look at.
+
+    data: what `gather` has brought.
+    """
+    found: list[NDArray[np.uint8] | None] = [None] * len(located)
+    if decode_pngs is None:
+        return found
+    wanted, places = [], []
+    for place, (one, stored) in enumerate(zip(located, data, strict=True)):
+        if one and stored:
+            row = one.row
+            is_plain = row["colour"] in PLAIN and row["orientation"] == 1 and row["codec"] == Codec.PNG
+            if is_plain and row["height"] * row["width"] <= _SMALL:
+                wanted.append((stored, row["image_crc32"], row["height"], row["width"]))
+                places.append(place)
+    for place, (_, _, height, width), pixels in zip(places, wanted, decode_pngs(wanted), strict=True):
+        if pixels:
+            found[place] = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
+    return found

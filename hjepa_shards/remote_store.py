@@ -18,11 +18,12 @@ from typing import final
 from hjepa_shards.cache import ShardCache
 from hjepa_shards.errors import InputError, ShardError, ShardTruncated
 from hjepa_shards.manifest import Manifest
+from hjepa_shards.places import Place
 from hjepa_shards.sidecar import Sidecar
 from hjepa_shards.sources.inflate import inflated
 from hjepa_shards.sources.remote import remote_bytes, remote_exists, remote_info, remote_range, remote_ranges
 from hjepa_shards.stages import Traffic
-from hjepa_shards.store import Lru, Store, checked_sidecar, descriptor_share, with_retries
+from hjepa_shards.store import LocalStore, Lru, Store, checked_sidecar, descriptor_share, with_retries
 
 _STORED_FORMS = ("", ".zst", ".gz")
 """Endings of a shard's name at the origin; the cache holds it plain."""
@@ -216,6 +217,13 @@ class RemoteStore(Store):
             return checked_sidecar(self._indexes.folder / sha256, self.manifest, shard, url)
         finally:
             os.close(descriptor)
+
+
+def store_at(place: Place, manifest: Manifest, cache: ShardCache | None = None, num_stores: int = 1) -> Store:
+    """The shards of the split that lies there.  num_stores: how many the process has open."""
+    if isinstance(place, Path):
+        return LocalStore(place, manifest, num_stores)
+    return RemoteStore(place, manifest, cache, num_stores)
 
 
 class _NotHereError(Exception):

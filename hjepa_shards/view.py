@@ -1,4 +1,4 @@
-"""A built split as a list, for evaluation, notebooks and map-style DataLoaders: `SplitView(folder)[i]` is sample i."""
+"""A built split as a list, for evaluation, notebooks and map-style DataLoaders: `SplitView(place)[i]` is sample i."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +8,10 @@ from typing import final, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from hjepa_shards.manifest import load_manifest
+from hjepa_shards.places import Place, manifest_at
 from hjepa_shards.reader import SampleReader
-from hjepa_shards.store import LocalStore
+from hjepa_shards.remote_store import store_at
+from hjepa_shards.sources.remote import is_remote
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,11 @@ class Sample:
 class SplitView(Sequence[Sample]):
     """The samples in manifest order, each read when it is asked for. Threads and workers may share it."""
 
-    def __init__(self, folder: str | Path) -> None:
-        """ManifestError where no built split lies there."""
-        self.folder = Path(folder)
-        self.manifest = load_manifest(self.folder)
-        self._reader = SampleReader(LocalStore(self.folder, self.manifest), self.manifest)
+    def __init__(self, place: str | Path) -> None:
+        """place: a folder or URL. InputError or ManifestError where no built split lies there."""
+        self.place: Place = str(place).rstrip("/") if is_remote(str(place)) else Path(place)
+        self.manifest = manifest_at(self.place)
+        self._reader = SampleReader(store_at(self.place, self.manifest), self.manifest)
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -47,15 +48,18 @@ class SplitView(Sequence[Sample]):
     def __getitem__(self, index: slice) -> Sequence[Sample]: ...
     def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
         places = range(len(self))[index]
-        return [self._at(place) for place in places] if isinstance(places, range) else self._at(places)
+        return self._at(places) if isinstance(places, range) else self._at([places])[0]
 
     def close(self) -> None:
         """Close the shards; they open again when they are asked for."""
         self._reader.close()
 
-    def __reduce__(self) -> tuple[type["SplitView"], tuple[Path]]:
-        return SplitView, (self.folder,)  # a spawned worker opens its own
+    def __reduce__(self) -> tuple[type["SplitView"], tuple[Place]]:
+        return SplitView, (self.place,)  # a spawned worker opens its own
 
-    def _at(self, sample: int) -> Sample:
-        located = self._reader.locate(sample)
-        return Sample(self._reader.pixels(located), located.label, self._reader.captions(located))
+    def _at(self, samples: Sequence[int]) -> list[Sample]:
+        located = self._reader.locate_all(samples)
+        return [
+            Sample(self._reader.pixels(found, data), found.label, self._reader.captions(found))
+            for found, data in zip(located, self._reader.gather(located), strict=True)
+        ]

@@ -21,11 +21,12 @@ from hjepa_shards import (
     SOURCES,
     DataConfig,
     InputError,
-    built_splits,
-    load_manifest,
     load_mixture,
+    manifest_at,
     parse,
+    place_of,
     read_split,
+    splits_at,
     write_atomically,
 )
 from hjepa_train import checkpoint
@@ -66,23 +67,18 @@ def evaluate(
         raise InputError(f"{folder}: no checkpoint yet; let the run reach training.save_every_steps")
     device = choose_device(config.training.device)
     encoders = _encoders(config, path, device)
-    if "://" in config.data.root:
-        raise InputError(
-            f"{config.data.root}: a folder of built splits expected to evaluate on, a URL found; copy them"
-        )
-    root = Path(config.data.root)
-    split = _test_split(root, name, settings.split)
-    size = config.data.image_size
+    data = config.data
+    split = _test_split(data, name, settings.split)
     say(f"reading {name}")
-    bank, bank_labels = _read(root / name / "train", size, settings.bank, settings.crop_share, device)
-    test, test_labels = _read(root / name / split, size, settings.test, settings.crop_share, device)
+    bank, bank_labels = _read(data, name, "train", settings.bank, settings.crop_share, device)
+    test, test_labels = _read(data, name, split, settings.test, settings.crop_share, device)
     say(f"{len(bank):,} images of {name} train to learn from, {len(test):,} of {name} {split} to be tested on")
     known = {row["features"] for row in known_rows}
     features: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
         "raw pixels": lambda: (_pixels(bank), _pixels(test)),
         "PCA-30": lambda: pca(_pixels(bank), _pixels(test)),
         **{
-            name: lambda encoder=encoder: (_pooled(encoder, bank, config.data), _pooled(encoder, test, config.data))
+            name: lambda encoder=encoder: (_pooled(encoder, bank, data), _pooled(encoder, test, data))
             for name, encoder in encoders.items()
         },
     }
@@ -120,21 +116,23 @@ def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, 
     return {name: encoder.to(device).eval() for name, encoder in found.items()}
 
 
-def _test_split(root: Path, source: str, asked: str | None) -> str:
+def _test_split(data: DataConfig, source: str, asked: str | None) -> str:
     """The split to test on, which stands beside a train split for the bank."""
-    built = built_splits(root / source)
+    where = f"{data.root.rstrip('/')}/{source}"
+    built = splits_at(data.root, source, [asked] if asked else [])
     if not built:
-        others = sorted(folder.name for folder in root.glob("*") if built_splits(folder))
+        others = sorted({*(folder.name for folder in Path(data.root).glob("*")), *(one.name for one in data.sources)})
+        others = [other for other in others if splits_at(data.root, other)]
         nearest = difflib.get_close_matches(source, others, n=1)
         advice = f"did you mean {nearest[0]}?" if nearest else f"built there: {', '.join(others) or 'nothing'}"
         if source in SOURCES:
             advice = f"build it with {_build(source, source)}"
-        raise InputError(f"{root / source}: a built source expected, none found; {advice}")
+        raise InputError(f"{where}: a built source expected, none found; {advice}")
     tests = [asked] if asked else [split for split in ("test", "val") if split in built]
     if not tests or tests[0] not in built or tests[0] == "train" or "train" not in built:
-        raw_source = load_manifest(root / source / built[0]).raw_source
+        raw_source = manifest_at(place_of(data.root, source, built[0])).raw_source
         raise InputError(
-            f"{root / source}: a split train to fit the probe on and another, {asked or 'test or val'}, to test it on "
+            f"{where}: a split train to fit the probe on and another, {asked or 'test or val'}, to test it on "
             f"expected, {', '.join(built)} found; build it with {_build(source, raw_source)}, or name another source "
             "with --source or split with --split"
         )
@@ -149,9 +147,14 @@ def _build(source: str, raw_source: str) -> str:
     return f"`hjepa-shards build {raw_source}{raw}{name}`{inner}"
 
 
-def _read(folder: Path, image_size: int, limit: int, crop_share: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def _read(
+    data: DataConfig, source: str, split: str, limit: int, crop_share: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Images, uint8 [n, 3, R, R], and labels [n]."""
-    batches = read_split(folder, image_size=image_size, batch=_BATCH, crop_share=crop_share, limit=limit)
+    place = place_of(data.root, source, split)
+    batches = read_split(
+        place, image_size=data.image_size, batch=_BATCH, crop_share=crop_share, limit=limit, cache=data.cache
+    )
     pairs = [
         (torch.from_numpy(batch.images[batch.valid]), torch.from_numpy(batch.labels[batch.valid])) for batch in batches
     ]
@@ -159,7 +162,7 @@ def _read(folder: Path, image_size: int, limit: int, crop_share: float, device: 
     labels = torch.cat([labels for _, labels in pairs])
     if (labels < 0).all():
         raise InputError(
-            f"{folder}: labels to probe for expected, none found; name a labelled source with --source: cifar10, say, "
+            f"{place}: labels to probe for expected, none found; name a labelled source with --source: cifar10, say, "
             "or a folder that was built from train/<class>/ and test/<class>/"
         )
     return images.to(device), labels.to(device)

@@ -129,55 +129,6 @@ def test_resizing_writes_into_the_slot_and_keeps_colours_in_place(side: int) -> 
     assert batch[1][-1, 0].tolist() == [0, 0, 250]
 
 
-def test_our_resize_gives_opencvs_pixels() -> None:
-    bilinear = pytest.importorskip("hjepa_shards._resize", reason="not compiled here").bilinear
-    rng = np.random.default_rng(0)
-    for attempt in range(600):
-        whole = rng.integers(0, 256, (*rng.integers(3, 300, 2), 3), np.uint8)
-        whole[rng.random(whole.shape) < 0.3] = 255  # where sums would overflow
-        top, left = rng.integers(0, whole.shape[0]), rng.integers(0, whole.shape[1] - 2)
-        part = whole[top : top + rng.integers(1, 300), left : left + rng.integers(3, 300)]
-        rows, columns = rng.integers(1, 300, 2) if attempt % 3 else (224, 224)
-        if attempt % 5 == 0:  # OpenCV averages here
-            rows, columns = max(1, part.shape[0] // 2), part.shape[1] // 2
-            part = part[: 2 * rows, : 2 * columns] if columns > 1 else part
-        batch = np.full((3, rows, columns, 3), 77, np.uint8)
-        bilinear(part, batch[1])
-        expected = cv2.resize(part, (int(columns), int(rows)), interpolation=cv2.INTER_LINEAR)
-        assert np.array_equal(batch[1], expected), (part.shape, rows, columns)
-        assert (batch[[0, 2]] == 77).all()
-
-
-def test_our_resize_refuses_what_it_is_not_written_for() -> None:
-    bilinear = pytest.importorskip("hjepa_shards._resize", reason="not compiled here").bilinear
-    image, slot = np.zeros((9, 9, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)
-    for source, out in (
-        (image[:, :2], slot),
-        (image[..., :2], slot),
-        (image[::-1], slot),
-        (image[:, ::2], slot),
-        (image[0], slot),
-        (image[:0], slot),
-        (image.astype(np.uint16), slot),
-        (image, slot[:, :3]),
-        (image, slot[:0]),
-    ):
-        with pytest.raises(ValueError, match="at least 3 wide"):
-            bilinear(source, out)
-    slot.flags.writeable = False
-    with pytest.raises(ValueError, match="read-only"):
-        bilinear(image, slot)
-
-
-def test_without_our_resize_crops_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = np.random.default_rng(1).integers(0, 256, (60, 70, 3), np.uint8)
-    ours, theirs = np.empty((2, 32, 32, 3), np.uint8)
-    crop_into(ours, image, np.array([3, 5, 50, 60]))
-    monkeypatch.setattr("hjepa_shards.decode.bilinear", None)
-    crop_into(theirs, image, np.array([3, 5, 50, 60]))
-    assert np.array_equal(ours, theirs)
-
-
 def test_resizing_is_close_to_pillows_antialiased_bilinear(real_data: Path) -> None:
     data = next(iter(sorted((real_data / "photos").rglob("*.jpg")))).read_bytes()
     image = Image.open(io.BytesIO(data)).convert("RGB")

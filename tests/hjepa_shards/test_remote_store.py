@@ -14,13 +14,17 @@ import pytest
 import zstandard
 
 from hjepa_shards.batch import Batch
+from hjepa_shards.cache import CacheConfig
 from hjepa_shards.errors import InputError, ShardError, TooMuchDamage
+from hjepa_shards.evaluation import read_split
 from hjepa_shards.loader import open_loader
 from hjepa_shards.manifest import load_manifest
 from hjepa_shards.mixture import Mixture
+from hjepa_shards.places import place_of, splits_at
 from hjepa_shards.sidecar import HEADER_BYTES, ROW
 from hjepa_shards.sources import remote
 from hjepa_shards.stages import Traffic
+from hjepa_shards.view import SplitView
 from hjepa_shards.writer import sha256_of
 from tests.hjepa_shards.bad_server import Answer, Server, serving
 from tests.hjepa_shards.test_loader import mix
@@ -321,3 +325,32 @@ def test_many_ranges_come_side_by_side_as_one_by_one(server: Server) -> None:
     found = remote.remote_ranges([(url, start, start + 500) for start in starts])
     assert found == [data[start : start + 500] for start in starts]
     assert [remote.remote_range(url, start, start + 500) for start in starts[:3]] == found[:3]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_evaluation_and_lists_read_the_same_from_a_url(
+    shards: Path, server: Server, tmp_path: Path, cached: bool
+) -> None:
+    cache = CacheConfig(folder=tmp_path / "cache", gigabytes=1) if cached else None
+    url, folder = place_of(server.url(), "photos", "train"), shards / "photos" / "train"
+    far = list(read_split(url, image_size=8, batch=16, cache=cache))
+    near = list(read_split(folder, image_size=8, batch=16))
+    assert len(far) == len(near) > 2
+    for one, other in zip(far, near, strict=True):
+        assert np.array_equal(one.images, other.images)
+        assert np.array_equal(one.labels, other.labels)
+    there, here = SplitView(f"{url}/"), SplitView(folder)
+    assert len(there) == len(here)
+    for one, other in zip(there[5:9], here[5:9], strict=True):
+        assert np.array_equal(one.image, other.image)
+        assert (one.label, one.captions) == (other.label, other.captions)
+    there.close()
+    here.close()
+
+
+def test_splits_at_a_url_are_those_of_usual_names_and_the_one_that_is_asked_for(shards: Path, server: Server) -> None:
+    assert splits_at(server.url(), "digits") == splits_at(str(shards), "digits")
+    server.files["digits/all/manifest.json"] = b"{}"
+    assert "all" not in splits_at(server.url(), "digits")
+    assert "all" in splits_at(server.url(), "digits", ["all"])
+    assert splits_at(server.url(), "nosuch") == []

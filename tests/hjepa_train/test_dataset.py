@@ -97,3 +97,48 @@ def test_a_map_style_loader_reads_a_split_as_a_list(shards: Path, num_workers: i
     assert [sample.label for sample in read] == [sample.label for sample in view]
     assert all(np.array_equal(one.image, other.image) for one, other in zip(read, view, strict=True))
     view.close()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_trains_on_it_and_goes_on_behind_its_last_step(
+    shards: Path, expected: list[Any], tmp_path: Path
+) -> None:
+    """Lightning holds a batch ahead, so the state is asked for with the batch that was trained on."""
+    lightning = pytest.importorskip("lightning")
+
+    class Model(lightning.LightningModule):
+        def __init__(self, data: MixtureDataset) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+            self.data, self.rows, self.last = data, [], {}
+
+        def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+            self.rows.append(row(batch))
+            self.last = batch
+            return self.weight * batch["images"].float().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["data"] = self.data.state_dict(self.last)
+
+    def fit(model: Model, max_steps: int, **more: Any) -> Any:
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            max_steps=max_steps,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, DataLoader(model.data, batch_size=None), **more)
+        return trainer
+
+    path = tmp_path / "last.ckpt"
+    first = Model(dataset(shards, None))
+    fit(first, 4).save_checkpoint(path)
+    state = torch.load(path, weights_only=False)["data"]
+    second = Model(dataset(shards, None, state=state))
+    fit(second, NUM_BATCHES, ckpt_path=str(path))
+    assert first.rows + second.rows == expected

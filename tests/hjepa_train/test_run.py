@@ -17,6 +17,7 @@ from hjepa_train.checkpoint import latest, read_state
 from hjepa_train.cli import main
 from hjepa_train.journal import read_metrics
 from tests.conftest import Command, in_this_process
+from tests.hjepa_shards.bad_server import serving
 from tests.hjepa_train.tiny import STEPS, tiny_run
 from tests.processes import running
 
@@ -139,6 +140,25 @@ def test_the_untrained_row_is_the_encoder_that_the_run_began_with(shards: Path, 
     )
     rows = {row["features"]: row for row in evaluate(still, bank=60)["rows"]}
     assert rows["untrained"]["knn"] == rows["online"]["knn"] == rows["target"]["knn"]
+
+
+def test_a_run_on_shards_at_a_url_is_the_run_on_the_folder(shards: Path, tmp_path: Path) -> None:
+    with serving() as server:
+        for path in shards.rglob("*"):
+            if path.is_file():
+                server.files[str(path.relative_to(shards))] = path.read_bytes()
+        far = train(load_run_config(tiny_run(shards, tmp_path / "far", data__root=server.url())), stop_after=4)
+        there = evaluate(far, bank=60)
+    near = train(load_run_config(tiny_run(shards, tmp_path / "near")), stop_after=4)
+    assert column(far) == column(near)
+    assert there == evaluate(near, bank=60)
+
+
+def test_an_objective_of_one_view_refuses_several(shards: Path, tmp_path: Path) -> None:
+    config = load_run_config(tiny_run(shards, tmp_path, data__augmentation={"views": 2}))
+    with pytest.raises(InputError, match=r"data.augmentation.views: 1 expected.*2 found"):
+        train(config)
+    assert not (tmp_path / "tiny").exists()
 
 
 @pytest.mark.parametrize(

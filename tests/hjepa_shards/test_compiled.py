@@ -1,0 +1,197 @@
+"""The compiled parts give what Python's do, refuse what they are not written for, and survive any bytes."""
+
+import os
+import struct
+import zlib
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.hjepa_shards.test_loader import SOURCES, delivered, mix, opener
+
+_resize = pytest.importorskip("hjepa_shards._resize", reason="not compiled here, or no AVX2", exc_type=ImportError)
+_pread = pytest.importorskip("hjepa_shards._pread", reason="not compiled here")
+_png = pytest.importorskip("hjepa_shards._png", reason="not compiled here")
+
+
+# ---- resize
+
+
+def test_our_resize_gives_opencvs_pixels() -> None:
+    rng = np.random.default_rng(0)
+    for attempt in range(600):
+        whole = rng.integers(0, 256, (*rng.integers(3, 300, 2), 3), np.uint8)
+        whole[rng.random(whole.shape) < 0.3] = 255  # where sums would overflow
+        top, left = rng.integers(0, whole.shape[0]), rng.integers(0, whole.shape[1] - 2)
+        part = whole[top : top + rng.integers(1, 300), left : left + rng.integers(3, 300)]
+        rows, columns = rng.integers(1, 300, 2) if attempt % 3 else (224, 224)
+        if attempt % 5 == 0:  # OpenCV averages here
+            rows, columns = max(1, part.shape[0] // 2), part.shape[1] // 2
+            part = part[: 2 * rows, : 2 * columns] if columns > 1 else part
+        batch = np.full((3, rows, columns, 3), 77, np.uint8)
+        _resize.bilinear(part, batch[1])
+        expected = cv2.resize(part, (int(columns), int(rows)), interpolation=cv2.INTER_LINEAR)
+        assert np.array_equal(batch[1], expected), (part.shape, rows, columns)
+        assert (batch[[0, 2]] == 77).all()
+
+
+def test_our_resize_refuses_what_it_is_not_written_for() -> None:
+    image, slot = np.zeros((9, 9, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)
+    for source, out in (
+        (image[:, :2], slot),
+        (image[..., :2], slot),
+        (image[::-1], slot),
+        (image[:, ::2], slot),
+        (image[0], slot),
+        (image[:0], slot),
+        (image.astype(np.uint16), slot),
+        (image, slot[:, :3]),
+        (image, slot[:0]),
+    ):
+        with pytest.raises(ValueError, match="at least 3 wide"):
+            _resize.bilinear(source, out)
+    slot.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        _resize.bilinear(image, slot)
+
+
+# ---- reads
+
+
+def test_many_reads_are_those_of_os_pread(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    data = rng.bytes(100_000)
+    (tmp_path / "a").write_bytes(data)
+    descriptor = os.open(tmp_path / "a", os.O_RDONLY)
+    places = [(int(rng.integers(0, 99_000)), int(rng.integers(0, 1000))) for _ in range(50)]
+    assert _pread.preads([(descriptor, at, num) for at, num in places]) == [data[at : at + num] for at, num in places]
+    assert _pread.preads([(descriptor, 99_990, 20), (descriptor, 99_990, 10)]) == [None, data[-10:]], "behind the end"
+    assert _pread.preads([]) == []
+    os.close(descriptor)
+    assert _pread.preads([(descriptor, 0, 5)]) == [None]
+
+
+@pytest.mark.parametrize("wanted", [None, [(1, 2)], [(0, 0, -1)], [("a", 0, 1)], [3]])
+def test_reads_that_are_none_are_refused(wanted: object) -> None:
+    with pytest.raises((TypeError, SystemError)):
+        _pread.preads(wanted)
+
+
+# ---- small PNGs
+
+
+def stored(image: Image.Image, **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(pixels: NDArray[np.uint8], filters: NDArray[np.uint8], *, parts: int = 1, between: bytes = b"") -> bytes:
+    """[H, W, 3] or [H, W] with a filter a row, its data in several chunks."""
+    height, width, *channels = pixels.shape
+    step = 3 if channels else 1
+    rows = pixels.reshape(height, -1).astype(np.int64)
+    above = np.vstack([np.zeros_like(rows[:1]), rows[:-1]])
+    left = np.hstack([np.zeros((height, step), np.int64), rows[:, :-step]])
+    corner = np.hstack([np.zeros((height, step), np.int64), above[:, :-step]])
+    base = left + above - corner
+    distances = np.stack([abs(base - left), abs(base - above), abs(base - corner)])
+    paeth = np.choose(distances.argmin(0), [left, above, corner])
+    filtered = np.stack([rows, rows - left, rows - above, rows - (left + above) // 2, rows - paeth])
+    chosen = filtered[filters, np.arange(height)] % 256
+    data = zlib.compress(np.hstack([filters[:, None], chosen]).astype(np.uint8).tobytes())
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if step == 3 else 0, 0, 0, 0)
+    cuts = np.linspace(0, len(data), parts + 1).astype(int)
+    chunks = [chunk(b"IDAT", data[a:b]) for a, b in pairwise(cuts)]
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + between + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def of_pillow(data: bytes) -> NDArray[np.uint8]:
+    with Image.open(BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def decoded(*images: tuple[bytes, int, int]) -> list[bytes | None]:
+    return _png.decode_pngs([(data, zlib.crc32(data), height, width) for data, height, width in images])
+
+
+def test_small_pngs_are_decoded_as_by_pillow() -> None:
+    rng = np.random.default_rng(0)
+    images = []
+    for attempt in range(200):
+        height, width = rng.integers(1, 60, 2).tolist()
+        shape = (height, width, 3) if attempt % 3 else (height, width)
+        pixels = rng.integers(0, 256, shape, np.uint8)
+        if attempt % 2:
+            pixels = np.cumsum(pixels % 3, axis=1).astype(np.uint8)
+        text = chunk(b"tEXt", b"by\0nobody") if attempt % 4 == 0 else b""
+        data = png(pixels, rng.integers(0, 5, height).astype(np.uint8), parts=1 + attempt % 3, between=text)
+        images.append((data, height, width))
+        images.append((stored(Image.fromarray(pixels)), height, width))
+    for (data, height, width), found in zip(images, decoded(*images), strict=True):
+        assert found is not None
+        assert np.array_equal(np.frombuffer(found, np.uint8).reshape(height, width, 3), of_pillow(data))
+
+
+def test_what_is_not_a_plain_png_is_left_to_python() -> None:
+    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8))
+    good = stored(rgb)
+    interlaced = good[:28] + b"\1" + struct.pack(">I", zlib.crc32(good[12:28] + b"\1")) + good[33:]
+    for data in (
+        stored(rgb.convert("P")),
+        stored(rgb.convert("RGBA")),
+        stored(rgb.convert("L").convert("I;16")),
+        stored(rgb.convert("1")),
+        stored(rgb, transparency=(1, 2, 3)),
+        interlaced,
+        good[:-20],
+        good[:40],
+        b"",
+        good.replace(b"IDAT", b"IDOT"),
+        good.replace(b"IEND", b"IDAT"),
+    ):
+        assert decoded((data, 9, 7)) == [None]
+    assert decoded((good, 7, 9)) == [None], "not the size that the index says"
+    assert _png.decode_pngs([(good, zlib.crc32(good) ^ 1, 9, 7)]) == [None], "not the bytes"
+    assert decoded((good, 9, 7), (b"", 3, 3), (good, 9, 7))[::2] == [rgb.tobytes()] * 2
+
+
+@pytest.mark.parametrize(
+    "wanted", [None, [(b"", 0, 0, 5)], [(b"", 0, 1 << 20, 1 << 12)], [("", 0, 1, 1)], [(b"", 0, 1)]]
+)
+def test_images_that_are_none_are_refused(wanted: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        _png.decode_pngs(wanted)
+
+
+def test_any_bytes_are_survived() -> None:
+    rng = np.random.default_rng(0)
+    good = bytearray(png(rng.integers(0, 256, (8, 8, 3), np.uint8), rng.integers(0, 5, 8).astype(np.uint8), parts=2))
+    for _ in range(3000):
+        data = good.copy()
+        for at in rng.integers(8, len(data), rng.integers(1, 4)).tolist():
+            data[at] = int(rng.choice([0, 255, data[at] ^ 1 << int(rng.integers(8)), int(rng.integers(256))]))
+        [found] = decoded((bytes(data[: rng.integers(20, len(data) + 1)]), 8, 8))
+        assert found is None or len(found) == 8 * 8 * 3
+
+
+# ---- together
+
+
+def test_without_the_compiled_parts_batches_are_the_same(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = mix(shards, SOURCES)
+    expected = delivered(opener(mixture), 120, global_batch=24)
+    monkeypatch.setattr("hjepa_shards.decode.bilinear", None)
+    monkeypatch.setattr("hjepa_shards.store.preads", None)
+    monkeypatch.setattr("hjepa_shards.reader.decode_pngs", None)
+    assert delivered(opener(mixture), 120, global_batch=24) == expected
