@@ -23,8 +23,8 @@ RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 GLOBAL_BATCH = 128
 """Of this project's loader, whatever the number of ranks."""
 
-Numbers = Iterator[list[int]]
-Opened = tuple[Numbers, Callable[[], Any]]
+Batches = Iterator[list[int]]
+Opened = tuple[Batches, Callable[[], Any]]
 """(batches of sample numbers to the end of the epoch, what gives the state behind the batch delivered last)"""
 
 
@@ -36,7 +36,7 @@ def hjepa(data: Path, state: Any) -> Opened:
     loader = open_loader(mixture, seed=0, global_batch=GLOBAL_BATCH, rank=RANK, world=WORLD, state=state)
     held: list[Any] = [None]
 
-    def batches() -> Numbers:
+    def batches() -> Batches:
         for held[0] in loader:
             inside = held[0].positions < mixture.epoch_samples
             yield held[0].samples[inside].tolist()
@@ -78,22 +78,30 @@ def litdata(data: Path, state: Any) -> Opened:
     import torch
     from litdata import StreamingDataLoader, StreamingDataset
 
+    class Numbers(StreamingDataset):
+        def __getitem__(self, at: Any) -> Any:
+            return super().__getitem__(at)["label"]
+
     torch.distributed.init_process_group("gloo")
-    dataset = StreamingDataset(str(data / "chunks"), shuffle=True, drop_last=False, seed=0)
+    dataset = Numbers(str(data / "chunks"), shuffle=True, drop_last=False, seed=0)
     loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=1)
     if state:
         loader.load_state_dict(state)
-    return (batch["label"].tolist() for batch in loader), loader.state_dict
+    return (batch.tolist() for batch in loader), loader.state_dict
 
 
 def streaming(data: Path, state: Any) -> Opened:
     from streaming import StreamingDataLoader, StreamingDataset
 
-    dataset = StreamingDataset(local=str(data / "mds"), shuffle=True, batch_size=BATCH, shuffle_seed=0)
+    class Numbers(StreamingDataset):
+        def __getitem__(self, at: Any) -> Any:
+            return super().__getitem__(at)["label"]
+
+    dataset = Numbers(local=str(data / "mds"), shuffle=True, batch_size=BATCH, shuffle_seed=0)
     loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=1)
     if state:
         loader.load_state_dict(state)
-    return (batch["label"].tolist() for batch in loader), loader.state_dict
+    return (batch.tolist() for batch in loader), loader.state_dict
 
 
 def energon(data: Path, state: Any) -> Opened:

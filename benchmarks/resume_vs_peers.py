@@ -16,9 +16,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from loader_vs_peers import HERE, PATIENCE_S, python_of
+from loader_vs_peers import HERE, python_of
 
 RANKS = 2
+PATIENCE_S = 60
 THEN = (2, 1, 4)
 PACKAGES = {
     "hjepa": "hjepa",
