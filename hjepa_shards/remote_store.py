@@ -1,12 +1,12 @@
 """Shards at a URL: whole ones from the cache where they are there, single samples by range where they are not.
 
-So nothing waits for a whole shard. Indexes are small and always fetched whole; without a cache they stand in a folder
-of this process. What is in a cache was verified when it came; a sample's checksum is tested at every read all the same,
-and one that fails is read again from the origin, which decides.
+So nothing waits for a whole shard. Indexes are small and always fetched whole; without a cache they are mapped from
+files that have no name any more. What is in a cache was verified when it came; a sample's checksum is tested at every
+read all the same, and one that fails is read again from the origin, which decides.
 """
 
+import hashlib
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,8 +27,6 @@ from hjepa_shards.store import LocalStore, Lru, Store, checked_sidecar, descript
 
 _STORED_FORMS = ("", ".zst", ".gz")
 """Endings of a shard's name at the origin; the cache holds it plain."""
-_INDEX_BYTES = 1 << 30
-"""Of indexes that a process without a cache keeps."""
 _TRIES = 3
 """Of a whole shard or index, where other bytes than the manifest's came."""
 _INDEXES_AT_ONCE = 16
@@ -45,8 +43,6 @@ class RemoteStore(Store):
         self.cache = cache
         self.fetches = cache is not None
         self._form = self._stored_form()
-        self._own = None if cache else tempfile.mkdtemp(prefix="hjepa-indexes-")
-        self._indexes = cache or ShardCache(Path(str(self._own)), _INDEX_BYTES)
         limit = descriptor_share(num_stores)
         self._descriptors = Lru(limit, self._open, os.close)
         self._sidecars = Lru(limit, self._open_sidecar, lambda sidecar: None)
@@ -120,8 +116,6 @@ class RemoteStore(Store):
     def close(self) -> None:
         self._descriptors.clear()
         self._sidecars.clear()
-        if self._own:
-            shutil.rmtree(self._own, ignore_errors=True)
 
     def _shard_url(self, shard: int) -> str:
         return f"{self.url}/{self.manifest.shard_name(shard)}"
@@ -156,8 +150,8 @@ class RemoteStore(Store):
         if self._form:
             if not self._fetch(shard, wait=True):
                 raise ShardError(
-                    f"{self._shard_url(shard)}{self._form}: no room for it in {self._indexes.folder}, or other bytes "
-                    "come than the manifest's; give data.cache more room, or upload the shard again"
+                    f"{self._shard_url(shard)}{self._form}: no room for it in the cache, or other bytes come "
+                    "than the manifest's; give data.cache more room, or upload the shard again"
                 )
             return self.read(shard, offset, num_bytes)
         url = self._shard_url(shard)
@@ -195,28 +189,39 @@ class RemoteStore(Store):
 
     def _open_sidecar(self, shard: int) -> Sidecar:
         url = f"{self._shard_url(shard)}.index"
-        sha256 = self.manifest.index_sha256[shard]
-
-        def chunks() -> Iterator[bytes]:
-            return remote_bytes(url, num_bytes)
-
-        descriptor = self._indexes.open(sha256)
-        if descriptor is None:
-            found, _ = remote_info(url)
-            num_bytes = found or 0
+        descriptor = self._cached_index(shard, url)
+        if self.cache and descriptor is not None:
+            try:
+                return checked_sidecar(self.cache.folder / self.manifest.index_sha256[shard], self.manifest, shard, url)
+            finally:
+                os.close(descriptor)
+        # without a cache, or room in it; and what always comes with other bytes than the manifest's: its rows will tell
+        with tempfile.NamedTemporaryFile(prefix="hjepa-index-") as file:  # its name is gone as soon as it is mapped
+            data = b""
             for _ in range(_TRIES):
-                descriptor = self._indexes.admit(sha256, num_bytes, chunks, wait=True)
-                if descriptor is not None:
+                data = b"".join(_whole(url))
+                if hashlib.sha256(data).hexdigest() == self.manifest.index_sha256[shard]:
                     break
-            else:  # no room, or other bytes than the manifest's: as of a local one, its rows will tell
-                with tempfile.NamedTemporaryFile(prefix="hjepa-index-") as file:
-                    file.writelines(chunks())
-                    file.flush()
-                    return checked_sidecar(Path(file.name), self.manifest, shard, url)
-        try:
-            return checked_sidecar(self._indexes.folder / sha256, self.manifest, shard, url)
-        finally:
-            os.close(descriptor)
+            file.write(data)
+            file.flush()
+            return checked_sidecar(Path(file.name), self.manifest, shard, url)
+
+    def _cached_index(self, shard: int, url: str) -> int | None:
+        """A descriptor that pins it in the cache, which fetches it if need be; None where that cannot be."""
+        if self.cache is None:
+            return None
+        sha256 = self.manifest.index_sha256[shard]
+        descriptor = self.cache.open(sha256)
+        for _ in range(_TRIES):
+            if descriptor is None:
+                num_bytes, _ = remote_info(url)
+                descriptor = self.cache.admit(sha256, num_bytes or 0, lambda: _whole(url), wait=True)
+        return descriptor
+
+
+def _whole(url: str) -> Iterator[bytes]:
+    num_bytes, _ = remote_info(url)
+    return remote_bytes(url, num_bytes)
 
 
 def store_at(place: Place, manifest: Manifest, cache: ShardCache | None = None, num_stores: int = 1) -> Store:
