@@ -157,7 +157,75 @@ done:
     return result;
 }
 
+/* A crop of a small image, and where it goes. */
+typedef struct {
+    const uint8_t *crop;
+    Py_ssize_t stride;
+    int height, width;
+    uint8_t *out;
+} Crop;
+
+static int resize_all(const Crop *crops, Py_ssize_t count, int side) {
+    for (const Crop *one = crops; one < crops + count; one++) {
+        if (one->height != side || one->width != side) {
+            if (resize(one->crop, one->height, one->width, one->stride, one->out, side, side)) return -1;
+            continue;
+        }
+        for (int y = 0; y < side; y++) memcpy(one->out + (size_t)3 * side * y, one->crop + y * one->stride, (size_t)3 * side);
+    }
+    return 0;
+}
+
+/* bilinear_many([(bytes, height, width, top, left, crop height, crop width, number of the output), ...], outputs) */
+static PyObject *bilinear_many(PyObject *module, PyObject *arguments) {
+    (void)module;
+    PyObject *wanted, *out_object, *result = NULL;
+    Py_buffer out;
+    if (!PyArg_ParseTuple(arguments, "OO", &wanted, &out_object)) return NULL;
+    if (!PyList_Check(wanted)) return PyErr_Format(PyExc_TypeError, "a list expected");
+    if (PyObject_GetBuffer(out_object, &out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)) return NULL;
+    Py_ssize_t count = PyList_Size(wanted);
+    Crop *crops = PyMem_Calloc((size_t)count + 1, sizeof(Crop));
+    if (!crops) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    if (out.ndim != 4 || out.itemsize != 1 || out.shape[3] != 3 || out.shape[1] != out.shape[2] || out.shape[1] > 1 << 15) goto wrong;
+    int side = (int)out.shape[1];
+    for (Py_ssize_t i = 0; i < count; i++) {
+        Crop *one = crops + i;
+        PyObject *pixels;
+        char *bytes;
+        Py_ssize_t size;
+        int height, width, top, left, number;
+        if (!PyArg_ParseTuple(PyList_GetItem(wanted, i), "Siiiiiii", &pixels, &height, &width, &top, &left, &one->height,
+                              &one->width, &number) ||
+            PyBytes_AsStringAndSize(pixels, &bytes, &size))
+            goto done;
+        if (height < 1 || width < 3 || height > 1 << 15 || width > 1 << 15 || size != (Py_ssize_t)3 * height * width ||
+            top < 0 || left < 0 || one->height < 1 || one->width < 3 || one->height > height - top ||
+            one->width > width - left || number < 0 || number >= out.shape[0])
+            goto wrong;
+        one->stride = (Py_ssize_t)3 * width;
+        one->crop = (const uint8_t *)bytes + top * one->stride + 3 * left;
+        one->out = (uint8_t *)out.buf + (Py_ssize_t)3 * side * side * number;
+    }
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = resize_all(crops, count, side);
+    Py_END_ALLOW_THREADS
+    result = failed ? PyErr_NoMemory() : Py_NewRef(Py_None);
+    goto done;
+wrong:
+    PyErr_SetString(PyExc_ValueError, "crops that lie in their images, at least 3 wide, and outputs [n, R, R, 3] expected");
+done:
+    PyMem_Free(crops);
+    PyBuffer_Release(&out);
+    return result;
+}
+
 static PyMethodDef methods[] = {
+    {"bilinear_many", bilinear_many, METH_VARARGS, "The same of crops of images as bytes, each into its place of an array [n, R, R, 3]."},
     {"bilinear", bilinear, METH_VARARGS, "Resize bytes [H, W, 3], W >= 3, into all of another array, as cv2.INTER_LINEAR does."},
     {NULL, NULL, 0, NULL},
 };

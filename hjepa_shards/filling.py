@@ -17,7 +17,8 @@ from hjepa_shards.crop import AugmentationConfig, random_crops
 from hjepa_shards.decode import crop_into, fitted
 from hjepa_shards.errors import TooMuchDamage
 from hjepa_shards.plan import Plan, Planned
-from hjepa_shards.reader import DAMAGE, Located, SampleReader, small_pixels
+from hjepa_shards.reader import DAMAGE, Located, SampleReader
+from hjepa_shards.small import Job, show_small
 from hjepa_shards.stages import lap
 
 _ATTEMPTS = 16
@@ -56,6 +57,10 @@ class Draft:
     def report(self, entry: int, sample: int, error: Exception) -> None:
         self.damage.append((self.plan.entries[entry].name, sample, str(error)))
 
+    def note(self, row: int, sample: int, located: Located) -> None:
+        """It is shown in this row."""
+        self.samples[row], self.labels[row], self.num_bytes[row] = sample, located.label, located.num_bytes
+
 
 @final
 class Filler:
@@ -76,14 +81,23 @@ class Filler:
         located = self._locate(draft, rows)
         crops = self._crops(draft, rows, located)
         for piece in _pieces(located):
-            gathered = self._gather(draft, start, located, piece)
-            lap("read")
-            decoded = small_pixels(located[piece.start : piece.stop], gathered)
-            lap("decode")
-            for i, data, pixels in zip(piece, gathered, decoded, strict=True):  # in turn: pixels stay in the cache
-                found, row = located[i], start + i
-                if not (found and self._show(draft, row, draft.wanted[row], found, crops[i], data, pixels)):
-                    self._show_replacement(draft, row)
+            self._fill_piece(draft, rows[piece], located[piece], crops[piece])
+
+    def _fill_piece(self, draft: Draft, rows: range, located: Sequence[Located | None], crops: Sequence[Crops]) -> None:
+        gathered = self._gather(draft, rows, located)
+        lap("read")
+        num_views, side = draft.images.shape[1:3]
+        jobs = [
+            Job(data, found.row, views, row * num_views) if found and data else None
+            for row, found, (views, _), data in zip(rows, located, crops, gathered, strict=True)
+        ]
+        shown = show_small(jobs, draft.images.reshape(-1, side, side, 3))
+        for row, found, crop, data, is_shown in zip(rows, located, crops, gathered, shown, strict=True):
+            sample = draft.wanted[row]
+            if found and is_shown:
+                draft.note(row, sample, found)
+            elif not (found and self._show(draft, row, sample, found, crop, data)):
+                self._show_replacement(draft, row)
 
     def _locate(self, draft: Draft, rows: range) -> list[Located | None]:
         """None where the index of its shard is damaged."""
@@ -110,37 +124,29 @@ class Filler:
             shrinks.append(shrink)
         return list(zip(map(list, zip(*views, strict=True)), np.min(shrinks, 0).tolist(), strict=True))
 
-    def _gather(self, draft: Draft, start: int, located: Sequence[Located | None], piece: range) -> list[bytes | None]:
+    def _gather(self, draft: Draft, rows: range, located: Sequence[Located | None]) -> list[bytes | None]:
         """Images as they are stored; None for those that are to be read by themselves."""
-        gathered: list[bytes | None] = [None] * len(piece)
-        for entry in set(draft.sources[start + piece.start : start + piece.stop]):
-            mine = [(i, found) for i in piece if (found := located[i]) and draft.sources[start + i] == entry]
+        gathered: list[bytes | None] = [None] * len(rows)
+        for entry in set(draft.sources[rows.start : rows.stop]):
+            mine = [(i, found) for i, found in enumerate(located) if found and draft.sources[rows[i]] == entry]
             for (i, _), data in zip(mine, self._readers[entry].gather([found for _, found in mine]), strict=True):
-                gathered[i - piece.start] = data
+                gathered[i] = data
         return gathered
 
     def _show(
-        self,
-        draft: Draft,
-        row: int,
-        sample: int,
-        located: Located,
-        crops: Crops,
-        data: bytes | None = None,
-        pixels: NDArray[np.uint8] | None = None,
+        self, draft: Draft, row: int, sample: int, located: Located, crops: Crops, data: bytes | None = None
     ) -> bool:
         """Put a sample's crops into their places. False where its bytes are damaged."""
         entry, (views, shrink) = draft.sources[row], crops
         try:
-            if pixels is None:
-                pixels = self._readers[entry].pixels(located, data, shrink)
+            pixels = self._readers[entry].pixels(located, data, shrink)
         except DAMAGE as error:
             draft.report(entry, sample, error)
             return False
         is_smaller = pixels.shape[0] < located.height
         for slot, crop in zip(draft.images[row], views, strict=True):
             crop_into(slot, pixels, [side // shrink for side in crop] if is_smaller else crop)
-        draft.samples[row], draft.labels[row], draft.num_bytes[row] = sample, located.label, located.num_bytes
+        draft.note(row, sample, located)
         lap("resize")
         return True
 
@@ -164,13 +170,13 @@ class Filler:
         )
 
 
-def _pieces(located: Sequence[Located | None]) -> Iterator[range]:
-    """Ranges of samples that are read at once."""
+def _pieces(located: Sequence[Located | None]) -> Iterator[slice]:
+    """Parts that are read at once."""
     start = held = 0
     for i, found in enumerate(located):
         num_bytes = found.num_bytes if found else 0
         if i > start and held + num_bytes > _READ_AT_ONCE:
-            yield range(start, i)
+            yield slice(start, i)
             start, held = i, 0
         held += num_bytes
-    yield range(start, len(located))
+    yield slice(start, len(located))

@@ -76,6 +76,8 @@ class Loader:
         num = slice_size(global_batch, world)
         shape = (num, augmentation.views, image_size, image_size, 3)
         self._ring = deque(allocate(shape) if allocate else np.empty(shape, np.uint8) for _ in range(_PREFETCH + 1))
+        if not all(images.shape == shape and images.flags.c_contiguous for images in self._ring):
+            raise InputError(f"allocate: arrays {shape} without gaps expected")
         least, most = _TASK_SAMPLES
         self._task_samples = max(least, min(most, -(-num // threads)))
         self._times, self._threads = StageTimes(), threads

@@ -15,21 +15,12 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from hjepa_shards.decode import PLAIN, decode
+from hjepa_shards.decode import decode
 from hjepa_shards.errors import ChecksumMismatch, DecodeError, ShardTruncated, SidecarError
-from hjepa_shards.images import Codec
 from hjepa_shards.manifest import Manifest
 from hjepa_shards.sidecar import HAS_JSON, HAS_TEXT, Row, Sidecar
 from hjepa_shards.stages import lap
 from hjepa_shards.store import Store
-
-try:
-    from hjepa_shards._png import decode_pngs
-except ImportError:  # no compiler or no zlib.h where this was installed
-    decode_pngs = None
-
-_SMALL = 128 * 128
-"""Pixels. Larger PNGs take so long that it is no matter how Python's threads take turns."""
 
 Member = Literal["image", "text", "json"]
 DAMAGE = (ChecksumMismatch, DecodeError, ShardTruncated, SidecarError)
@@ -165,25 +156,3 @@ class SampleReader:
 
     def close(self) -> None:
         self.store.close()
-
-
-def small_pixels(located: Sequence[Located | None], data: Sequence[bytes | None]) -> list[NDArray[np.uint8] | None]:
-    """RGB [H, W, 3] of small PNGs whose bytes are right, decoded together; None for all that `pixels` is to look at.
-
-    data: what `gather` has brought.
-    """
-    found: list[NDArray[np.uint8] | None] = [None] * len(located)
-    if decode_pngs is None:
-        return found
-    wanted, places = [], []
-    for place, (one, stored) in enumerate(zip(located, data, strict=True)):
-        if one and stored:
-            row = one.row
-            is_plain = row["colour"] in PLAIN and row["orientation"] == 1 and row["codec"] == Codec.PNG
-            if is_plain and row["height"] * row["width"] <= _SMALL:
-                wanted.append((stored, row["image_crc32"], row["height"], row["width"]))
-                places.append(place)
-    for place, (_, _, height, width), pixels in zip(places, wanted, decode_pngs(wanted), strict=True):
-        if pixels:
-            found[place] = np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
-    return found

@@ -61,6 +61,40 @@ def test_our_resize_refuses_what_it_is_not_written_for() -> None:
         _resize.bilinear(image, slot)
 
 
+def test_many_crops_are_resized_as_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    slots, crops, expected = np.full((20, 32, 32, 3), 77, np.uint8), [], np.full((20, 32, 32, 3), 77, np.uint8)
+    for number in rng.permutation(20)[:15].tolist():
+        height, width = rng.integers(34, 90, 2).tolist()
+        image = rng.integers(0, 256, (height, width, 3), np.uint8)
+        h, w = (32, 32) if number % 4 == 0 else (int(rng.integers(1, height + 1)), int(rng.integers(3, width + 1)))
+        top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+        crops.append((image.tobytes(), height, width, top, left, h, w, number))
+        expected[number] = cv2.resize(image[top : top + h, left : left + w], (32, 32), interpolation=cv2.INTER_LINEAR)
+    _resize.bilinear_many(crops, slots)
+    assert np.array_equal(slots, expected)
+    _resize.bilinear_many([], slots)
+
+
+@pytest.mark.parametrize(
+    ("crop", "shape"),
+    [
+        ((b"x" * 27, 3, 3, 0, 0, 3, 4, 0), (1, 4, 4, 3)),
+        ((b"x" * 27, 3, 3, 1, 0, 3, 3, 0), (1, 4, 4, 3)),
+        ((b"x" * 27, 3, 3, -1, 0, 3, 3, 0), (1, 4, 4, 3)),
+        ((b"x" * 27, 3, 3, 0, 0, 3, 2, 0), (1, 4, 4, 3)),
+        ((b"x" * 26, 3, 3, 0, 0, 3, 3, 0), (1, 4, 4, 3)),
+        ((b"x" * 27, 3, 3, 0, 0, 3, 3, 1), (1, 4, 4, 3)),
+        ((b"x" * 27, 3, 3, 0, 0, 3, 3, -1), (1, 4, 4, 3)),
+        ((b"x" * 27, 3, 3, 0, 0, 3, 3, 0), (1, 4, 5, 3)),
+        ((b"x" * 27, 3, 3, 0, 0, 3, 3, 0), (4, 4, 3)),
+    ],
+)
+def test_crops_that_do_not_lie_in_their_images_are_refused(crop: tuple[object, ...], shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="crops that lie in their images"):
+        _resize.bilinear_many([crop], np.zeros(shape, np.uint8))
+
+
 # ---- reads
 
 
@@ -193,5 +227,5 @@ def test_without_the_compiled_parts_batches_are_the_same(shards: Path, monkeypat
     expected = delivered(opener(mixture), 120, global_batch=24)
     monkeypatch.setattr("hjepa_shards.decode.bilinear", None)
     monkeypatch.setattr("hjepa_shards.store.preads", None)
-    monkeypatch.setattr("hjepa_shards.reader.decode_pngs", None)
+    monkeypatch.setattr("hjepa_shards.small.decode_pngs", None)
     assert delivered(opener(mixture), 120, global_batch=24) == expected

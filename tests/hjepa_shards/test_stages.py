@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from hjepa_shards import decode, filling, reader
+from hjepa_shards import decode, filling, small
 from hjepa_shards.loader import open_loader
 from hjepa_shards.stages import WORK, LoaderStats, Traffic
 from tests.hjepa_shards.test_loader import mix
 
 
 def test_the_stages_add_up_to_the_time_of_the_threads(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "decode_pngs", None)  # which verifies as it decodes
+    monkeypatch.setattr(small, "decode_pngs", None)  # which verifies as it decodes
     with open_loader(mix(shards, threads=2), seed=5, global_batch=24) as opened:
         batches = list(islice(opened, 20))
         stats = opened.stats()

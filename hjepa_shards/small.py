@@ -1,0 +1,70 @@
+"""Small PNGs: their bytes tested, decoded and cropped many at once, in C and without Python's lock.
+
+Image by image the lock is handed over more often than anything is done: two threads were slower than one. What this
+does not take, and whatever is wrong with an image, goes the usual way (reader.py, decode.py), to the same pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hjepa_shards.decode import PLAIN
+from hjepa_shards.images import Codec
+from hjepa_shards.sidecar import Row
+from hjepa_shards.stages import lap
+
+try:
+    from hjepa_shards._png import decode_pngs
+    from hjepa_shards._resize import bilinear_many
+except ImportError:  # not compiled where this was installed, or a processor that it is not written for
+    decode_pngs = bilinear_many = None
+
+_SMALL = 128 * 128
+"""Pixels. Larger ones take so long that it is no matter how threads take turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An image to be shown."""
+
+    data: bytes
+    """As it is stored."""
+    row: Row
+    crops: Sequence[Sequence[int]]
+    """Top, left, height, width of each view."""
+    slot: int
+    """Of the first view; the others follow."""
+
+
+def show_small(jobs: Sequence[Job | None], slots: NDArray[np.uint8]) -> list[bool]:
+    """Put the crops of images into `slots` [n, R, R, 3]. Which images it was for."""
+    shown = [False] * len(jobs)
+    if decode_pngs is None or bilinear_many is None:
+        return shown
+    side = slots.shape[1]
+    chosen = [(i, job) for i, job in enumerate(jobs) if job and _takes(job, side)]
+    rows = [job.row for _, job in chosen]
+    stored = [
+        (job.data, row["image_crc32"], row["height"], row["width"]) for (_, job), row in zip(chosen, rows, strict=True)
+    ]
+    decoded = decode_pngs(stored)
+    lap("decode")
+    crops = []
+    for (i, job), row, pixels in zip(chosen, rows, decoded, strict=True):
+        if pixels is not None:
+            shown[i] = True
+            height, width = row["height"], row["width"]
+            crops += [(pixels, height, width, *crop, job.slot + view) for view, crop in enumerate(job.crops)]
+    bilinear_many(crops, slots)
+    lap("resize")
+    return shown
+
+
+def _takes(job: Job, side: int) -> bool:
+    row = job.row
+    is_plain = row["codec"] == Codec.PNG and row["colour"] in PLAIN and row["orientation"] == 1
+    if not is_plain or row["height"] * row["width"] > _SMALL:
+        return False
+    return all(height <= 2 * side and width >= 3 for _, _, height, width in job.crops)  # as in `crop_into`
