@@ -4,6 +4,7 @@ A damaged sample is replaced by rule (DAMAGE in reader.py, `Plan.replacement`): 
 of the same window. The replacement is a function of position and bytes alone.
 """
 
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -23,7 +24,7 @@ from hjepa_shards.stages import lap
 
 _ATTEMPTS = 16
 _READ_AT_ONCE = 1 << 20
-"""Bytes of images that a thread holds as they are stored."""
+"""Bytes of images that a thread holds as they are stored. What is far away is asked for all at once."""
 
 Crops = tuple[list[list[int]], int]
 """One a view, and how much smaller the image may be decoded for all of them (decode.py)."""
@@ -73,6 +74,8 @@ class Filler:
         self._readers = readers
         self._image_size, self._augmentation = image_size, augmentation
         self._lock = lock
+        is_near = all(reader.store.traffic is None for reader in readers)
+        self._read_at_once = _READ_AT_ONCE if is_near else sys.maxsize
 
     def fill(self, draft: Draft, start: int, stop: int) -> None:
         """Rows [start, stop). TooMuchDamage where a sample and all its replacements are damaged."""
@@ -80,7 +83,7 @@ class Filler:
         rows = range(start, stop)
         located = self._locate(draft, rows)
         crops = self._crops(draft, rows, located)
-        for piece in _pieces(located):
+        for piece in _pieces(located, self._read_at_once):
             self._fill_piece(draft, rows[piece], located[piece], crops[piece])
 
     def _fill_piece(self, draft: Draft, rows: range, located: Sequence[Located | None], crops: Sequence[Crops]) -> None:
@@ -170,12 +173,12 @@ class Filler:
         )
 
 
-def _pieces(located: Sequence[Located | None]) -> Iterator[slice]:
+def _pieces(located: Sequence[Located | None], most: int) -> Iterator[slice]:
     """Parts that are read at once."""
     start = held = 0
     for i, found in enumerate(located):
         num_bytes = found.num_bytes if found else 0
-        if i > start and held + num_bytes > _READ_AT_ONCE:
+        if i > start and held + num_bytes > most:
             yield slice(start, i)
             start, held = i, 0
         held += num_bytes

@@ -28,7 +28,7 @@ from hjepa_shards.mixture import Mixture
 from hjepa_shards.plan import Plan, add_proofs, order_proof, slice_size
 from hjepa_shards.prefetch import Prefetcher
 from hjepa_shards.reader import SampleReader
-from hjepa_shards.remote_store import RemoteStore, store_at
+from hjepa_shards.remote_store import store_at
 from hjepa_shards.shares import source_shares
 from hjepa_shards.stages import LoaderStats, StageTimes, Traffic
 from hjepa_shards.state import load_state, resume, state_dict
@@ -89,7 +89,6 @@ class Loader:
         self._pending: deque[Draft] = deque()
         self._stores = [reader.store for reader in readers]
         self._prefetcher = Prefetcher(plan, self._stores, rank=rank, world=world)
-        self._are_remote = any(isinstance(store, RemoteStore) for store in self._stores)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -278,18 +277,24 @@ def open_loader(
         plan = resume(saved, mixture, seed, accept_mixture=accept_mixture, accept_content=accept_content)
         position, proof = saved.position, int(saved.proof, 16) if rank == 0 else 0
         damaged = {name: dict.fromkeys(samples, "found before") for name, samples in saved.damaged.items()}
-    return Loader(
-        plan,
-        open_readers(mixture),
-        position=position,
-        proof=proof,
-        damaged=damaged,
-        global_batch=global_batch,
-        rank=rank,
-        world=world,
-        image_size=mixture.config.image_size,
-        augmentation=mixture.config.augmentation,
-        threads=mixture.config.threads or num_cores(),
-        allocate=allocate,
-        stops_alone=stops_alone,
-    )
+    readers = open_readers(mixture)
+    with contextlib.ExitStack() as opened:
+        for reader in readers:
+            opened.callback(reader.close)
+        loader = Loader(
+            plan,
+            readers,
+            position=position,
+            proof=proof,
+            damaged=damaged,
+            global_batch=global_batch,
+            rank=rank,
+            world=world,
+            image_size=mixture.config.image_size,
+            augmentation=mixture.config.augmentation,
+            threads=mixture.config.threads or num_cores(),
+            allocate=allocate,
+            stops_alone=stops_alone,
+        )
+        opened.pop_all()
+    return loader

@@ -140,6 +140,8 @@ def test_batches_lie_in_the_memory_that_is_handed_in(shards: Path) -> None:
         for _ in range(5):
             images = next(loader).images
             assert sum(np.shares_memory(images, part) for part in held) == 1
+    with pytest.raises(InputError, match=r"allocate: arrays \(24, 1, 16, 16, 3\) without gaps expected"):
+        opener(mix(shards))(global_batch=24, allocate=lambda shape: allocate(shape)[:, :, ::2])
 
 
 def test_any_number_of_threads_gives_the_same_batches(shards: Path) -> None:
