@@ -75,6 +75,8 @@ def test_batches_equal_a_plain_recomputation(shards: Path) -> None:
                 part = pixels[top : top + height, left : left + width]
                 method = cv2.INTER_AREA if height > 32 else cv2.INTER_LINEAR
                 assert np.array_equal(batch.images[i], cv2.resize(part, (16, 16), interpolation=method))
+    for one in readers:
+        one.close()
 
 
 @pytest.mark.parametrize(("sides", "shrink"), [((70, 30), 1), ((75, 99), 4), ((199, 301), 8)])
@@ -354,6 +356,7 @@ def test_an_evaluation_shows_the_whole_image_in_manifest_order(shards: Path) -> 
             located = reader.locate(int(sample))
             assert batch.labels[i] == located.label
             assert np.array_equal(batch.images[i], reader.pixels(located))  # digits are 8x8
+    reader.close()
 
 
 def test_an_evaluation_stops_at_a_damaged_sample(copied: Path) -> None:
