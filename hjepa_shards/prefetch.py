@@ -18,8 +18,6 @@ from hjepa_shards.plan import Plan
 from hjepa_shards.store import Store
 
 _THREADS = 4
-_SELDOM = 256
-"""Positions between two looks at what is wanted."""
 
 
 @final
@@ -36,7 +34,7 @@ class Prefetcher:
         """The samples from `position` on are asked for next."""
         if self._pool is None or position < self._next:
             return
-        self._next = position + _SELDOM
+        draws_left = []
         draws = self._plan.counts(position)
         for entry in self._entries:
             draw = draws[entry.number]
@@ -46,6 +44,8 @@ class Prefetcher:
             while entry.wanted and entry.wanted[-1].due <= draw:
                 entry.running.append(self._pool.submit(_fetch, entry.store, entry.wanted.pop().shard, entry.closing))
             entry.running = [future for future in entry.running if not future.done()]
+            draws_left.append(min([entry.valid_until, *(one.due for one in entry.wanted[-1:])]) - draw)
+        self._next = position + max(1, min(draws_left))  # nothing can become due earlier
 
     def use(self, plan: Plan) -> None:
         """The order has changed: weights were set."""

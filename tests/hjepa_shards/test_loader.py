@@ -23,6 +23,7 @@ from hjepa_shards.crop import random_crops
 from hjepa_shards.decode import crop_into, decode, fitted
 from hjepa_shards.errors import ChecksumMismatch, InputError, ShardError, TooMuchDamage
 from hjepa_shards.evaluation import read_split
+from hjepa_shards.filling import _pieces
 from hjepa_shards.images import Colour
 from hjepa_shards.loader import Loader, open_loader
 from hjepa_shards.manifest import load_manifest
@@ -126,6 +127,41 @@ def test_several_views_of_an_image_are_crops_of_one_decode(shards: Path, monkeyp
                 assert np.array_equal(image, expected)
     assert num_decoded <= 3 * 24, "three batches are under way, each image decoded once"
     assert not np.array_equal(batch.images[:, 0], batch.images[:, 1])
+
+
+def test_an_image_is_decoded_as_large_as_its_largest_view_needs(tmp_path: Path) -> None:
+    with Image.open(inside_sklearn("datasets/images/china.jpg")) as photo:
+        photo.crop((100, 100, 299, 401)).save(tmp_path / "a.jpg", quality=95)
+    data = (tmp_path / "a.jpg").read_bytes()
+    build("folder", raw=tmp_path, out=tmp_path / "out")
+    augmentation = {"crop_scale": (0.02, 1.0), "views": 3}
+    mixture = mix(tmp_path / "out", [{"name": "folder", "weight": 1}], augmentation=augmentation)
+    with open_loader(mixture, seed=5, global_batch=32) as loader:
+        batch = next(loader)
+    sizes, config = (np.full(32, 199), np.full(32, 301)), mixture.config.augmentation
+    views = [fitted(random_crops(5, batch.positions, *sizes, config, view), 16) for view in range(3)]
+    needed = np.min([shrinks for _, shrinks in views], 0).tolist()
+    assert len(set(needed)) > 1, "all alike: nothing is shown"
+    for i, shrink in enumerate(needed):
+        pixels = decode(data, Colour.RGB, 1, shrink)
+        for image, (crops, _) in zip(batch.images[i], views, strict=True):
+            expected = np.empty_like(image)
+            crop_into(expected, pixels, crops[i] // shrink)
+            assert np.array_equal(image, expected)
+
+
+def test_what_is_read_at_once_is_bounded(shards: Path) -> None:
+    folder = shards / "digits" / "train"
+    manifest = load_manifest(folder)
+    one = SampleReader(LocalStore(folder, manifest), manifest)
+    located = [None, *one.locate_all(range(30)), None]
+    one.close()
+    sizes = [found.num_bytes if found else 0 for found in located]
+    for most in (1, 400, 1000, 10**9):
+        pieces = list(_pieces(located, most))
+        assert [place for piece in pieces for place in range(32)[piece]] == list(range(32))
+        assert all(sum(sizes[piece]) <= most or sum(size > 0 for size in sizes[piece]) == 1 for piece in pieces)
+    assert len(list(_pieces(located, 400))) > 3
 
 
 def test_batches_lie_in_the_memory_that_is_handed_in(shards: Path) -> None:

@@ -95,6 +95,11 @@ def test_through_a_cache_they_are_too_and_each_shard_comes_once(shards: Path, se
     assert shard_requests(server) == []
 
 
+def test_shards_of_later_windows_come_whole_too(server: Server, tmp_path: Path) -> None:
+    run_of(at(server.url(), tmp_path / "cache", order={"window": 1}), steps=20)
+    assert len({path for path, part in shard_requests(server) if not part}) == 5 + 3
+
+
 def test_the_first_batch_waits_for_no_whole_shard(server: Server, tmp_path: Path) -> None:
     mixture = at(server.url(), tmp_path / "cache")
     with open_loader(mixture, seed=3, global_batch=BATCH) as loader:
