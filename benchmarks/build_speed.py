@@ -112,7 +112,7 @@ def shard_writer_loop(raw: Path, out: Path, resample: Image.Resampling, processe
 
 def write_part(paths: list[Path], out: Path, resample: Image.Resampling) -> None:
     out.mkdir()
-    with webdataset.ShardWriter(str(out / "%06d.tar"), maxcount=PER_SHARD, verbose=0) as writer:  # type: ignore[attr-defined]  # webdataset exports it at run time only
+    with webdataset.ShardWriter(str(out / "%06d.tar"), maxcount=PER_SHARD, verbose=0) as writer:
         for path in paths:
             with Image.open(path) as image:
                 scale = SHORTER_SIDE / min(image.size)

@@ -71,7 +71,7 @@ def candidates(kind: str) -> dict[str, Decode]:
     if kind == "JPEG":
         found["simplejpeg"] = lambda data: simplejpeg.decode_jpeg(data, "RGB")
         with contextlib.suppress(ImportError, RuntimeError):
-            import turbojpeg  # type: ignore[import-not-found]
+            import turbojpeg
 
             turbo = turbojpeg.TurboJPEG()
             found["PyTurboJPEG"] = lambda data: turbo.decode(data, pixel_format=turbojpeg.TJPF_RGB)

@@ -67,38 +67,38 @@ def torchdata(data: Path, state: Any) -> Opened:
     from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
     numbers = list(range(len(list(data.glob("all/*.*")))))
-    sampler = StatefulDistributedSampler(numbers, num_replicas=WORLD, rank=RANK, shuffle=True, seed=0)  # type: ignore[arg-type]
-    loader = StatefulDataLoader(numbers, batch_size=BATCH, sampler=sampler, num_workers=1)  # type: ignore[arg-type]
-    if state:
-        loader.load_state_dict(state)
-    return (batch.tolist() for batch in loader), loader.state_dict
+    sampler = StatefulDistributedSampler(numbers, num_replicas=WORLD, rank=RANK, shuffle=True, seed=0)
+    return going_on(StatefulDataLoader(numbers, batch_size=BATCH, sampler=sampler, num_workers=1), state)
 
 
 def litdata(data: Path, state: Any) -> Opened:
     import torch
     from litdata import StreamingDataLoader, StreamingDataset
 
-    class Numbers(StreamingDataset):
-        def __getitem__(self, at: Any) -> Any:
-            return super().__getitem__(at)["label"]
-
     torch.distributed.init_process_group("gloo")
-    dataset = Numbers(str(data / "chunks"), shuffle=True, drop_last=False, seed=0)
-    loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=1)
-    if state:
-        loader.load_state_dict(state)
-    return (batch.tolist() for batch in loader), loader.state_dict
+    dataset = numbered(StreamingDataset)(str(data / "chunks"), shuffle=True, drop_last=False, seed=0)
+    return going_on(StreamingDataLoader(dataset, batch_size=BATCH, num_workers=1), state)
 
 
 def streaming(data: Path, state: Any) -> Opened:
     from streaming import StreamingDataLoader, StreamingDataset
 
-    class Numbers(StreamingDataset):
+    dataset = numbered(StreamingDataset)(local=str(data / "mds"), shuffle=True, batch_size=BATCH, shuffle_seed=0)
+    return going_on(StreamingDataLoader(dataset, batch_size=BATCH, num_workers=1), state)
+
+
+def numbered(base: Any) -> Any:
+    """A data set of labels alone, which are the samples' numbers."""
+
+    class Numbered(base):
         def __getitem__(self, at: Any) -> Any:
             return super().__getitem__(at)["label"]
 
-    dataset = Numbers(local=str(data / "mds"), shuffle=True, batch_size=BATCH, shuffle_seed=0)
-    loader = StreamingDataLoader(dataset, batch_size=BATCH, num_workers=1)
+    return Numbered
+
+
+def going_on(loader: Any, state: Any) -> Opened:
+    """As PyTorch's stateful loaders do."""
     if state:
         loader.load_state_dict(state)
     return (batch.tolist() for batch in loader), loader.state_dict

@@ -79,7 +79,8 @@ while (spent := time.process_time() - started) < {_MEASURED_S}: decode(data); co
 rate = count / spent
 """
 _BUILT = "simplejpeg, as built"
-_NOT_COMPILED = "not compiled"
+_COMPILED = ("_resize", "_pread", "_png")
+"""Parts in C, each left out where it could not be compiled."""
 _PATIENCE_S = 30
 """For one library to be imported and measured."""
 
@@ -121,6 +122,8 @@ class Examination:
     """To shorter side 256, quality 90: what `build` does to photographs."""
     resizers: tuple[Speed, ...]
     """The photograph, shorter side 256, to 224 x 224: what a loader does behind its decode."""
+    not_compiled: tuple[str, ...]
+    """Parts in C that are not here."""
     cores: Cores
     memory: Memory
     open_files: OpenFiles
@@ -150,6 +153,7 @@ def examine(folder: Path) -> Examination:
         "versions": _versions(),
         "encoders": encoders,
         "resizers": _resizers(stored),
+        "not_compiled": tuple(part for part in _COMPILED if importlib.util.find_spec(f"hjepa_shards.{part}") is None),
         "cores": capacity.cores(),
         "memory": capacity.memory(),
         "open_files": capacity.open_files(),
@@ -218,12 +222,11 @@ def _about_libraries(found: Examination) -> Iterator[Advice]:
     for speed in found.decoders:
         if speed.name == "simplejpeg" and speed.images_per_s is None:
             yield Advice(what="pip install --force-reinstall simplejpeg", why=f"it decodes in training: {speed.remark}")
-    for speed in found.resizers:
-        if speed.remark == _NOT_COMPILED:
-            yield Advice(
-                what="install a C compiler, then hjepa again (pip install --force-reinstall --no-deps)",
-                why="crops are resized by OpenCV, to the same pixels in twice the time",
-            )
+    if found.not_compiled:
+        yield Advice(
+            what="install a C compiler and zlib's headers (apt-get install gcc zlib1g-dev python3-dev), then hjepa again",
+            why=f"{', '.join(found.not_compiled)}: not compiled; the loader gives the same batches without, slower",
+        )
     if "pillow-simd" in found.versions:
         yield Advice(
             what="build with `--encoder pillow-simd`, or install Pillow in its place",
@@ -343,8 +346,7 @@ def _resizers(stored: bytes) -> tuple[Speed, ...]:
     slot = np.empty((224, 224, 3), np.uint8)
     opencv = _rate(lambda: cv2.resize(pixels, (224, 224), dst=slot, interpolation=cv2.INTER_LINEAR))
     own = _rate(lambda: bilinear(pixels, slot)) if bilinear else None
-    is_there = importlib.util.find_spec("hjepa_shards._resize") is not None
-    remark = "the same pixels" if own else "needs an x86-64 processor with AVX2" if is_there else _NOT_COMPILED
+    remark = "the same pixels" if own else "not compiled, or no x86-64 processor with AVX2"
     return Speed(name="hjepa's own", images_per_s=own, remark=remark), Speed(name="OpenCV", images_per_s=opencv)
 
 

@@ -74,8 +74,7 @@ class Filler:
         self._readers = readers
         self._image_size, self._augmentation = image_size, augmentation
         self._lock = lock
-        is_near = all(reader.store.traffic is None for reader in readers)
-        self._read_at_once = _READ_AT_ONCE if is_near else sys.maxsize
+        self._read_at_once = sys.maxsize if any(reader.store.is_far for reader in readers) else _READ_AT_ONCE
 
     def fill(self, draft: Draft, start: int, stop: int) -> None:
         """Rows [start, stop). TooMuchDamage where a sample and all its replacements are damaged."""

@@ -141,7 +141,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
             yield image
     except DecodeError:
         raise
-    except Exception as error:
+    except Exception as error:  # Pillow raises far more than OSError, see above
         raise DecodeError(_reason(error, data)) from error
 
 

@@ -87,8 +87,7 @@ class Loader:
         self._plan_lock = threading.Lock()  # the plan keeps a few windows; threads ask it for replacements
         self._filler = Filler(readers, image_size, augmentation, self._plan_lock)
         self._pending: deque[Draft] = deque()
-        self._stores = [reader.store for reader in readers]
-        self._prefetcher = Prefetcher(plan, self._stores, rank=rank, world=world)
+        self._prefetcher = Prefetcher(plan, [reader.store for reader in readers], rank=rank, world=world)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -152,7 +151,7 @@ class Loader:
             threads=self._threads,
             stages=self._times.totals(),
             waited_s=self._waited_s,
-            traffic=sum((store.traffic for store in self._stores if store.traffic), Traffic()),
+            traffic=sum((reader.store.traffic for reader in self._readers), Traffic()),
             sources=source_shares(self.plan, position, self.damaged),
         )
 

@@ -30,7 +30,7 @@ Written = tuple[int | tuple[tuple[str, str], ...], ...]
 
 
 _AT_ONCE = 1024
-"""Positions that a loader plans at once."""
+"""Positions that are planned together where batches are smaller."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +148,8 @@ class Plan:
         """As `samples`, of which many are planned at once: small batches would each pay for the same few calls."""
         held = self._held
         if held is None or start < held.position[0] or stop > held.position[-1] + 1:
-            self._held = held = self.samples(start, max(stop, start + _AT_ONCE))
+            batches = max(1, _AT_ONCE // (stop - start))
+            self._held = held = self.samples(start, start + batches * (stop - start))
         first = start - int(held.position[0])
         return held[first : first + stop - start]
 

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import final
@@ -36,6 +37,8 @@ _INDEXES_AT_ONCE = 16
 class RemoteStore(Store):
     """The shards of a split at a URL."""
 
+    is_far = True
+
     def __init__(self, url: str, manifest: Manifest, cache: ShardCache | None, num_stores: int = 1) -> None:
         """cache: None reads everything by range.  num_stores: how many the process has open."""
         self.url = url
@@ -46,7 +49,6 @@ class RemoteStore(Store):
         limit = descriptor_share(num_stores)
         self._descriptors = Lru(limit, self._open, os.close)
         self._sidecars = Lru(limit, self._open_sidecar, lambda sidecar: None)
-        self.traffic = self._traffic = Traffic()
         self._counting = threading.Lock()
 
     def read(self, shard: int, offset: int, num_bytes: int) -> bytes:
@@ -107,7 +109,7 @@ class RemoteStore(Store):
 
     def _count(self, more: Traffic) -> None:
         with self._counting:
-            self.traffic = self._traffic = self._traffic + more
+            self.traffic += more
 
     def keep(self, shards: set[int]) -> None:
         """The cache may remove all others."""
@@ -199,7 +201,7 @@ class RemoteStore(Store):
         with tempfile.NamedTemporaryFile(prefix="hjepa-index-") as file:  # its name is gone as soon as it is mapped
             data = b""
             for _ in range(_TRIES):
-                data = b"".join(_whole(url))
+                data = b"".join(remote_bytes(url, remote_info(url)[0]))
                 if hashlib.sha256(data).hexdigest() == self.manifest.index_sha256[shard]:
                     break
             file.write(data)
@@ -214,14 +216,9 @@ class RemoteStore(Store):
         descriptor = self.cache.open(sha256)
         for _ in range(_TRIES):
             if descriptor is None:
-                num_bytes, _ = remote_info(url)
-                descriptor = self.cache.admit(sha256, num_bytes or 0, lambda: _whole(url), wait=True)
+                found, _ = remote_info(url)
+                descriptor = self.cache.admit(sha256, found or 0, partial(remote_bytes, url, found), wait=True)
         return descriptor
-
-
-def _whole(url: str) -> Iterator[bytes]:
-    num_bytes, _ = remote_info(url)
-    return remote_bytes(url, num_bytes)
 
 
 def store_at(place: Place, manifest: Manifest, cache: ShardCache | None = None, num_stores: int = 1) -> Store:

@@ -39,7 +39,7 @@ class Job:
 
 
 def show_small(jobs: Sequence[Job | None], slots: NDArray[np.uint8]) -> list[bool]:
-    """Put the crops of images into `slots` [n, R, R, 3]. Which images it was for."""
+    """Put the crops of images into `slots` [n, R, R, 3]. Which images it was for. Tests of bytes count as decode."""
     shown = [False] * len(jobs)
     if decode_pngs is None or bilinear_many is None:
         return shown

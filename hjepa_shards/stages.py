@@ -50,7 +50,7 @@ def lap(stage: Stage) -> None:
         _this_thread.last = now
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Traffic:
     """What came from far away, and what did not have to."""
 

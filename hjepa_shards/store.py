@@ -36,8 +36,9 @@ Resource = TypeVar("Resource")
 class Store(ABC):
     """The shards of one split."""
 
-    traffic: Traffic | None = None
-    """None where nothing is far away."""
+    is_far = False
+    traffic = Traffic()
+    """Stays zero where nothing is far away."""
 
     @abstractmethod
     def read(self, shard: int, offset: int, num_bytes: int) -> bytes:

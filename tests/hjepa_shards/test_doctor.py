@@ -23,6 +23,7 @@ FINE = Examination(
     decoders=(Speed(name="simplejpeg", images_per_s=900), Speed(name="simplejpeg, as built", images_per_s=3000)),
     encoders=(Speed(name="turbo", images_per_s=500),),
     resizers=(Speed(name="hjepa's own", images_per_s=15_000), Speed(name="OpenCV", images_per_s=7_000)),
+    not_compiled=(),
     cores=Cores(machine=64, allowed=64, quota=None),
     memory=Memory(machine=256 * 2**30, limit=None),
     open_files=OpenFiles(soft=65536, hard=65536),
