@@ -224,7 +224,7 @@ def _about_libraries(found: Examination) -> Iterator[Advice]:
             yield Advice(what="pip install --force-reinstall simplejpeg", why=f"it decodes in training: {speed.remark}")
     if found.not_compiled:
         yield Advice(
-            what="install a C compiler and zlib's headers (apt-get install gcc zlib1g-dev python3-dev), then hjepa again",
+            what="apt-get install gcc libc6-dev zlib1g-dev python3-dev, then install hjepa again",
             why=f"{', '.join(found.not_compiled)}: not compiled; the loader gives the same batches without, slower",
         )
     if "pillow-simd" in found.versions:

@@ -63,11 +63,7 @@ def test_there_is_nothing_to_advise_on_a_good_machine() -> None:
         ({"gpus": (), "torch": CPU_TORCH}, "configs/quickstart.yaml", "no GPU"),
         ({"versions": FINE.versions | {"pillow-simd": "9.5"}}, "--encoder pillow-simd", "other bytes"),
         ({"decoders": (Speed(name="simplejpeg", images_per_s=None, remark="boom"),)}, "simplejpeg", "boom"),
-        (
-            {"resizers": (Speed(name="hjepa's own", images_per_s=None, remark="not compiled"),)},
-            "a C compiler",
-            "OpenCV",
-        ),
+        ({"not_compiled": ("_pread", "_png")}, "install gcc", "_pread, _png"),
     ],
 )
 def test_each_trouble_has_its_advice_with_a_reason(changes: dict[str, Any], what: str, why: str) -> None:
