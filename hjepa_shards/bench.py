@@ -105,7 +105,7 @@ def _stored(mixture: Mixture, images: int) -> list[tuple[bytes, int, int]]:
         for source, sample in zip(planned.source.tolist(), planned.sample.tolist(), strict=True):
             located = readers[source].locate(sample)
             data = readers[source].image_bytes(located)
-            held.append((data, located.row["colour"], located.row["orientation"]))
+            held.append((data, located.row.colour, located.row.orientation))
     finally:
         for reader in readers:
             reader.close()

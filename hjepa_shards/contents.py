@@ -20,7 +20,7 @@ from hjepa_shards.errors import DecodeError, ShardError
 from hjepa_shards.images import inspect
 from hjepa_shards.keys import keys_of
 from hjepa_shards.manifest import Manifest, load_manifest
-from hjepa_shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, Sidecar, digest_of_keys, key_hash
+from hjepa_shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, Row, Sidecar, digest_of_keys, key_hash
 from hjepa_shards.tar import Member, scan
 from hjepa_shards.threads import in_threads
 from hjepa_shards.verify import Problem, Progress, verify
@@ -130,21 +130,21 @@ class _Contents:
         num_classes = len(self.manifest.class_names)
         keys = []
         for i, row in enumerate(sidecar.checked_rows()):
-            image = by_offset.get(int(row["image_offset"]))
+            image = by_offset.get(int(row.image_offset))
             if image is None:
-                yield i, "no member of the tar starts where the row says", f"byte {row['image_offset']}"
+                yield i, "no member of the tar starts where the row says", f"byte {row.image_offset}"
                 continue
             keys.append(image.key)
-            if key_hash(image.key) != row["key_hash"]:
+            if key_hash(image.key) != row.key_hash:
                 yield i, "the key is not the row's", f"{image.key}"
             for member, prefix in ((image, "image"), *self._texts(row, by_offset)):
                 if member is None or member.key != image.key or member.num_bytes != row[f"{prefix}_bytes"]:
                     yield i, f"the {prefix} member is not the row's", f"{row[f'{prefix}_bytes']} bytes expected"
             label = _label(file, labels.get(image.key))
-            if label != row["label"]:
-                yield i, "the label is not the row's", f"{row['label']} in the row, {label} in .cls"
-            if num_classes and not -1 <= row["label"] < num_classes:
-                yield i, "the label is no class", f"{row['label']}, {num_classes} classes"
+            if label != row.label:
+                yield i, "the label is not the row's", f"{row.label} in the row, {label} in .cls"
+            if num_classes and not -1 <= row.label < num_classes:
+                yield i, "the label is no class", f"{row.label}, {num_classes} classes"
         if digest_of_keys(keys) != sidecar.keys_digest:
             yield -1, "the keys are not the ones that the manifest says, in that order", "digest differs"
         known = len(sidecar) * len(self.manifest.members)
@@ -169,7 +169,7 @@ class _Contents:
             for i in range(start, stop):
                 try:
                     row = sidecar.row(i)
-                    data = os.pread(descriptor, int(row["image_bytes"]), int(row["image_offset"]))
+                    data = os.pread(descriptor, row.image_bytes, row.image_offset)
                 except (ShardError, OSError) as error:
                     findings.append((i, "cannot be read", str(error)))
                 else:
@@ -179,20 +179,21 @@ class _Contents:
         return findings
 
 
-def _in_image(data: bytes, row: Any) -> Iterator[tuple[str, str]]:
-    if crc32(data) != row["image_crc32"]:
-        yield "the image's crc32 is not the row's", f"{row['image_crc32']:08x} expected, {crc32(data):08x} found"
+def _in_image(data: bytes, row: Row) -> Iterator[tuple[str, str]]:
+    if crc32(data) != row.image_crc32:
+        yield "the image's crc32 is not the row's", f"{row.image_crc32:08x} expected, {crc32(data):08x} found"
         return
     try:
         info = inspect(data)
         for name in ("codec", "width", "height", "colour", "orientation"):
-            if getattr(info, name) != row[name]:
-                yield f"the image's {name} is not the row's", f"{row[name]} in the row, {getattr(info, name)} found"
-        height, width, _ = decode(data, int(row["colour"]), int(row["orientation"])).shape
+            if getattr(info, name) != getattr(row, name):
+                found = f"{getattr(row, name)} in the row, {getattr(info, name)} found"
+                yield f"the image's {name} is not the row's", found
+        height, width, _ = decode(data, row.colour, row.orientation).shape
     except DecodeError as error:
         yield "the image cannot be decoded", reason_of(error)
         return
-    if (width, height) != (row["width"], row["height"]):
+    if (width, height) != (row.width, row.height):
         yield "the pixels are not as many as the row says", f"{width} x {height} found"
 
 

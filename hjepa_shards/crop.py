@@ -17,7 +17,8 @@ from hjepa_shards.rng import derive_key, philox_words
 _ATTEMPTS = 10
 _WORDS = 12
 """Raw words a position: ten pairs of 32-bit numbers for the attempts, two words for the place."""
-_BLOCKS = _WORDS // 4
+_BLOCK = 256
+"""Positions that are drawn for together."""
 
 
 class AugmentationConfig(Strict):
@@ -62,45 +63,48 @@ def random_crops(
     Ten attempts at an area and a ratio, the first that fits is taken, else the largest central crop within the
     ratios: torchvision's rule, with every draw made at once.
     """
-    num = len(positions)
-    words = _words(seed, positions, view)
-    halves = words[:, :_ATTEMPTS].copy().view(np.uint32).reshape(num, _ATTEMPTS, 2) * 2.0**-32
-    low, high = config.crop_scale
-    area = (widths * heights)[:, None] * (low + (high - low) * halves[..., 0])
-    low, high = _logarithms(config.crop_ratio)
-    ratio = np.exp(low + (high - low) * halves[..., 1])
-    crop_w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
-    crop_h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
-    fits = (crop_w > 0) & (crop_h > 0) & (crop_w <= widths[:, None]) & (crop_h <= heights[:, None])
-    rows, first = np.arange(num), fits.argmax(1)
-    place = (words[:, _ATTEMPTS:] >> np.uint64(33)).astype(np.int64)  # 31 bits: the products below stay within int64
-    crops = np.empty((num, 4), np.int64)
-    crops[:, 2], crops[:, 3] = crop_h[rows, first], crop_w[rows, first]
-    crops[:, 0] = (place[:, 0] * (heights - crops[:, 2] + 1)) >> 31
-    crops[:, 1] = (place[:, 1] * (widths - crops[:, 3] + 1)) >> 31
-    none = ~fits[rows, first]
+    share, ratio, place = _draws(seed, positions, view, config.crop_scale, config.crop_ratio)
+    sides = np.stack([heights, widths], 1)
+    area = (widths * heights)[:, None] * share
+    attempts = np.rint(np.sqrt(np.stack([area / ratio, area * ratio], 2)))
+    fits = np.all((attempts > 0) & (attempts <= sides[:, None]), 2)
+    first = np.arange(len(positions)), fits.argmax(1)
+    crop = attempts[first].astype(np.int64)
+    crops = np.concatenate([(place * (sides - crop + 1)) >> 31, crop], 1)
+    none = ~fits[first]
     if none.any():
         crops[none] = central_crops(widths[none], heights[none], config.crop_ratio)
     return crops
 
 
-@lru_cache
-def _logarithms(ratios: tuple[float, float]) -> tuple[float, float]:
+Draws = tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.int64]]
+"""Shares of the area and ratios [n, 10], places [n, 2] of 31 bits: their products stay within int64."""
+
+
+def _draws(seed: int, positions: NDArray[np.int64], view: int, *ranges: tuple[float, float]) -> Draws:
+    first, last = int(positions.min()) // _BLOCK, int(positions.max()) // _BLOCK
+    blocks = [_block(seed, view, block, *ranges) for block in range(first, last + 1)]
+    chosen = positions - first * _BLOCK
+    share, ratio, place = blocks[0] if first == last else map(np.concatenate, zip(*blocks, strict=True))
+    return share[chosen], ratio[chosen], place[chosen]
+
+
+@lru_cache(maxsize=64)
+def _block(seed: int, view: int, block: int, scale: tuple[float, float], ratios: tuple[float, float]) -> Draws:
+    """What is drawn for the positions [block * _BLOCK, (block + 1) * _BLOCK): many at once, by all threads together."""
+    counter = block * _BLOCK * _WORDS // 4
+    words = philox_words(_key(seed), _BLOCK * _WORDS, counter, stream=view).reshape(_BLOCK, _WORDS)
+    halves = words[:, :_ATTEMPTS].copy().view(np.uint32).reshape(_BLOCK, _ATTEMPTS, 2) * 2.0**-32
+    low, high = scale
+    share = low + (high - low) * halves[..., 0]
     low, high = np.log(ratios)
-    return float(low), float(high)
+    ratio = np.exp(low + (high - low) * halves[..., 1])
+    return share, ratio, (words[:, _ATTEMPTS:] >> np.uint64(33)).astype(np.int64)
 
 
 @lru_cache
 def _key(seed: int) -> int:
     return derive_key(seed, "crop")
-
-
-def _words(seed: int, positions: NDArray[np.int64], view: int) -> NDArray[np.uint64]:
-    """Raw words [n, 12]; positions lie close together, so one generator covers them all."""
-    first = int(positions.min())
-    span = int(positions.max()) - first + 1
-    words = philox_words(_key(seed), span * _WORDS, counter=first * _BLOCKS, stream=view)
-    return words.reshape(span, _WORDS)[positions - first]
 
 
 def central_crops(

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import final
 
 import numpy as np
@@ -26,7 +27,7 @@ _ATTEMPTS = 16
 _READ_AT_ONCE = 1 << 20
 """Bytes of images that a thread holds as they are stored. What is far away is asked for all at once."""
 
-Crops = tuple[list[list[int]], int]
+Crops = tuple[Sequence[Sequence[int]], int]
 """One a view, and how much smaller the image may be decoded for all of them (decode.py)."""
 
 
@@ -117,14 +118,15 @@ class Filler:
     def _crops(self, draft: Draft, rows: range, located: Sequence[Located | None]) -> list[Crops]:
         """Any where the sample could not be located."""
         positions = draft.planned.position[rows.start : rows.stop]
-        sizes = np.array([(found.width, found.height) if found else (1, 1) for found in located], np.int64)
+        sizes = [found.row.size if found else (1, 1) for found in located]
+        widths, heights = np.array(sizes, np.int64).T
         views, shrinks = [], []
         for view in range(draft.images.shape[1]):
-            crops = random_crops(draft.plan.seed, positions, sizes[:, 0], sizes[:, 1], self._augmentation, view)
+            crops = random_crops(draft.plan.seed, positions, widths, heights, self._augmentation, view)
             crops, shrink = fitted(crops, self._image_size)
             views.append(crops.tolist())
             shrinks.append(shrink)
-        return list(zip(map(list, zip(*views, strict=True)), np.min(shrinks, 0).tolist(), strict=True))
+        return list(zip(zip(*views, strict=True), reduce(np.minimum, shrinks).tolist(), strict=True))
 
     def _gather(self, draft: Draft, rows: range, located: Sequence[Located | None]) -> list[bytes | None]:
         """Images as they are stored; None for those that are to be read by themselves."""

@@ -156,7 +156,7 @@ def _take(prints: Fingerprints, offset: int, reader: SampleReader, samples: rang
         try:
             located = reader.locate(sample)
             data = reader.image_bytes(located)
-            header = (located.width, located.height, located.row["colour"], located.row["orientation"])
+            header = (located.width, located.height, located.row.colour, located.row.orientation)
             pixels = small_pixels(data, *header)
         except DAMAGE:
             continue
@@ -195,6 +195,6 @@ def _look_closer(
 
 
 def _digest(pixels: NDArray[np.uint8], row: Any) -> NDArray[np.uint64]:
-    digest = hashlib.blake2b(b"%d %d " % (row["width"], row["height"]), digest_size=16)
+    digest = hashlib.blake2b(b"%d %d " % (row.width, row.height), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
     return np.frombuffer(digest.digest(), np.uint64)

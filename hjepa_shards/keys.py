@@ -23,9 +23,9 @@ def keys_of(tar: Path, rows: Iterable[Any]) -> list[str | None]:
     except OSError:
         return [None] * len(rows)
     if None in keys:
-        wanted = {int(row["key_hash"]) for row, key in zip(rows, keys, strict=True) if key is None}
+        wanted = {int(row.key_hash) for row, key in zip(rows, keys, strict=True) if key is None}
         found = _scanned(tar, wanted)
-        keys = [key or found.get(int(row["key_hash"])) for row, key in zip(rows, keys, strict=True)]
+        keys = [key or found.get(int(row.key_hash)) for row, key in zip(rows, keys, strict=True)]
     return keys
 
 
@@ -35,11 +35,11 @@ def key_in_header(header: bytes, row: Any) -> str | None:
         key, _ = split_name(tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name)
     except (tarfile.HeaderError, ValueError):
         return None
-    return key if _hash(key) == int(row["key_hash"]) else None
+    return key if _hash(key) == int(row.key_hash) else None
 
 
 def _read_key(file: BinaryIO, row: Any) -> str | None:
-    offset = int(row["image_offset"]) - BLOCK_BYTES
+    offset = int(row.image_offset) - BLOCK_BYTES
     if offset < 0:
         return None
     try:

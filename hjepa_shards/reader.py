@@ -8,8 +8,7 @@ import bisect
 import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, final
+from typing import NamedTuple, final
 from zlib import crc32
 
 import numpy as np
@@ -18,17 +17,15 @@ from numpy.typing import NDArray
 from hjepa_shards.decode import decode
 from hjepa_shards.errors import ChecksumMismatch, DecodeError, ShardTruncated, SidecarError
 from hjepa_shards.manifest import Manifest
-from hjepa_shards.sidecar import HAS_JSON, HAS_TEXT, Row, Sidecar
+from hjepa_shards.sidecar import HAS_JSON, HAS_TEXT, Member, Row, Sidecar
 from hjepa_shards.stages import lap
 from hjepa_shards.store import Store
 
-Member = Literal["image", "text", "json"]
 DAMAGE = (ChecksumMismatch, DecodeError, ShardTruncated, SidecarError)
 """The errors that mean: this sample's bytes are not what was written."""
 
 
-@dataclass(frozen=True, slots=True)
-class Located:
+class Located(NamedTuple):
     """A sample found: its shard and its sidecar row."""
 
     shard: int
@@ -36,20 +33,20 @@ class Located:
 
     @property
     def width(self) -> int:
-        return self.row["width"]
+        return self.row.width
 
     @property
     def height(self) -> int:
-        return self.row["height"]
+        return self.row.height
 
     @property
     def num_bytes(self) -> int:
         """Of the image as it is stored."""
-        return self.row["image_bytes"]
+        return self.row.image_bytes
 
     @property
     def label(self) -> int:
-        return self.row["label"]
+        return self.row.label
 
 
 @final
@@ -97,7 +94,7 @@ class SampleReader:
 
     def gather(self, located: Sequence[Located]) -> list[bytes | None]:
         """Stored images that are better asked for at once than one by one; None: let `image_bytes` read it."""
-        rows = [(found.shard, found.row["image_offset"], found.num_bytes) for found in located]
+        rows = [(found.shard, found.row.image_offset, found.num_bytes) for found in located]
         return self.store.read_many(rows)
 
     def image_bytes(self, located: Located, data: bytes | None = None) -> bytes:
@@ -109,8 +106,7 @@ class SampleReader:
 
         data: what was read of it already.
         """
-        row = located.row
-        offset, num_bytes, expected = row[f"{member}_offset"], row[f"{member}_bytes"], row[f"{member}_crc32"]
+        offset, num_bytes, expected = located.row.member(member)
         if data is None:
             data = self.store.read(located.shard, offset, num_bytes)
             lap("read")
@@ -144,9 +140,9 @@ class SampleReader:
         data: what `gather` has brought.
         """
         row = located.row
-        pixels = decode(self.image_bytes(located, data), row["colour"], row["orientation"], shrink)
+        pixels = decode(self.image_bytes(located, data), row.colour, row.orientation, shrink)
         lap("decode")
-        whole = (row["height"], row["width"])
+        whole = (row.height, row.width)
         if pixels.shape[:2] not in (whole, tuple(-(-side // shrink) for side in whole)):
             raise DecodeError(
                 f"{self.name}, shard {located.shard}: {located.width} x {located.height} pixels expected, "

@@ -12,9 +12,9 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ VERSION = 1
 HEADER_BYTES = 64
 HAS_LABELS, HAS_TEXT, HAS_JSON = 1, 2, 4
 """Header flags: every sample of the shard has this member, or (flag not set) none has."""
+
+Member = Literal["image", "text", "json"]
+MEMBERS: tuple[Member, ...] = ("image", "text", "json")
 
 _HEADER = struct.Struct("<4sHHIQQ16s")
 _MAGIC = b"HJSI"
@@ -52,12 +55,43 @@ ROW = np.dtype(
         ("row_crc32", "<u4"),
     ]
 )
-_NAMES = ROW.names or ()
 PACKED_ROW = struct.Struct("<4Q8Ii4BII")
 """The same, to write one."""
 assert ROW.itemsize == PACKED_ROW.size == 80
-Row = Mapping[str, int]
-"""A row by the names of ROW."""
+
+
+class Row(NamedTuple):
+    """One sample's row: the fields of ROW."""
+
+    image_offset: int
+    text_offset: int
+    json_offset: int
+    key_hash: int
+    image_bytes: int
+    image_crc32: int
+    text_bytes: int
+    text_crc32: int
+    json_bytes: int
+    json_crc32: int
+    width: int
+    height: int
+    label: int
+    codec: int
+    colour: int
+    orientation: int
+    flags: int
+    reserved: int
+    row_crc32: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of what is shown."""
+        return self[10], self[11]
+
+    def member(self, name: Member) -> tuple[int, int, int]:
+        """Where it begins in the tar, its bytes, their CRC-32."""
+        place = MEMBERS.index(name)
+        return self[place], self[4 + 2 * place], self[5 + 2 * place]
 
 
 def key_hash(key: str) -> int:
@@ -98,7 +132,7 @@ class Sidecar:
             head = file.read(HEADER_BYTES)
             self._check_header(head, size)
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._rows = np.frombuffer(self._map, dtype=ROW, offset=HEADER_BYTES)
+        self._rows = np.frombuffer(self._map, dtype=ROW, offset=HEADER_BYTES).view(np.recarray)
 
     def __len__(self) -> int:
         return self.num_samples
@@ -107,13 +141,13 @@ class Sidecar:
         """Row i, checked. SidecarError if its bytes are not the ones written."""
         start = HEADER_BYTES + i * ROW.itemsize
         packed = self._map[start : start + ROW.itemsize]
-        row = dict(zip(_NAMES, PACKED_ROW.unpack(packed), strict=True))
-        if zlib.crc32(packed[:-4]) != row["row_crc32"]:
+        row = Row._make(PACKED_ROW.unpack(packed))
+        if zlib.crc32(packed[:-4]) != row.row_crc32:
             raise SidecarError(f"{self.path}: row {i} does not match its checksum; {self._advice}")
         return row
 
-    def checked_rows(self) -> NDArray[Any]:
-        """All rows, each checked."""
+    def checked_rows(self) -> np.recarray[Any, Any]:
+        """All rows, each checked: columns by name, and rows with the attributes of Row."""
         for i in range(self.num_samples):
             self.row(i)
         return self._rows

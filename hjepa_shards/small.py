@@ -5,7 +5,7 @@ does not take, and whatever is wrong with an image, goes the usual way (reader.p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,17 @@ from hjepa_shards.sidecar import Row
 from hjepa_shards.stages import lap
 
 try:
-    from hjepa_shards._png import decode_pngs
+    from hjepa_shards._png import decode_pngs, has_libdeflate
     from hjepa_shards._resize import bilinear_many
 except ImportError:  # not compiled where this was installed, or a processor that it is not written for
     decode_pngs = bilinear_many = None
+    has_libdeflate = False
 
 _SMALL = 128 * 128
 """Pixels. Larger ones take so long that it is no matter how threads take turns."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """An image to be shown."""
 
     data: bytes
@@ -46,16 +46,14 @@ def show_small(jobs: Sequence[Job | None], slots: NDArray[np.uint8]) -> list[boo
     side = slots.shape[1]
     chosen = [(i, job) for i, job in enumerate(jobs) if job and _takes(job, side)]
     rows = [job.row for _, job in chosen]
-    stored = [
-        (job.data, row["image_crc32"], row["height"], row["width"]) for (_, job), row in zip(chosen, rows, strict=True)
-    ]
+    stored = [(job.data, row.image_crc32, row.height, row.width) for (_, job), row in zip(chosen, rows, strict=True)]
     decoded = decode_pngs(stored)
     lap("decode")
     crops = []
     for (i, job), row, pixels in zip(chosen, rows, decoded, strict=True):
         if pixels is not None:
             shown[i] = True
-            height, width = row["height"], row["width"]
+            height, width = row.height, row.width
             crops += [(pixels, height, width, *crop, job.slot + view) for view, crop in enumerate(job.crops)]
     bilinear_many(crops, slots)
     lap("resize")
@@ -64,7 +62,7 @@ def show_small(jobs: Sequence[Job | None], slots: NDArray[np.uint8]) -> list[boo
 
 def _takes(job: Job, side: int) -> bool:
     row = job.row
-    is_plain = row["codec"] == Codec.PNG and row["colour"] in PLAIN and row["orientation"] == 1
-    if not is_plain or row["height"] * row["width"] > _SMALL:
+    is_plain = row.codec == Codec.PNG and row.colour in PLAIN and row.orientation == 1
+    if not is_plain or row.height * row.width > _SMALL:
         return False
     return all(height <= 2 * side and width >= 3 for _, _, height, width in job.crops)  # as in `crop_into`

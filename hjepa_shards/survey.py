@@ -23,7 +23,7 @@ from hjepa_shards.manifest import Manifest
 from hjepa_shards.reader import DAMAGE, Located, SampleReader
 from hjepa_shards.rng import derive_key, permutation, philox_words
 from hjepa_shards.sample import decode_key
-from hjepa_shards.sidecar import ROW
+from hjepa_shards.sidecar import ROW, Member
 from hjepa_shards.store import LocalStore
 from hjepa_shards.tar import BLOCK_BYTES
 
@@ -121,7 +121,7 @@ class Survey:
 
     def _name(self, located: Located) -> str:
         """From the tar header before the image, if it is the header of that key."""
-        offset = located.row["image_offset"] - BLOCK_BYTES
+        offset = located.row.image_offset - BLOCK_BYTES
         try:
             key = key_in_header(self._store.read(located.shard, max(0, offset), BLOCK_BYTES), located.row)
         except DAMAGE:
@@ -142,14 +142,14 @@ class Survey:
         first = self._member(located, "text").decode("utf-8", "replace")
         return (first,) if first else ()
 
-    def _member(self, located: Located, member: str) -> bytes:
+    def _member(self, located: Located, member: Member) -> bytes:
         """The bytes of a text beside the image; nothing where they are not the ones written."""
-        row = located.row
+        offset, num_bytes, expected = located.row.member(member)
         try:
-            data = self._store.read(located.shard, int(row[f"{member}_offset"]), int(row[f"{member}_bytes"]))
+            data = self._store.read(located.shard, offset, num_bytes)
         except DAMAGE:
             return b""
-        return data if crc32(data) == int(row[f"{member}_crc32"]) else b""
+        return data if crc32(data) == expected else b""
 
 
 def thumbnail(image: Image.Image) -> bytes:

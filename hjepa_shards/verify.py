@@ -15,7 +15,7 @@ import numpy as np
 
 from hjepa_shards.keys import keys_of
 from hjepa_shards.manifest import FILE_NAME, Manifest, load_manifest
-from hjepa_shards.sidecar import HEADER_BYTES, ROW
+from hjepa_shards.sidecar import HEADER_BYTES, MEMBERS, PACKED_ROW, ROW, Member, Row
 from hjepa_shards.target import JOURNAL
 from hjepa_shards.threads import in_threads
 from hjepa_shards.writer import sha256_of
@@ -135,7 +135,7 @@ class _Files:
         return "sha256 differs from the manifest's"
 
 
-def _readable_rows(index: Path, num_samples: int) -> list[Any]:
+def _readable_rows(index: Path, num_samples: int) -> list[Row | None]:
     """The rows of a sidecar, whatever else is wrong with it; None where a row does not match its checksum."""
     try:
         with index.open("rb") as file:
@@ -143,28 +143,28 @@ def _readable_rows(index: Path, num_samples: int) -> list[Any]:
             data = file.read(num_samples * ROW.itemsize)
     except OSError:
         data = b""
-    rows = np.frombuffer(data[: len(data) // ROW.itemsize * ROW.itemsize], dtype=ROW)
-    whole = [rows[i] if crc32(rows[i].tobytes()[:-4]) == rows[i]["row_crc32"] else None for i in range(len(rows))]
+    packed = [data[start : start + ROW.itemsize] for start in range(0, len(data) - ROW.itemsize + 1, ROW.itemsize)]
+    rows = [Row._make(PACKED_ROW.unpack(one)) for one in packed]
+    whole = [row if crc32(one[:-4]) == row.row_crc32 else None for one, row in zip(packed, rows, strict=True)]
     return whole + [None] * (num_samples - len(rows))
 
 
-def _lost(tar: Path, rows: list[Any]) -> list[int]:
+def _lost(tar: Path, rows: list[Row | None]) -> list[int]:
     """The samples of a damaged shard whose image, text or json is not what was written, or that no row describes."""
     try:
         with tar.open("rb") as file:
 
-            def is_whole(row: Any, member: str) -> bool:
+            def is_whole(row: Row, member: Member) -> bool:
+                offset, num_bytes, expected = row.member(member)
                 try:
-                    file.seek(int(row[f"{member}_offset"]))
-                    data = file.read(int(row[f"{member}_bytes"]))
+                    file.seek(offset)
+                    data = file.read(num_bytes)
                 except (OSError, ValueError):
                     return False
-                return len(data) == row[f"{member}_bytes"] and crc32(data) == row[f"{member}_crc32"]
+                return len(data) == num_bytes and crc32(data) == expected
 
             return [
-                i
-                for i, row in enumerate(rows)
-                if row is None or not all(is_whole(row, member) for member in ("image", "text", "json"))
+                i for i, row in enumerate(rows) if row is None or not all(is_whole(row, member) for member in MEMBERS)
             ]
     except OSError:
         return list(range(len(rows)))

@@ -156,7 +156,11 @@ def of_pillow(data: bytes) -> NDArray[np.uint8]:
 
 
 def decoded(*images: tuple[bytes, int, int]) -> list[bytes | None]:
-    return _png.decode_pngs([(data, zlib.crc32(data), height, width) for data, height, width in images])
+    """With libdeflate, where it is, and without."""
+    wanted = [(data, zlib.crc32(data), height, width) for data, height, width in images]
+    found = _png.decode_pngs(wanted)
+    assert found == _png.decode_pngs(wanted, True)
+    return found
 
 
 def test_small_pngs_are_decoded_as_by_pillow() -> None:
@@ -196,7 +200,8 @@ def test_what_is_not_a_plain_png_is_left_to_python() -> None:
     ):
         assert decoded((data, 9, 7)) == [None]
     assert decoded((good, 7, 9)) == [None], "not the size that the index says"
-    assert _png.decode_pngs([(good, zlib.crc32(good) ^ 1, 9, 7)]) == [None], "not the bytes"
+    for by_zlib in (False, True):
+        assert _png.decode_pngs([(good, zlib.crc32(good) ^ 1, 9, 7)], by_zlib) == [None], "not the bytes"
     assert decoded((good, 9, 7), (b"", 3, 3), (good, 9, 7))[::2] == [rgb.tobytes()] * 2
 
 
@@ -210,9 +215,10 @@ def test_images_that_are_none_are_refused(wanted: object) -> None:
 
 def test_any_bytes_are_survived() -> None:
     rng = np.random.default_rng(0)
-    good = bytearray(png(rng.integers(0, 256, (8, 8, 3), np.uint8), rng.integers(0, 5, 8).astype(np.uint8), parts=2))
-    for _ in range(3000):
-        data = good.copy()
+    pixels, filters = rng.integers(0, 256, (8, 8, 3), np.uint8), rng.integers(0, 5, 8).astype(np.uint8)
+    good = [bytearray(png(pixels, filters, parts=parts)) for parts in (1, 2)]
+    for attempt in range(3000):
+        data = good[attempt % 2].copy()
         for at in rng.integers(8, len(data), rng.integers(1, 4)).tolist():
             data[at] = int(rng.choice([0, 255, data[at] ^ 1 << int(rng.integers(8)), int(rng.integers(256))]))
         [found] = decoded((bytes(data[: rng.integers(20, len(data) + 1)]), 8, 8))

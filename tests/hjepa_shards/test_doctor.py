@@ -24,6 +24,7 @@ FINE = Examination(
     encoders=(Speed(name="turbo", images_per_s=500),),
     resizers=(Speed(name="hjepa's own", images_per_s=15_000), Speed(name="OpenCV", images_per_s=7_000)),
     not_compiled=(),
+    has_libdeflate=True,
     cores=Cores(machine=64, allowed=64, quota=None),
     memory=Memory(machine=256 * 2**30, limit=None),
     open_files=OpenFiles(soft=65536, hard=65536),
@@ -64,6 +65,7 @@ def test_there_is_nothing_to_advise_on_a_good_machine() -> None:
         ({"versions": FINE.versions | {"pillow-simd": "9.5"}}, "--encoder pillow-simd", "other bytes"),
         ({"decoders": (Speed(name="simplejpeg", images_per_s=None, remark="boom"),)}, "simplejpeg", "boom"),
         ({"not_compiled": ("_pread", "_png")}, "install gcc", "_pread, _png"),
+        ({"has_libdeflate": False}, "libdeflate0", "zlib"),
     ],
 )
 def test_each_trouble_has_its_advice_with_a_reason(changes: dict[str, Any], what: str, why: str) -> None:

@@ -182,7 +182,7 @@ def test_equal_only_at_a_fraction_of_the_size_is_near_not_exact(tmp_path: Path) 
 def test_damaged_samples_are_left_out_with_a_remark(tmp_path: Path) -> None:
     folder = split_of(tmp_path, "a/train", {**photos(range(4)), "x": (png(tile(1)), 0), "y": (png(tile(2)), 0)})
     row = index_of(folder / "000001.tar").row(0)
-    flip(folder / "000001.tar", int(row["image_offset"]) + 50)
+    flip(folder / "000001.tar", int(row.image_offset) + 50)
     found = find_duplicates([folder])
     assert links(found) == [[("a/train", "photo2", "first"), ("a/train", "y", "exact")]]
     assert found.remarks == ("a/train: 1 samples are damaged and were left out; run `hjepa-shards verify`",)

@@ -68,7 +68,7 @@ def damage(root: Path, places: Mapping[str, Iterable[tuple[int, int]]]) -> Path:
         for shard, place in rows:
             path = folder / manifest.shard_name(shard)
             row = Sidecar(path.with_name(path.name + ".index")).row(place)
-            flip(path, row["image_offset"] + row["image_bytes"] // 2)
+            flip(path, row.image_offset + row.image_bytes // 2)
     return root
 
 

@@ -48,7 +48,7 @@ def test_any_number_of_threads_finds_the_same(shards: Path) -> None:
 
 def test_damage_is_marked_and_does_not_spread(folders: list[Path]) -> None:
     tar = folders[0] / "000000.tar"
-    flip(tar, int(index_of(tar).row(1)["image_offset"]) + 30)
+    flip(tar, int(index_of(tar).row(1).image_offset) + 30)
     flip(folders[1] / "000000.tar.index", 70)
     with fingerprints_of(open_splits(folders), 2) as prints:
         assert prints.is_whole.tolist() == [True, False, True, True, True, False, True]

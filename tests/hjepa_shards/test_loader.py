@@ -297,7 +297,7 @@ def damage(copied: Path, samples: Sequence[int]) -> None:
     reader = SampleReader(LocalStore(folder, manifest), manifest)
     for sample in samples:
         located = reader.locate(sample)
-        flip(folder / manifest.shard_name(located.shard), int(located.row["image_offset"]) + 12)
+        flip(folder / manifest.shard_name(located.shard), int(located.row.image_offset) + 12)
 
 
 def test_a_damaged_sample_is_replaced_by_rule_and_nothing_else_changes(copied: Path, shards: Path) -> None:

@@ -1,7 +1,6 @@
 """One sample, checked and decoded."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +46,13 @@ def test_samples_behind_an_empty_shard_are_found(shards: Path) -> None:
     manifest = load_manifest(shards / "digits" / "train")
     reader = SampleReader(LocalStore(shards / "digits" / "train", manifest), manifest)
     reader._ends = np.array([0, 48, 48, 96])  # shards of 0, 48, 0, 48 samples
-    assert [reader.store.sidecar(1).row(0)["key_hash"]] == [reader.locate(0).row["key_hash"]]
+    assert [reader.store.sidecar(1).row(0).key_hash] == [reader.locate(0).row.key_hash]
     assert (reader.locate(47).shard, reader.locate(48).shard) == (1, 3)
 
 
 def test_a_flipped_bit_in_an_image_is_a_checksum_mismatch(split: Path) -> None:
     located = reader_of(split).locate(50)
-    flip(split / "digits-train-000001.tar", int(located.row["image_offset"]) + 20)
+    flip(split / "digits-train-000001.tar", int(located.row.image_offset) + 20)
     with pytest.raises(ChecksumMismatch, match="digits-train, shard 1"):
         reader_of(split).pixels(reader_of(split).locate(50))
     reader_of(split).pixels(reader_of(split).locate(51))
@@ -72,8 +71,7 @@ def test_an_image_of_another_size_than_its_row_says_is_damage(split: Path, shrin
     """As somebody's index of other tars would have it: all checksums are right."""
     reader = reader_of(split)
     located = reader.locate(50)
-    row = located.row.copy()
-    row["width"] += 1
+    row = located.row._replace(width=located.width + 1)
     with pytest.raises(DecodeError, match="9 x 8 pixels expected, 8 x 8 found"):
-        reader.pixels(replace(located, row=row), shrink=shrink)
+        reader.pixels(located._replace(row=row), shrink=shrink)
     assert DecodeError in DAMAGE

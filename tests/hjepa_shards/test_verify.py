@@ -85,8 +85,7 @@ def test_every_flipped_bit_is_found_and_names_the_sample_that_it_hit(small: Path
     whole = path.read_bytes()
     rows = index_of(shard(folder, 1)).checked_rows()
     images = {
-        10 + i: range(int(row["image_offset"]), int(row["image_offset"] + row["image_bytes"]))
-        for i, row in enumerate(rows)
+        10 + i: range(int(row.image_offset), int(row.image_offset + row.image_bytes)) for i, row in enumerate(rows)
     }
     dice = random.Random(name)
     for place in dice.sample(range(8 * len(whole)), 150):
@@ -105,7 +104,7 @@ def test_every_flipped_bit_is_found_and_names_the_sample_that_it_hit(small: Path
 
 def test_a_flipped_bit_in_an_image_loses_exactly_that_sample(split: Path) -> None:
     row = index_of(shard(split, 1)).row(7)
-    flip(shard(split, 1), int(row["image_offset"]) + int(row["image_bytes"]) // 2)
+    flip(shard(split, 1), int(row.image_offset) + int(row.image_bytes) // 2)
     [problem] = verify(split)
     assert problem.path == shard(split, 1)
     assert problem.shard == 1
@@ -123,7 +122,7 @@ def test_a_flipped_bit_between_images_is_found_and_loses_none(split: Path) -> No
 def test_a_cut_shard_loses_exactly_the_samples_behind_the_cut(split: Path) -> None:
     row = index_of(shard(split, 2)).row(40)
     expected = keys(split, 2)
-    os.truncate(shard(split, 2), int(row["image_offset"]) + 3)
+    os.truncate(shard(split, 2), int(row.image_offset) + 3)
     [problem] = verify(split)
     assert "bytes expected" in problem.what
     assert problem.lost_samples == tuple(range(96 + 40, 96 + 48))

@@ -45,7 +45,7 @@ def test_captions_come_along_and_a_flipped_bit_in_them_is_found(tmp_path: Path) 
     assert sorted(sample.captions for sample in view) == sorted(texts)
     shard = folder / load_manifest(folder).shard_name(0)
     row = Sidecar(shard.with_name(shard.name + ".index")).row(0)
-    flip(shard, int(row["json_offset"]) + 15)
+    flip(shard, int(row.json_offset) + 15)
     with pytest.raises(ChecksumMismatch, match="crc32"):
         SplitView(folder)[0]
     assert len(SplitView(folder)[1:]) == 2

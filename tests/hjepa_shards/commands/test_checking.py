@@ -32,7 +32,7 @@ def test_what_is_right_is_called_right(command: Command, split: Path, options: t
 
 def test_lost_samples_are_named_by_number_and_key(command: Command, split: Path) -> None:
     row = index_of(shard(split, 1)).row(7)
-    flip(shard(split, 1), int(row["image_offset"]) + 9)
+    flip(shard(split, 1), int(row.image_offset) + 9)
     code, out, _ = command("verify", split)
     assert code == 1
     assert f"1 samples lost: 55 ({keys(split, 1)[7]})" in words(out)
