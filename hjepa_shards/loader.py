@@ -35,7 +35,7 @@ from hjepa_shards.state import load_state, resume, state_dict
 from hjepa_shards.threads import num_cores
 
 _TASK_SAMPLES = (8, 64)
-"""Least and most samples of a task: their crops are drawn at once, and every thread should have one."""
+"""Least and most samples of a task: they are located, cropped and read together, and every thread should have one."""
 _PREFETCH = 2
 """Batches being prepared while the trainer holds one."""
 _MAX_REPORTED = 1000
@@ -79,7 +79,7 @@ class Loader:
         if not all(images.shape == shape and images.flags.c_contiguous for images in self._ring):
             raise InputError(f"allocate: arrays {shape} without gaps expected")
         least, most = _TASK_SAMPLES
-        self._task_samples = max(least, min(most, -(-num // threads)))
+        self._task_samples = max(least, min(most, -(-_PREFETCH * num // threads)))
         self._times, self._threads = StageTimes(), threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="hjepa-decode", initializer=self._times.enroll)
         self._images = self._bytes = 0
