@@ -29,7 +29,7 @@ from hjepa_shards.manifest import Manifest, load_manifest
 from hjepa_shards.mixfile import MixtureFile, parse_source, write_mixture
 from hjepa_shards.mixture import DataConfig, Mixture, SourceConfig, load_mixture, load_mixture_file
 from hjepa_shards.places import manifest_at, place_of, splits_at
-from hjepa_shards.plan import Plan, Planned, order_proof
+from hjepa_shards.plan import Plan, Planned, add_proofs, order_proof
 from hjepa_shards.rawcheck import check_raw_files, check_raw_splits
 from hjepa_shards.report import write_report
 from hjepa_shards.rng import derive_key, permutation
@@ -77,6 +77,7 @@ __all__ = [
     "Strict",
     "TooMuchDamage",
     "Watcher",
+    "add_proofs",
     "build",
     "check_raw_files",
     "check_raw_splits",

@@ -25,8 +25,8 @@ from rich.text import Text
 
 from hjepa_shards.errors import InputError, ShardError
 
-_INTERRUPTED = 130
-"""What typer makes of Ctrl-C."""
+_INTERRUPTED = (130, 138, 143)
+"""What typer makes of Ctrl-C, and what a run leaves with that was asked to stop by SIGUSR1 or SIGTERM."""
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 
@@ -47,13 +47,15 @@ def run_app(app: typer.Typer, *, interrupted: str) -> None:
         _say_error(f"error: {error.filename}: {error.strerror}; change its permissions, or choose another")
         raise SystemExit(2) from error
     except SystemExit as left:
-        if left.code == _INTERRUPTED:
+        if left.code in _INTERRUPTED:
             _say_error(f"interrupted; {interrupted}")
         raise
 
 
 def _say_error(text: str) -> None:
-    """On one line; wrapped between words where a terminal is narrower."""
+    """On one line; wrapped between words where a terminal is narrower. By rank, where torchrun started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        text = f"rank {os.environ.get('RANK')}: {text}"
     if sys.stderr.isatty():
         text = textwrap.fill(text, shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
     print(text, file=sys.stderr)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hjepa_shards import console, run_app
+from hjepa_train.distributed import is_first
 from hjepa_train.evaluate import evaluate
 from hjepa_train.report import as_rich, did_it_learn, did_it_run_right, read_run, write_report
 from hjepa_train.run import load_run_config, train
@@ -44,6 +45,8 @@ def run_command(
         accept_mixture=accept_mixture,
         accept_content=accept_content,
     )
+    if not is_first():
+        return
     write_report(folder)
     for sheet in did_it_run_right(read_run(folder)):
         console.print(as_rich(sheet))

@@ -1,4 +1,6 @@
-"""Sums over ranks, with gradients where a loss needs them. In one process everything here does nothing.
+"""The ranks of a run: how they meet, and sums over them, with gradients where a loss needs them.
+
+In one process everything here does nothing.
 
 A statistic of the global batch is a sum of per-rank moments: `all_reduce` makes it and sends the gradient of
 every rank's loss back to every rank. Each rank then holds the gradient of the *sum* of the ranks' losses, and
@@ -6,14 +8,54 @@ every rank's loss back to every rank. Each rank then holds the gradient of the *
 the joined batch.
 """
 
-from collections.abc import Iterable
-from typing import Any, TypeVar
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hjepa_shards import InputError, ShardError
+
 Value = TypeVar("Value")
+
+_LOST = re.compile("gloo|NCCL|Connection (closed|reset)|Broken pipe|[Tt]imed out")
+
+
+@contextmanager
+def joined(device: torch.device, timeout_s: float) -> Iterator[torch.device]:
+    """Together with the other ranks that torchrun started, by its environment variables. Gives this rank's device.
+
+    timeout_s: how long the ranks wait for each other. InputError where one does not come or is lost.
+    """
+    device = _own(device)
+    if _initialised() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield device
+        return
+    try:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        yield device
+        dist.barrier()  # none leaves while another may still ask it
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and not _LOST.search(str(error)):
+            raise
+        raise InputError(
+            f"rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']} lost the others, or did not meet them within "
+            f"{timeout_s:.0f} s ({_first_sentence(error)}); look at what the others say, then go on with --resume auto"
+        ) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks: rank 0, or one alone. Outside of `joined` too."""
+    return int(os.environ.get("RANK", "0")) == 0 if not _initialised() else dist.get_rank() == 0
 
 
 def rank() -> int:
@@ -37,6 +79,50 @@ def gather(value: Value) -> list[Value]:
     if world_size() > 1:
         dist.all_gather_object(gathered, value)
     return gathered
+
+
+def on_first(work: Callable[[], Value]) -> Value:
+    """What `work` gives on rank 0, on all ranks. An error of its that a user can mend ends all, and is said once."""
+    error: Exception | None = None
+    shared: list[Any] = [None, False]
+    if rank() == 0:
+        try:
+            shared = [work(), False]
+        except (InputError, ShardError) as raised:
+            error, shared = raised, [None, True]
+    if world_size() > 1:
+        dist.broadcast_object_list(shared, src=0)
+    if error:
+        raise error
+    if shared[1]:
+        raise SystemExit(2)
+    return shared[0]
+
+
+def mean_over_ranks(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Each number's mean over ranks, which all hold the same names."""
+    gathered = gather(dict(numbers))
+    return {name: sum(one[name] for one in gathered) / len(gathered) for name in numbers}
+
+
+@final
+class Agreement:
+    """The largest of the numbers that the ranks hold, known to all one call later: no rank waits for another."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self._asked: tuple[Tensor, Any] | None = None
+
+    def __call__(self, mine: int) -> int:
+        if world_size() == 1:
+            self.last = mine
+            return mine
+        number = torch.tensor([mine])
+        before, self._asked = self._asked, (number, dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True))
+        if before:
+            before[1].wait()
+            self.last = int(before[0])
+        return self.last
 
 
 @torch.no_grad()
@@ -71,6 +157,22 @@ class _Sum(torch.autograd.Function):
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
+
+
+def _own(device: torch.device) -> torch.device:
+    """This rank's own GPU, where the run is on GPUs."""
+    if device.type != "cuda":
+        return device
+    number, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if number >= found:
+        raise InputError(f"torchrun: at most {found} processes expected on this machine, one a GPU; {number + 1} found")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def _first_sentence(error: Exception) -> str:
+    """Without the place in somebody's C++ that begins it."""
+    return re.sub(r"^\[.*?\] ", "", str(error)).partition("\n")[0].partition(". ")[0].strip()
 
 
 def _initialised() -> bool:

@@ -6,9 +6,8 @@ runs/<name>/  config.yaml  metrics.jsonl  report.md  evaluation.json  checkpoint
 import contextlib
 import math
 import shutil
-import signal
-import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from hjepa_shards import (
     Mixture,
     ResumeMismatch,
     Strict,
+    add_proofs,
     exclusive,
     flatten,
     load_mixture,
@@ -36,7 +36,8 @@ from hjepa_shards import (
 from hjepa_train import checkpoint, schedules
 from hjepa_train.backbones import BACKBONES, Backbone, build_backbone
 from hjepa_train.data import page_locked, to_micro_batches
-from hjepa_train.distributed import rank, world_size
+from hjepa_train.distributed import Agreement, gather, joined, on_first, rank, world_size
+from hjepa_train.interrupts import interrupts, leave
 from hjepa_train.journal import truncate_metrics
 from hjepa_train.metrics import Alarms
 from hjepa_train.objectives import OBJECTIVES, Objective
@@ -71,6 +72,8 @@ class TrainingConfig(OptimConfig):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int = Field(default=0, ge=0)
     """Threads of a CPU run's arithmetic; 0 is one a core. Equal bits need equal threads."""
+    ranks_timeout_s: int = Field(default=600, ge=1)
+    """How long the ranks of a run wait for one that is lost."""
     save_every_steps: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
 
@@ -164,15 +167,35 @@ def train(
     """
     folder = config.run.folder / config.run.name
     mixture = load_mixture(config.data, where or config.run.name)
-    run = partial(_train, config, mixture, folder, where or config.run.name)
-    with _run_folder(folder), exclusive(folder, "another run is writing here; wait for it, or choose another run.name"):
-        checkpoint.recover(folder / "checkpoints")
-        found = _checkpoint_to_resume(folder, resume)
-        if found is None:
-            return run(None, resume, stop_after, accept_mixture, accept_content)
-        saved = checkpoint.load(found)
-        _refuse_other_recipe(saved.state["config"], config, found)
-        return run(saved, resume, stop_after, accept_mixture, accept_content)
+    with (
+        joined(choose_device(config.training.device), config.training.ranks_timeout_s) as device,
+        contextlib.ExitStack() as held,
+    ):
+        found = on_first(lambda: _take(folder, resume, held))
+        saved = checkpoint.load(found) if found else None
+        if saved:
+            _refuse_other_recipe(saved.state["config"], config, saved.path)
+        _train(
+            config,
+            mixture,
+            folder,
+            where or config.run.name,
+            device,
+            saved,
+            resume,
+            stop_after,
+            accept_mixture,
+            accept_content,
+        )
+    return folder
+
+
+def _take(folder: Path, resume: str | None, held: contextlib.ExitStack) -> Path | None:
+    """Have the run's folder for this process alone. Returns the checkpoint to go on from."""
+    held.enter_context(_run_folder(folder))
+    held.enter_context(exclusive(folder, "another run is writing here; wait for it, or choose another run.name"))
+    checkpoint.recover(folder / "checkpoints")
+    return _checkpoint_to_resume(folder, resume)
 
 
 def _train(
@@ -180,14 +203,14 @@ def _train(
     mixture: Mixture,
     folder: Path,
     where: str,
+    device: torch.device,
     saved: checkpoint.Checkpoint | None,
     resume: str | None,
     stop_after: int | None,
     accept_mixture: bool,
     accept_content: bool,
-) -> Path:
+) -> None:
     training, seed = config.training, config.run.seed
-    device = choose_device(training.device)
     if training.threads:
         torch.set_num_threads(training.threads)
     num_steps = mixture.make_plan(seed).num_steps(training.epochs, training.global_batch)
@@ -196,6 +219,7 @@ def _train(
     optimizer = build_optimizer(objective, training)
     alarms = Alarms(warmup_steps=_warmup_steps(config, mixture, num_steps))
     if saved:
+        _refuse_other_statistics(saved, config, objective)
         checkpoint.restore_model(objective, saved.model, saved.path)
         optimizer.load_state_dict(saved.optimizer)
         alarms.load_state_dict(saved.state["alarms"])
@@ -219,11 +243,11 @@ def _train(
                 stops_alone=world_size() == 1,
             )
         )
-        truncate_metrics(folder / "metrics.jsonl", start - 1)
-        _write_config(folder, config)
-        log = stack.enter_context(
-            contextlib.closing(RunLog(folder, num_steps=num_steps, start=start, tensorboard=config.logging.tensorboard))
+        on_first(lambda: _begin_files(folder, config, start))
+        log = RunLog(
+            folder, num_steps=num_steps, start=start, tensorboard=config.logging.tensorboard, silent=rank() > 0
         )
+        stack.enter_context(contextlib.closing(log))
         if saved:
             log.say(f"going on from {saved.path}: step {start} of {num_steps}")
             for difference in checkpoint.compare_recipe(saved.state["recipe"], recipe):
@@ -232,21 +256,24 @@ def _train(
             log.say(f"beginning at step 0 of {num_steps}: no checkpoint in {folder} yet")
 
         def save(step: int, loaded: Loaded) -> None:
-            checkpoint.save(
-                folder / "checkpoints",
-                step,
-                model=objective.state_dict(),
-                optimizer=optimizer.state_dict(),
-                state={
-                    "config": config.model_dump(mode="json"),
-                    "loader": loader.state_dict(loaded),
-                    "alarms": alarms.state_dict(),
-                    "recipe": recipe,
-                },
-                keep=training.keep_checkpoints,
+            whole = replace(loaded, proof=add_proofs(*gather(loaded.proof)))
+            on_first(
+                lambda: checkpoint.save(
+                    folder / "checkpoints",
+                    step,
+                    model=objective.state_dict(),
+                    optimizer=optimizer.state_dict(),
+                    state={
+                        "config": config.model_dump(mode="json"),
+                        "loader": loader.state_dict(whole),
+                        "alarms": alarms.state_dict(),
+                        "recipe": recipe,
+                    },
+                    keep=training.keep_checkpoints,
+                )
             )
 
-        stopping = stack.enter_context(_interrupts())
+        came, agreed = stack.enter_context(interrupts()), Agreement()
         reached = fit(
             objective,
             optimizer,
@@ -258,7 +285,7 @@ def _train(
             prepare=partial(
                 to_micro_batches,
                 config=config.data,
-                micro_batch=training.micro_batch or training.global_batch // world_size(),
+                micro_batch=_micro_batch(training, world_size()),
                 seed=seed,
                 device=device,
             ),
@@ -266,33 +293,12 @@ def _train(
             alarms=alarms,
             log=log,
             save=save,
-            stopping=stopping.is_set,
+            stopping=lambda: agreed(came()) > 0,
         )
         if reached < num_steps:
             log.say(f"stopped after step {reached} of {num_steps}, saved; --resume auto goes on")
-    if stopping.is_set() and reached < stop:
-        raise KeyboardInterrupt
-    return folder
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Set by Ctrl-C, so that the step under way ends and is saved. The next Ctrl-C ends it at once."""
-    asked = threading.Event()
-
-    def ask(*_: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-
-    is_deaf = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as jobs in the background are
-    if is_deaf or threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
+    if agreed.last and reached < stop:
+        leave(agreed.last)
 
 
 def choose_device(name: str) -> torch.device:
@@ -365,7 +371,10 @@ def _checkpoint_to_resume(folder: Path, resume: str | None) -> Path | None:
 
 def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) -> None:
     """What decides the numbers must be as it was; the mixture has rules of its own (hjepa_shards/state.py)."""
-    free = {"training.device", "training.threads", "training.save_every_steps", "training.keep_checkpoints"}
+    free = {
+        f"training.{name}"
+        for name in ("device", "threads", "ranks_timeout_s", "save_every_steps", "keep_checkpoints", "micro_batch")
+    }
     decides = ("backbone.", "objective.", "training.", "data.image_size", "data.augmentation.", "data.pixel_")
     before, now = flatten(saved), flatten(config.model_dump(mode="json"))
     differences = [
@@ -378,6 +387,23 @@ def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) 
             f"{where}: this run was begun otherwise: {'; '.join(differences)}; restore those settings, or "
             "choose another run.name"
         )
+
+
+def _refuse_other_statistics(saved: checkpoint.Checkpoint, config: RunConfig, objective: Objective) -> None:
+    """Where a loss depends on which images stand together, as many must go on doing so."""
+    was = RunConfig.model_validate(saved.state["config"]).training
+    world, before = world_size(), saved.state["recipe"]["world_size"]
+    together, now = _micro_batch(was, before) * before, _micro_batch(config.training, world) * world
+    if together != now and not objective.is_additive:
+        raise ResumeMismatch(
+            f"{saved.path}: this run was begun otherwise: its statistics are those of {together} images (micro-batches "
+            f"of all ranks), {now} here; set `training.micro_batch: {together // world}`, or another number of ranks"
+        )
+
+
+def _micro_batch(training: TrainingConfig, world: int) -> int:
+    """Images that a rank works on at once."""
+    return training.micro_batch or training.global_batch // world
 
 
 @contextlib.contextmanager
@@ -396,6 +422,7 @@ def _run_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _write_config(folder: Path, config: RunConfig) -> None:
+def _begin_files(folder: Path, config: RunConfig, start: int) -> None:
+    truncate_metrics(folder / "metrics.jsonl", start - 1)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomically(folder / CONFIG_FILE, text.encode())

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from hjepa_shards import SourceShare, console, flatten
+from hjepa_train.distributed import all_reduce, world_size
 from hjepa_train.journal import append_metrics
 
 _SAY_EVERY_S = 30
@@ -33,8 +34,8 @@ class SourceLosses:
         self._count.index_add_(0, entry_B, torch.ones_like(loss_B, dtype=torch.float32))
 
     def take(self) -> list[float | None]:
-        """The means, None where a source had no image; starts again from zero."""
-        pairs = zip(self._sum.tolist(), self._count.tolist(), strict=True)
+        """The means over all ranks, None where a source had no image; starts again from zero."""
+        pairs = all_reduce(torch.stack([self._sum, self._count], 1)).tolist()
         means = [total / count if count else None for total, count in pairs]
         self._sum.zero_()
         self._count.zero_()
@@ -43,7 +44,7 @@ class SourceLosses:
 
 @final
 class Stopwatch:
-    """Images a second and the share of time spent waiting for data, since the last lap."""
+    """Images a second of all ranks, and the share of time spent waiting for data, since the last lap."""
 
     def __init__(self) -> None:
         self._began, self._images, self._waited_s = time.perf_counter(), 0, 0.0
@@ -54,7 +55,7 @@ class Stopwatch:
 
     def lap(self) -> dict[str, float]:
         passed_s = time.perf_counter() - self._began
-        row = {"images_per_s": self._images / passed_s, "data_wait": self._waited_s / passed_s}
+        row = {"images_per_s": world_size() * self._images / passed_s, "data_wait": self._waited_s / passed_s}
         self.__init__()
         return row
 
@@ -76,8 +77,10 @@ def to_floats(metrics: dict[str, Tensor]) -> dict[str, float]:
 class RunLog:
     """The three outputs of a run. `close` it."""
 
-    def __init__(self, folder: Path, *, num_steps: int, start: int, tensorboard: bool) -> None:
-        self._path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, *, num_steps: int, start: int, tensorboard: bool, silent: bool = False) -> None:
+        """silent: for ranks that another one speaks for."""
+        self._path, self._silent = folder / "metrics.jsonl", silent
+        tensorboard = tensorboard and not silent
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start) if tensorboard else None
         self._progress = Progress(
             TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
@@ -86,6 +89,7 @@ class RunLog:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
+            disable=silent,
         )
         self._task = self._progress.add_task("", total=num_steps, completed=start)
         self._progress.start()
@@ -97,6 +101,8 @@ class RunLog:
         self._progress.advance(self._task)
 
     def write(self, row: dict[str, Any]) -> None:
+        if self._silent:
+            return
         append_metrics(self._path, row)
         shown = [f"loss {row['loss']:.3f}"]
         if "rho_l0" in row:
@@ -121,7 +127,8 @@ class RunLog:
         self._alarms = alarms
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text)
+        if not self._silent:
+            self._progress.console.print(text)
 
     def close(self) -> None:
         self._progress.stop()

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from hjepa_shards import Batch as Loaded
-from hjepa_shards import InputError, Loader, derive_key, source_shares
-from hjepa_train.distributed import average_gradients, gather, rank, world_size
+from hjepa_shards import InputError, Loader, add_proofs, derive_key, source_shares
+from hjepa_train.distributed import average_gradients, gather, mean_over_ranks, rank, world_size
 from hjepa_train.metrics import Alarms
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.optim import set_rates
@@ -67,7 +67,7 @@ def fit(
         micro_batches = prepare(loaded)
         logging = step % schedule.log_every == 0 or step == schedule.num_steps - 1
         with autocast():
-            diagnosis = to_floats(objective.diagnose(micro_batches[0])) if logging else {}
+            diagnosis = to_floats(objective.diagnose(micro_batches[0])) if logging and rank() == 0 else {}
             objective.before_step(micro_batches)
         lr = schedule.lr(step)
         set_rates(optimizer, lr=lr, weight_decay=schedule.weight_decay(step))
@@ -81,7 +81,7 @@ def fit(
         if world_size() > 1 and (logging or saving):  # the same on all ranks
             loader.merge_damage(gather(loader.damaged))
         if logging:
-            numbers = to_floats(metrics) | diagnosis
+            numbers = mean_over_ranks(to_floats(metrics)) | diagnosis
             _refuse_nonsense(step, numbers["loss"])
             row = {"step": step, "position": loaded.next_position, **numbers, "lr": lr, **watch.lap()}
             row |= {
@@ -89,7 +89,7 @@ def fit(
                 "sources": source_rows(source_shares(loader.plan, loaded.next_position), losses.take()),
                 "alarms": alarms.judge(step, diagnosis),
                 "judged": alarms.judges(step),
-                "proof": f"{loaded.proof:032x}",
+                "proof": f"{add_proofs(*gather(loaded.proof)):032x}",
             }
             log.write(row)
         asked_to_stop = stopping()

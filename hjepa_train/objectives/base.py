@@ -39,6 +39,9 @@ class Objective(nn.Module, ABC):
     num_views = 1
     """Crops of an image that it takes (data.augmentation.views)."""
 
+    is_additive = True
+    """Whether a step's loss is the same for every split of its images into micro-batches."""
+
     @abstractmethod
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """(scalar loss, detached metrics); "loss_B" is each image's own loss, which the trainer groups by source."""

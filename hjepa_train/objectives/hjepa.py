@@ -102,6 +102,7 @@ class HJepa(Objective):
         self._covariance_weight = _or(config.covariance_weight, 0.01 if narrow else 0.001)
         self._sigreg_key = derive_key(seed, "sigreg")
         self.register_buffer("num_updates", torch.zeros(1, dtype=torch.int64))
+        self.is_additive = config.anticollapse == "none" or config.statistics == "exact"
         self._exact: deque[tuple[Tensor, dict[str, Tensor], Tensor]] = deque()
 
     num_updates: Tensor

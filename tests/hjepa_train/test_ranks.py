@@ -1,0 +1,180 @@
+"""Several ranks train as one, go on as any other number of them, and end together when one is asked to, or is lost."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hjepa_shards import InputError, ResumeMismatch, ShardError
+from hjepa_train import load_run_config, train
+from hjepa_train.checkpoint import latest, read_state
+from hjepa_train.journal import read_metrics
+from tests.hjepa_shards.test_elastic import damage
+from tests.hjepa_train.tiny import STEPS, tiny_run
+from tests.processes import free_port, running, start_ranks
+
+TORCHRUN = str(Path(sys.executable).parent / "torchrun")
+
+
+def environment(number: int, world: int, port: int) -> dict[str, str]:
+    """What torchrun gives to a rank."""
+    names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in names.items()}
+
+
+def train_main(number: int, folder: str) -> None:
+    """Train as one of several ranks: `folder`/task holds how."""
+    task: dict[str, Any] = torch.load(f"{folder}/task")
+    os.environ.update(environment(number, task["world"], task["port"]))
+    try:
+        train(load_run_config(Path(folder) / "run.yaml"), resume="auto", stop_after=task["stop_after"])
+    except (InputError, ShardError) as error:
+        (Path(folder) / f"said-{number}").write_text(str(error))
+
+
+def train_ranks(config: Path, world: int, stop_after: int | None = None) -> list[str]:
+    """What each rank says that ends with an error."""
+    torch.save({"world": world, "stop_after": stop_after, "port": free_port()}, config.parent / "task")
+    start_ranks(train_main, config.parent, world)
+    return [path.read_text() for path in sorted(config.parent.glob("said-*"))]
+
+
+def rows(config: Path) -> list[dict[str, Any]]:
+    return read_metrics(config.parent / "tiny" / "metrics.jsonl")
+
+
+def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """The same samples in the same order; losses and gradients but for the order of additions."""
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    assert [row["proof"] for row in found] == [row["proof"] for row in expected]
+    for name in ("loss", "grad_norm", "variance", "covariance"):
+        torch.testing.assert_close(
+            torch.tensor([row[name] for row in found]), torch.tensor([row[name] for row in expected]), rtol=1e-5, atol=0
+        )
+    for name in ("digits", "photos"):
+        mine, theirs = ([row["sources"][name] for row in table] for table in (found, expected))
+        assert [row["count"] for row in mine] == [row["count"] for row in theirs]
+        assert [row["loss"] for row in mine] == pytest.approx([row["loss"] for row in theirs], rel=1e-5)
+
+
+EXACT = {"levels": 2, "momentum": 0.8, "statistics": "exact", "predictor": {"width": 16, "depth": 1, "heads": 2}}
+
+
+@pytest.fixture(scope="module")
+def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the run logs as one process in whole batches."""
+    config = tiny_run(shards, tmp_path_factory.mktemp("alone"))
+    train(load_run_config(config))
+    return rows(config)
+
+
+@pytest.mark.parametrize("changes", [{}, {"training__micro_batch": 4, "objective__hjepa": EXACT}])
+def test_any_number_of_ranks_trains_as_one_and_goes_on_as_any_other(
+    shards: Path, tmp_path: Path, alone: list[dict[str, Any]], changes: dict[str, Any]
+) -> None:
+    config = tiny_run(shards, tmp_path, **changes)
+    assert train_ranks(config, 2, stop_after=9) == []
+    assert train_ranks(config, 4, stop_after=20) == []
+    train(load_run_config(config), resume="auto", stop_after=25)
+    assert train_ranks(config, 2) == []
+    assert_alike(rows(config), alone)
+    saved = latest(tmp_path / "tiny" / "checkpoints")
+    assert saved is not None
+    assert saved.name == f"step-{STEPS:08}"
+    assert read_state(saved)["loader"]["proof"] == alone[-1]["proof"]
+
+
+def test_statistics_of_other_images_are_refused_and_the_micro_batch_that_goes_on_is_named(
+    shards: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(shards, tmp_path, training__micro_batch=4)
+    assert train_ranks(config, 2, stop_after=5) == []
+    with pytest.raises(ResumeMismatch, match=r"those of 8 images .* 4 here; set `training.micro_batch: 8`"):
+        train(load_run_config(config), resume="auto")
+    train(load_run_config(config, ["training.micro_batch=8"]), resume="auto", stop_after=6)
+
+
+def test_damage_that_different_ranks_find_stops_the_run_at_one_step(shards: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(shards, tmp_path / "shards"))
+    damage(root, {"digits": [(shard, row) for shard in range(4) for row in range(0, 40, 14)]})
+    said = train_ranks(tiny_run(root, tmp_path / "run"), 2)
+    assert len(said) == 2
+    assert said[0] == said[1]
+    assert "damaged samples found, 10 allowed" in said[0]
+    assert 0 < len(rows(tmp_path / "run" / "run.yaml")) < STEPS
+
+
+def start(config: Path, number: int, port: int, *options: str) -> Any:
+    command = [sys.executable, "-m", "hjepa_train", "run", str(config), "--resume", "auto", *options]
+    return running(command, env={**os.environ, **environment(number, 2, port)})
+
+
+def wait_for_step(process: subprocess.Popen[bytes], config: Path, step: int) -> None:
+    journal = config.parent / "tiny" / "metrics.jsonl"
+    while process.poll() is None and not (journal.exists() and any(row["step"] >= step for row in rows(config))):
+        time.sleep(0.03)
+
+
+def test_a_rank_whose_others_do_not_come_says_so(shards: Path, tmp_path: Path) -> None:
+    config = tiny_run(shards, tmp_path, training__ranks_timeout_s=2)
+    with start(config, 1, free_port()) as process:
+        out, said = process.communicate(timeout=120)
+    assert process.returncode == 2, said.decode()
+    *_, last = said.decode().splitlines()
+    assert last.startswith("rank 1: error: rank 1 of 2 lost the others, or did not meet them within 2 s (")
+    assert not out
+
+
+@pytest.mark.slow
+def test_a_rank_killed_with_kill_9_ends_the_other_with_an_error_and_the_run_goes_on_from_its_checkpoint(
+    shards: Path, tmp_path: Path, alone: list[dict[str, Any]]
+) -> None:
+    config = tiny_run(shards, tmp_path, training__save_every_steps=3)
+    port = free_port()
+    with start(config, 0, port) as first, start(config, 1, port) as second:
+        wait_for_step(first, config, 5)
+        second.send_signal(signal.SIGKILL)
+        _, said = first.communicate(timeout=60)
+    assert first.returncode == 2, said.decode()
+    assert "rank 0: error: rank 0 of 2 lost the others" in said.decode()
+    assert "Traceback" not in said.decode()
+    train(load_run_config(config), resume="auto")
+    assert_alike(rows(config), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_signal_to_one_rank_saves_and_ends_all_behind_one_step(
+    shards: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    config = tiny_run(shards, tmp_path, training__epochs=40, training__save_every_steps=10_000)
+    port = free_port()
+    with start(config, 0, port) as first, start(config, 1, port) as second:
+        wait_for_step(first, config, 3)
+        second.send_signal(number)
+        said = [process.communicate(timeout=120)[1].decode() for process in (first, second)]
+    assert (first.returncode, second.returncode) == (code, code), said
+    assert "interrupted; `hjepa-train run ... --resume auto` goes on from the last checkpoint" in said[0]
+    saved = latest(tmp_path / "tiny" / "checkpoints")
+    assert saved is not None
+    assert saved.name == f"step-{rows(config)[-1]['step'] + 1:08}"
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks_and_one_error_names_itself(shards: Path, tmp_path: Path) -> None:
+    config = tiny_run(shards, tmp_path)
+    command = [TORCHRUN, "--nproc-per-node", "2", "-m", "hjepa_train", "run", str(config)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout.count("report.md") == 1, "one rank speaks"
+    assert len(rows(config)) == STEPS
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.stderr.count("error: ") == 1
+    assert "rank 0: error: " in again.stderr
+    assert "holds checkpoints up to step-00000036" in again.stderr
