@@ -8,7 +8,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from hjepa_shards import Strict
 
@@ -46,3 +46,8 @@ def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: floa
         group["lr"] = lr
         if group["decays"]:
             group["weight_decay"] = weight_decay
+
+
+def skip_unless(is_finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Let the coming step change nothing where this is false, on the device. Fused optimizers ask for it by this name."""
+    optimizer.found_inf = (~is_finite).float()  # pyright: ignore[reportAttributeAccessIssue] as torch.amp.GradScaler

@@ -1,6 +1,6 @@
 """A run: its configuration, its parts, its folder. The only place where parts meet.
 
-runs/<name>/  config.yaml  metrics.jsonl  report.md  evaluation.json  checkpoints/step-<n>/  tensorboard/
+runs/<name>/  config.yaml  metrics.jsonl  report.md  evaluation.json  checkpoints/step-<n>/  tensorboard/  skipped.jsonl
 """
 
 import contextlib
@@ -37,6 +37,7 @@ from hjepa_train import checkpoint, schedules
 from hjepa_train.backbones import BACKBONES, Backbone, build_backbone
 from hjepa_train.data import page_locked, to_micro_batches
 from hjepa_train.distributed import Agreement, gather, joined, on_first, rank, world_size
+from hjepa_train.guard import Guard
 from hjepa_train.interrupts import interrupts, leave
 from hjepa_train.journal import truncate_metrics
 from hjepa_train.metrics import Alarms
@@ -291,6 +292,7 @@ def _train(
             ),
             autocast=partial(torch.autocast, device.type, torch.bfloat16, enabled=training.precision == "bf16"),
             alarms=alarms,
+            guard=Guard(folder / "skipped.jsonl", [entry.name for entry in loader.plan.entries], log.say),
             log=log,
             save=save,
             stopping=lambda: agreed(came()) > 0,

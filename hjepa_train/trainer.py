@@ -5,7 +5,6 @@ position, schedules are functions of the step. So nothing random is saved, and a
 bit (on the CPU, with the same threads).
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,11 +14,12 @@ from typing import Any
 import torch
 
 from hjepa_shards import Batch as Loaded
-from hjepa_shards import InputError, Loader, add_proofs, derive_key, source_shares
+from hjepa_shards import Loader, add_proofs, derive_key, source_shares
 from hjepa_train.distributed import average_gradients, gather, mean_over_ranks, rank, world_size
+from hjepa_train.guard import Guard
 from hjepa_train.metrics import Alarms
 from hjepa_train.objectives.base import Batch, Objective
-from hjepa_train.optim import set_rates
+from hjepa_train.optim import set_rates, skip_unless
 from hjepa_train.runlog import RunLog, SourceLosses, Stopwatch, source_rows, to_floats
 
 
@@ -46,6 +46,7 @@ def fit(
     prepare: Callable[[Loaded], list[Batch]],
     autocast: Callable[[], AbstractContextManager[Any]],
     alarms: Alarms,
+    guard: Guard,
     log: RunLog,
     save: Callable[[int, Loaded], None],
     stopping: Callable[[], bool],
@@ -74,18 +75,19 @@ def fit(
         optimizer.zero_grad()
         metrics = _forward_backward(objective, micro_batches, autocast, losses)
         average_gradients(objective.parameters())
+        gradient_norm, is_finite = guard.judge(step, objective.parameters(), loaded)
+        skip_unless(is_finite, optimizer)
         optimizer.step()
-        objective.after_step(step)
+        objective.after_step(step, is_finite)
         log.advance()
         saving = (step + 1) % schedule.save_every == 0 or step + 1 == stop
         if world_size() > 1 and (logging or saving):  # the same on all ranks
             loader.merge_damage(gather(loader.damaged))
         if logging:
             numbers = mean_over_ranks(to_floats(metrics)) | diagnosis
-            _refuse_nonsense(step, numbers["loss"])
             row = {"step": step, "position": loaded.next_position, **numbers, "lr": lr, **watch.lap()}
             row |= {
-                "grad_norm": _gradient_norm(objective),
+                "grad_norm": gradient_norm.item(),
                 "sources": source_rows(source_shares(loader.plan, loaded.next_position), losses.take()),
                 "alarms": alarms.judge(step, diagnosis),
                 "judged": alarms.judges(step),
@@ -97,6 +99,7 @@ def fit(
             save(step + 1, loaded)
         if asked_to_stop:
             return step + 1
+    guard.hear()
     return stop
 
 
@@ -118,16 +121,3 @@ def _forward_backward(
             if value.ndim == 0:
                 means[name] = means.get(name, 0) + value * share
     return means
-
-
-def _gradient_norm(objective: Objective) -> float:
-    gradients = [p.grad for p in objective.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients).item()
-
-
-def _refuse_nonsense(step: int, loss: float) -> None:
-    if not math.isfinite(loss):
-        raise InputError(
-            f"step {step}: the loss is {loss}: the run diverged; resume from the last checkpoint with a smaller "
-            "training.lr, or start again with a longer warm-up"
-        )

@@ -49,8 +49,11 @@ class Objective(nn.Module, ABC):
     def before_step(self, micro_batches: Sequence[Batch]) -> None:
         """See all micro-batches of the step before the first forward, under its autocast. Nothing by default."""
 
-    def after_step(self, step: int) -> None:
-        """Move what gradients do not: momentum targets, queues, centres.  step: updates before this one."""
+    def after_step(self, step: int, is_finite: Tensor) -> None:
+        """Move what gradients do not: momentum targets, queues, centres.
+
+        step: updates before this one.  is_finite: on the device; where it is false the step is to leave no trace.
+        """
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
         """Scalars that tell whether it learns, without gradient, at log points. None by default."""

@@ -163,12 +163,11 @@ class HJepa(Objective):
         self._exact.extend((term.detach(), parts, gradient) for gradient in gradients)
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, is_finite: Tensor) -> None:
         """Move the target towards the online encoder."""
         keep = schedules.momentum(step, self.num_steps, initial=self.config.momentum)
-        ours: list[Tensor] = [*self.target.parameters()]
-        theirs: list[Tensor] = [*self.backbone.parameters()]
-        torch._foreach_lerp_(ours, theirs, 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
+        for our, their in zip(self.target.parameters(), self.backbone.parameters(), strict=True):
+            our.lerp_(their, is_finite.to(our.dtype) * (1 - keep))
         for our, their in zip(self.target.buffers(), self.backbone.buffers(), strict=True):
             our.copy_(their)
         self.num_updates.fill_(step + 1)

@@ -115,7 +115,7 @@ def test_the_target_is_the_closed_form_of_its_average() -> None:
             for parameter in hjepa.backbone.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
         history.append(hjepa.backbone.get_parameter(name).detach().clone())
-        hjepa.after_step(step)
+        hjepa.after_step(step, torch.tensor(True))
     m = [1 - 0.8 * (1 - t / NUM_STEPS) for t in range(NUM_STEPS)]
     expected = np.prod(m) * history[0]
     for t in range(NUM_STEPS):
@@ -245,7 +245,7 @@ def test_sixty_four_images_are_overfitted_without_collapse() -> None:
         lr = schedules.learning_rate(step, num_steps, peak=3e-3, warmup_steps=5)
         set_rates(optimizer, lr=lr, weight_decay=0.05)
         optimizer.step()
-        hjepa.after_step(step)
+        hjepa.after_step(step, torch.tensor(True))
     found = hjepa.diagnose(batch(pixels, first=64 * num_steps))
     assert found["rho_l0"].item() < 0.5
     assert found["gap_l0"].item() > 0.3

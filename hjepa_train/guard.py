@@ -1,0 +1,88 @@
+"""Steps whose gradient is not finite: nothing is updated then, no weight, no moment, no target.
+
+The device decides, so that the host waits for nothing; it hears of a step while the next one runs, writes down which
+samples it saw, and stops the run where two in a row are so.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from hjepa_shards import Batch as Loaded
+from hjepa_shards import InputError
+from hjepa_train.distributed import gather, rank
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One that the host has not heard of yet."""
+
+    number: int
+    is_finite: Tensor
+    """On the host; there once `arrived`."""
+    arrived: torch.cuda.Event | None
+    samples: list[tuple[int, int]]
+    """(entry, sample) of this rank's images."""
+
+
+@final
+class Guard:
+    """What watches the steps of a run. Ask it behind each backward pass, and `hear` at the end."""
+
+    def __init__(self, path: Path, names: Sequence[str], say: Callable[[str], None]) -> None:
+        """path: where the samples of steps that were left out are written, a line of JSON each.  names: of entries."""
+        self._path, self._names, self._say = path, names, say
+        self._waiting: Step | None = None
+        self._last_bad = -2
+
+    def judge(self, number: int, parameters: Iterable[nn.Parameter], loaded: Loaded) -> tuple[Tensor, Tensor]:
+        """(the gradient's norm, whether it is finite), both on the device.
+
+        InputError where the two steps before were not.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        is_finite = norm.isfinite()
+        self.hear()
+        samples = list(zip(loaded.entries.tolist(), loaded.samples.tolist(), strict=True))
+        if is_finite.device.type == "cuda":
+            on_host = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(is_finite, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        else:
+            on_host, arrived = is_finite.cpu(), None
+        self._waiting = Step(number=number, is_finite=on_host, arrived=arrived, samples=samples)
+        return norm, is_finite
+
+    def hear(self) -> None:
+        """How the last step judged was, on all ranks alike."""
+        step, self._waiting = self._waiting, None
+        if step is None:
+            return
+        if step.arrived:
+            step.arrived.synchronize()
+        if step.is_finite:
+            return
+        self._write(step)
+        if self._last_bad == step.number - 1:
+            raise InputError(
+                f"steps {self._last_bad} and {step.number}: the gradient is not finite, nothing was updated; their "
+                f"samples stand in {self._path}; the run diverged: resume from the last checkpoint with a smaller "
+                "training.lr, or start again with a longer warm-up"
+            )
+        self._say(f"[yellow]note[/yellow] step {step.number}: the gradient is not finite, left out; see {self._path}")
+        self._last_bad = step.number
+
+    def _write(self, step: Step) -> None:
+        samples: dict[str, list[int]] = {}
+        for of_rank in gather(step.samples):
+            for entry, sample in of_rank:
+                samples.setdefault(self._names[entry], []).append(sample)
+        if rank() == 0:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step.number, "samples": samples}) + "\n")
