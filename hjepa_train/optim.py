@@ -49,5 +49,5 @@ def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: floa
 
 
 def skip_unless(is_finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Let the coming step change nothing where this is false, on the device. Fused optimizers ask for it by this name."""
+    """Where this is false, on the device, the coming step changes nothing. Fused optimizers look for that name."""
     optimizer.found_inf = (~is_finite).float()  # pyright: ignore[reportAttributeAccessIssue] as torch.amp.GradScaler

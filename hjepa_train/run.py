@@ -275,28 +275,31 @@ def _train(
             )
 
         came, agreed = stack.enter_context(interrupts()), Agreement()
-        reached = fit(
-            objective,
-            optimizer,
-            loader,
-            start=start,
-            stop=stop,
-            schedule=_schedule(config, mixture, num_steps),
-            seed=seed,
-            prepare=partial(
-                to_micro_batches,
-                config=config.data,
-                micro_batch=_micro_batch(training, world_size()),
+        try:
+            reached = fit(
+                objective,
+                optimizer,
+                loader,
+                start=start,
+                stop=stop,
+                schedule=_schedule(config, mixture, num_steps),
                 seed=seed,
-                device=device,
-            ),
-            autocast=partial(torch.autocast, device.type, torch.bfloat16, enabled=training.precision == "bf16"),
-            alarms=alarms,
-            guard=Guard(folder / "skipped.jsonl", [entry.name for entry in loader.plan.entries], log.say),
-            log=log,
-            save=save,
-            stopping=lambda: agreed(came()) > 0,
-        )
+                prepare=partial(
+                    to_micro_batches,
+                    config=config.data,
+                    micro_batch=_micro_batch(training, world_size()),
+                    seed=seed,
+                    device=device,
+                ),
+                autocast=partial(torch.autocast, device.type, torch.bfloat16, enabled=training.precision == "bf16"),
+                alarms=alarms,
+                guard=Guard(folder / "skipped.jsonl", [entry.name for entry in loader.plan.entries], log.say),
+                log=log,
+                save=save,
+                stopping=lambda: agreed(came()) > 0,
+            )
+        except torch.OutOfMemoryError as error:
+            raise InputError(_advice_on_memory(training, objective, device)) from error
         if reached < num_steps:
             log.say(f"stopped after step {reached} of {num_steps}, saved; --resume auto goes on")
     if agreed.last and reached < stop:
@@ -406,6 +409,15 @@ def _refuse_other_statistics(saved: checkpoint.Checkpoint, config: RunConfig, ob
 def _micro_batch(training: TrainingConfig, world: int) -> int:
     """Images that a rank works on at once."""
     return training.micro_batch or training.global_batch // world
+
+
+def _advice_on_memory(training: TrainingConfig, objective: Objective, device: torch.device) -> str:
+    now, rows = _micro_batch(training, world_size()), training.global_batch // world_size()
+    smaller = max((size for size in range(2, now // 2 + 1) if rows % size == 0), default=None)
+    advice = f"set `training.micro_batch: {smaller}`" if smaller else "choose a smaller backbone or data.image_size"
+    if smaller and not objective.is_additive:
+        advice += ", and `statistics: exact`, with which the loss is that of any other micro-batch"
+    return f"{device}: its memory is full with micro-batches of {now} images; {advice}"
 
 
 @contextlib.contextmanager

@@ -98,7 +98,8 @@ def fit(
         if saving or asked_to_stop:
             save(step + 1, loaded)
         if asked_to_stop:
-            return step + 1
+            stop = step + 1
+            break
     guard.hear()
     return stop
 

@@ -75,12 +75,12 @@ class ViT(Backbone):
                 f"backbone.vit.patch: {config.patch} does not divide the image size {image_size}; "
                 f"patches that do: {', '.join(str(p) for p in range(2, image_size) if image_size % p == 0)}"
             )
-        self.width, self.num_stages, num_heads = config.shape
+        self.width, self.num_stages, self.num_heads = config.shape
         self.patch_size = config.patch
         self.grid = image_size // config.patch
         self.patch_embed = nn.Module()
         self.patch_embed.proj = nn.Conv2d(3, self.width, config.patch, stride=config.patch)
-        self.blocks = nn.ModuleList(Block(self.width, num_heads) for _ in range(self.num_stages))
+        self.blocks = nn.ModuleList(Block(self.width, self.num_heads) for _ in range(self.num_stages))
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
         self.register_buffer("pos_embed", sincos_positions(self.grid, self.width, extent=self.grid)[None])
         initialise(self, generator)
