@@ -73,7 +73,9 @@ def export_command(
     folder: Annotated[Path, typer.Argument(help="runs/<name>")],
     to: Annotated[str, typer.Option(help=f"{', '.join(FORMS)}")],
     out: Annotated[Path | None, typer.Option(help="folder to make [default: RUN/export/<encoder>-<to>]")] = None,
-    encoder: Annotated[str, typer.Option(help="which of the run's encoders: target or online")] = "target",
+    encoder: Annotated[
+        str | None, typer.Option(help="which of the run's encoders [default: the target, where there is one]")
+    ] = None,
 ) -> None:
     """The encoder for other programs: weights, a folder for timm.create_model("local-dir:..."), an ONNX graph."""
     form = next((known for known in FORMS if known == to), None)

@@ -28,9 +28,10 @@ _TOLERANCE = 1e-4
 """Largest difference of onnxruntime's features from PyTorch's, relative to their size."""
 
 
-def export(folder: Path, to: Form, out: Path | None = None, *, encoder: str = "target") -> Path:
+def export(folder: Path, to: Form, out: Path | None = None, *, encoder: str | None = None) -> Path:
     """Write an encoder of a run's latest checkpoint. Returns where: `out`, by default <run>/export/<encoder>-<to>.
 
+    encoder: by default the last of the run's: the momentum target where there is one.
     InputError for an encoder that the run does not have, and where the form has no place for its backbone.
     """
     config = load_run_config(folder / CONFIG_FILE)
@@ -40,6 +41,7 @@ def export(folder: Path, to: Form, out: Path | None = None, *, encoder: str = "t
     _, objective = build_parts(config, _ANY_LENGTH, str(folder))
     checkpoint.restore_model(objective, checkpoint.load(path).model, path)
     encoders = objective.encoders()
+    encoder = encoder or list(encoders)[-1]
     if encoder not in encoders:
         raise InputError(f"--encoder {encoder}: one of {', '.join(encoders)} expected, which is what this run has")
     out = out or folder / "export" / f"{encoder}-{to}"

@@ -24,7 +24,7 @@ _ORDER = {
     ),
     "hjepa_train": (
         "distributed draws schedules layers backbones.base backbones.vit backbones masks augment anticollapse "
-        "metrics objectives.base objectives.predictor objectives.hjepa objectives optim data dataset journal "
+        "metrics objectives.base objectives.predictor objectives.hjepa objectives.mae objectives optim data dataset journal "
         "checkpoint probe report runlog interrupts guard trainer run evaluate export cli __main__ "
     ),
 }

@@ -3,7 +3,8 @@
 from hjepa_shards import Strict
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.objectives.hjepa import HJepa, HJepaConfig
+from hjepa_train.objectives.mae import Mae, MaeConfig
 
-__all__ = ["OBJECTIVES", "Batch", "HJepa", "HJepaConfig", "Objective"]
+__all__ = ["OBJECTIVES", "Batch", "HJepa", "HJepaConfig", "Mae", "MaeConfig", "Objective"]
 
-OBJECTIVES: dict[str, tuple[type[Strict], type]] = {"hjepa": (HJepaConfig, HJepa)}
+OBJECTIVES: dict[str, tuple[type[Strict], type]] = {"hjepa": (HJepaConfig, HJepa), "mae": (MaeConfig, Mae)}
