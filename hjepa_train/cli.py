@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from hjepa_shards import InputError, console, run_app
+from hjepa_shards import console, run_app
 from hjepa_train.distributed import is_first
 from hjepa_train.evaluate import evaluate
-from hjepa_train.export import FORMS, export
+from hjepa_train.export import FORMS, Form, export
 from hjepa_train.report import as_rich, did_it_learn, did_it_run_right, read_run, write_report
 from hjepa_train.run import load_run_config, train
 
@@ -71,14 +71,11 @@ def eval_command(
 @app.command("export")
 def export_command(
     folder: Annotated[Path, typer.Argument(help="runs/<name>")],
-    to: Annotated[str, typer.Option(help=f"{', '.join(FORMS)}")],
+    to: Annotated[Form, typer.Option(help=f"{', '.join(FORMS)}")],
     out: Annotated[Path | None, typer.Option(help="folder to make [default: RUN/export/<encoder>-<to>]")] = None,
     encoder: Annotated[
         str | None, typer.Option(help="which of the run's encoders [default: the target, where there is one]")
     ] = None,
 ) -> None:
     """The encoder for other programs: weights, a folder for timm.create_model("local-dir:..."), an ONNX graph."""
-    form = next((known for known in FORMS if known == to), None)
-    if form is None:
-        raise InputError(f"--to {to}: one of {', '.join(FORMS)} expected")
-    console.print(f"written  {export(folder, form, out, encoder=encoder)}")
+    console.print(f"written  {export(folder, to, out, encoder=encoder)}")

@@ -136,7 +136,7 @@ def _onnx(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig
 
     size = facts["image_size"]
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
-    pooled = _Pooled(encoder)
+    pooled = _Pooled(encoder).eval()
     program = torch.onnx.export(
         pooled,
         (images,),

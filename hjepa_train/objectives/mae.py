@@ -91,7 +91,7 @@ class Mae(Objective):
 
     def masks(self, positions_B: Tensor) -> tuple[Tensor, Tensor]:
         """([B, K] visible, [B, M] hidden) places of the grid, a permutation of it an image."""
-        order_BN = draw_integers(self._mask_key, positions_B, self.grid**2).argsort(1, stable=True)
+        order_BN = draw_integers(self._mask_key, positions_B, self.grid**2).argsort(dim=1, stable=True)
         return order_BN[:, : self.num_visible], order_BN[:, self.num_visible :]
 
     def paint(self, tokens_BKD: Tensor, visible_BK: Tensor, hidden_BM: Tensor) -> Tensor:
