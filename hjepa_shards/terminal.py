@@ -54,8 +54,8 @@ def run_app(app: typer.Typer, *, interrupted: str) -> None:
 
 def _say_error(text: str) -> None:
     """On one line; wrapped between words where a terminal is narrower. By rank, where torchrun started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        text = f"rank {os.environ.get('RANK')}: {text}"
+    if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ:
+        text = f"rank {os.environ['RANK']}: {text}"
     if sys.stderr.isatty():
         text = textwrap.fill(text, shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
     print(text, file=sys.stderr)

@@ -77,7 +77,7 @@ def save(
         recover(folder)
         saving.mkdir()
         save_file(_unshared(model), saving / _MODEL)
-        _write_optimizer(saving / _OPTIMIZER, optimizer)
+        write_torch(saving / _OPTIMIZER, optimizer)
         _write_json(saving / _STATE, {"format": FORMAT, **state, "step": step})
         _write_json(saving / _FILES, {name: _identity(saving / name) for name in (_MODEL, _OPTIMIZER, _STATE)})
         _sync(saving)
@@ -198,10 +198,11 @@ def _unshared(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _write_optimizer(path: Path, optimizer: Mapping[str, Any]) -> None:
+def write_torch(path: Path, content: Mapping[str, Any]) -> None:
+    """What `torch.load(weights_only=True)` reads. OSError where the disk is full."""
     try:
         with path.open("wb") as file:
-            torch.save(dict(optimizer), file)
+            torch.save(dict(content), file)
     except RuntimeError as error:  # torch hides the disk's own error behind one of its zip writer
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None

@@ -36,6 +36,11 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[torch.device]:
     if _initialised() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield device
         return
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, {', '.join(missing)} not; start with torchrun, or unset it"
+        )
     try:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))

@@ -5,13 +5,13 @@ What comes out takes images as the run saw them: RGB, [0, 1], minus `mean`, over
 
 import importlib.util
 import json
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -62,9 +62,11 @@ def export(folder: Path, to: Form, out: Path | None = None, *, encoder: str | No
             whole.mkdir()
             _WRITERS[to](whole, encoders[encoder].eval(), facts, config)
             whole.rename(out)
-    except OSError as error:
-        free = shutil.disk_usage(out.parent).free / 2**20 if out.parent.exists() else 0
-        raise InputError(f"{out}: cannot be written: {error.strerror} ({free:.0f} MiB free there)") from error
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"{out}: cannot be written: {reason}; make room, or choose another place with --out"
+        ) from error
     return out
 
 
@@ -74,7 +76,8 @@ def _safetensors(out: Path, encoder: Backbone, facts: dict[str, Any], config: Ru
 
 
 def _torch(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
-    torch.save({"weights": _weights(encoder), **facts, "backbone": config.backbone}, out / "model.pt")
+    content = {"weights": _weights(encoder), **facts, "backbone": config.backbone}
+    checkpoint.write_torch(out / "model.pt", content)
 
 
 def _timm(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:

@@ -4,18 +4,20 @@ The device decides, so that the host waits for nothing; it hears of a step while
 samples it saw, and stops the run where two in a row are so.
 """
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hjepa_shards import Batch as Loaded
 from hjepa_shards import InputError
 from hjepa_train.distributed import gather, rank
+from hjepa_train.journal import append_metrics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,8 +28,9 @@ class Step:
     is_finite: Tensor
     """On the host; there once `arrived`."""
     arrived: torch.cuda.Event | None
-    samples: list[tuple[int, int]]
-    """(entry, sample) of this rank's images."""
+    entries: NDArray[np.int64]
+    samples: NDArray[np.int64]
+    """Of this rank's images."""
 
 
 @final
@@ -49,14 +52,19 @@ class Guard:
         norm = torch.nn.utils.get_total_norm(gradients)
         is_finite = norm.isfinite()
         self.hear()
-        samples = list(zip(loaded.entries.tolist(), loaded.samples.tolist(), strict=True))
         if is_finite.device.type == "cuda":
             on_host = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(is_finite, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
         else:
             on_host, arrived = is_finite.cpu(), None
-        self._waiting = Step(number=number, is_finite=on_host, arrived=arrived, samples=samples)
+        self._waiting = Step(
+            number=number,
+            is_finite=on_host,
+            arrived=arrived,
+            entries=loaded.entries.copy(),
+            samples=loaded.samples.copy(),
+        )
         return norm, is_finite
 
     def hear(self) -> None:
@@ -80,9 +88,8 @@ class Guard:
 
     def _write(self, step: Step) -> None:
         samples: dict[str, list[int]] = {}
-        for of_rank in gather(step.samples):
-            for entry, sample in of_rank:
-                samples.setdefault(self._names[entry], []).append(sample)
+        for entries, numbers in gather((step.entries.tolist(), step.samples.tolist())):
+            for entry, sample in zip(entries, numbers, strict=True):
+                samples.setdefault(self._names[int(entry)], []).append(sample)
         if rank() == 0:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step.number, "samples": samples}) + "\n")
+            append_metrics(self._path, {"step": step.number, "samples": samples})

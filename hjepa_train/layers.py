@@ -9,7 +9,27 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+
+from hjepa_shards import Strict
+
+
+class StackConfig(Strict):
+    """Size of a stack of blocks."""
+
+    width: int = Field(gt=0)
+    """of a token"""
+    depth: int = Field(gt=0)
+    """number of blocks"""
+    heads: int = Field(gt=0)
+    """attention heads"""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "StackConfig":
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width must be divisible by 4 and by heads; {self.width} with {self.heads} heads found")
+        return self
 
 
 @final

@@ -47,6 +47,7 @@ from hjepa_train.runlog import RunLog
 from hjepa_train.trainer import Schedule, fit
 
 CONFIG_FILE = "config.yaml"
+_SKIPPED = "skipped.jsonl"
 
 
 class RunSection(Strict):
@@ -293,7 +294,7 @@ def _train(
                 ),
                 autocast=partial(torch.autocast, device.type, torch.bfloat16, enabled=training.precision == "bf16"),
                 alarms=alarms,
-                guard=Guard(folder / "skipped.jsonl", [entry.name for entry in loader.plan.entries], log.say),
+                guard=Guard(folder / _SKIPPED, [entry.name for entry in loader.plan.entries], log.say),
                 log=log,
                 save=save,
                 stopping=lambda: agreed(came()) > 0,
@@ -437,6 +438,7 @@ def _run_folder(folder: Path) -> Iterator[None]:
 
 
 def _begin_files(folder: Path, config: RunConfig, start: int) -> None:
-    truncate_metrics(folder / "metrics.jsonl", start - 1)
+    for name in ("metrics.jsonl", _SKIPPED):
+        truncate_metrics(folder / name, start - 1)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomically(folder / CONFIG_FILE, text.encode())

@@ -11,31 +11,22 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from hjepa_shards import InputError, Strict, derive_key
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.draws import draw_integers
-from hjepa_train.layers import Block, initialise, sincos_positions
+from hjepa_train.layers import Block, StackConfig, initialise, sincos_positions
 from hjepa_train.objectives.base import Batch, Objective
 
 
-class DecoderConfig(Strict):
-    """Its size; the paper's for every size of encoder."""
+class DecoderConfig(StackConfig):
+    """Size of the decoder; the paper's for every size of encoder."""
 
     width: int = Field(default=512, gt=0)
-    """of a token"""
     depth: int = Field(default=8, gt=0)
-    """number of blocks"""
     heads: int = Field(default=16, gt=0)
-    """attention heads"""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "DecoderConfig":
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width must be divisible by 4 and by heads; {self.width} with {self.heads} heads found")
-        return self
 
 
 class MaeConfig(Strict):

@@ -11,29 +11,20 @@ width, P predictor width.
 from typing import final
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from hjepa_shards import Strict
-from hjepa_train.layers import Block, initialise, sincos_positions
+from hjepa_train.layers import Block, StackConfig, initialise, sincos_positions
 from hjepa_train.masks import Masks
 
 
-class PredictorConfig(Strict):
+class PredictorConfig(StackConfig):
     """Size of the predictor. I-JEPA: 384 wide at every size of encoder, 6 deep for ViT-B and 12 beyond."""
 
     width: int = Field(default=384, gt=0)
     """of a token; 192 saves most of a ViT-S's time"""
     depth: int = Field(default=6, gt=0)
-    """number of blocks"""
     heads: int = Field(default=6, gt=0)
-    """attention heads"""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "PredictorConfig":
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width must be divisible by 4 and by heads; {self.width} with {self.heads} heads found")
-        return self
 
 
 @final

@@ -1,6 +1,7 @@
 """A step whose gradient is not finite leaves no trace, and two in a row stop the run."""
 
 import json
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,17 @@ def test_a_run_goes_on_behind_a_bad_step_and_names_its_samples(
     assert {name: len(samples) for name, samples in skipped[0]["samples"].items()} == {"digits": 12, "photos": 4}
     view = SplitView(shards / "digits" / "train")
     assert all(0 <= sample < len(view) for sample in skipped[0]["samples"]["digits"])
+
+
+def test_steps_that_are_done_again_are_named_once(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, 9)
+    config = load_run_config(tiny_run(shards, tmp_path))
+    train(config, stop_after=12)
+    shutil.rmtree(tmp_path / "tiny" / "checkpoints" / "step-00000012")  # as a kill between two checkpoints
+    run = train(config, resume="auto", stop_after=12)
+    assert [row["step"] for row in read_metrics(run / "skipped.jsonl")] == [9]
 
 
 def test_two_bad_steps_in_a_row_stop_the_run(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,6 +132,16 @@ def test_a_rank_whose_others_do_not_come_says_so(shards: Path, tmp_path: Path) -
     assert not out
 
 
+def test_half_of_a_launchers_environment_is_refused(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(
+        InputError, match="WORLD_SIZE=4 is set, RANK, MASTER_ADDR, MASTER_PORT not; start with torchrun"
+    ):
+        train(load_run_config(tiny_run(shards, tmp_path)))
+
+
 @pytest.mark.slow
 def test_a_rank_killed_with_kill_9_ends_the_other_with_an_error_and_the_run_goes_on_from_its_checkpoint(
     shards: Path, tmp_path: Path, alone: list[dict[str, Any]]
