@@ -5,6 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from hjepa_shards.crop import AugmentationConfig, central_crops, random_crops
+from hjepa_shards.rng import derive_key, philox_words
 
 NUM = 20_000
 RNG = np.random.Generator(np.random.Philox(11))
@@ -93,3 +94,27 @@ def test_central_crops_are_central_squares() -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         AugmentationConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_crop_is_drawn_from_the_words_of_its_position() -> None:
+    """One image at a time, by the rule: counters 3p to 3p + 2 are position p's, whatever is drawn beside it."""
+    positions, width, height = np.array([0, 7, 255, 256, 257, 300, 5000]), 341, 256
+    for view in range(2):
+        found = random_crops(3, positions, np.full(7, width), np.full(7, height), CONFIG, view)
+        for position, crop in zip(positions.tolist(), found.tolist(), strict=True):
+            words = philox_words(derive_key(3, "crop"), 12, counter=3 * position, stream=view).tolist()
+            for word in words[:10]:
+                share, ratio = (
+                    low + (high - low) * part * 2.0**-32
+                    for (low, high), part in (
+                        (CONFIG.crop_scale, word & 0xFFFFFFFF),
+                        (np.log(CONFIG.crop_ratio), word >> 32),
+                    )
+                )
+                area = width * height * share
+                h, w = (round(float(np.sqrt(side))) for side in (area / np.exp(ratio), area * np.exp(ratio)))
+                if 0 < w <= width and 0 < h <= height:
+                    break
+            else:
+                raise AssertionError("ten attempts fail for no image of this shape")
+            assert crop == [(words[10] >> 33) * (height - h + 1) >> 31, (words[11] >> 33) * (width - w + 1) >> 31, h, w]
