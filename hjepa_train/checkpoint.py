@@ -3,8 +3,9 @@
     <run>/checkpoints/step-00000600/
         model.safetensors    an objective's state_dict: its whole memory
         optimizer.pt         torch.load(weights_only=True) reads it, so nothing in it is executed
+        *.distcp .metadata   in place of those two where weights are sharded over ranks (sharded.py)
         state.json           step, config, loader state, recipe, alarms
-        files.json           bytes and blake2b of the three above, written last
+        files.json           bytes and blake2b of the others, written last
 
 A checkpoint is written under a temporary name, synced, and renamed, so a kill at any moment leaves the last
 good one; older ones go only once the new one is durable. Tied tensors are written once under each of their
@@ -18,7 +19,8 @@ import pickle
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,9 +32,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hjepa_shards import InputError, ResumeMismatch, sync_folder
+from hjepa_train.distributed import as_laid_out
 
 FORMAT = 1
 _MODEL, _OPTIMIZER, _STATE, _FILES = "model.safetensors", "optimizer.pt", "state.json", "files.json"
+METADATA = ".metadata"
+"""Of torch.distributed.checkpoint: which file holds which part of which tensor."""
+_NAMED = "step-{:08d}"
 _NAME = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.(step-\d{8,})\.(saving|replaced|removing)")
 
@@ -68,32 +74,51 @@ def save(
     A checkpoint of the same step is replaced; later ones belong to a run that was given up and are removed.
     CheckpointError where it cannot be written: nothing of it is left then, the last good one still stands.
     """
-    if keep < 1:
-        raise ValueError(f"keep: at least 1 checkpoint expected, {keep} found")
-    path = folder / f"step-{step:08d}"
-    saving, replaced = folder / f".{path.name}.saving", folder / f".{path.name}.replaced"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        recover(folder)
-        saving.mkdir()
+    with told(folder, step, num_bytes(model) + num_bytes(optimizer)):
+        saving = begin(folder, step)
         save_file(_unshared(model), saving / _MODEL)
         write_torch(saving / _OPTIMIZER, optimizer)
-        _write_json(saving / _STATE, {"format": FORMAT, **state, "step": step})
-        _write_json(saving / _FILES, {name: _identity(saving / name) for name in (_MODEL, _OPTIMIZER, _STATE)})
-        _sync(saving)
-        if path.exists():
-            path.rename(replaced)
-        saving.rename(path)
-        sync_folder(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(saving, ignore_errors=True)
-        raise CheckpointError(_advice(path, error, _num_bytes(model) + _num_bytes(optimizer))) from error
+        return finish(folder, step, state=state, keep=keep)
+
+
+def begin(folder: Path, step: int) -> Path:
+    """The folder in which the files of a checkpoint are to be put before `finish`; see `save`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recover(folder)
+    saving = _saving(folder, step)
+    saving.mkdir()
+    return saving
+
+
+def finish(folder: Path, step: int, *, state: Mapping[str, Any], keep: int) -> Path:
+    """Make what stands there the checkpoint of this step; see `save`."""
+    if keep < 1:
+        raise ValueError(f"keep: at least 1 checkpoint expected, {keep} found")
+    path, saving = folder / _NAMED.format(step), _saving(folder, step)
+    replaced = folder / f".{path.name}.replaced"
+    _write_json(saving / _STATE, {"format": FORMAT, **state, "step": step})
+    _write_json(saving / _FILES, {file.name: _identity(file) for file in sorted(saving.iterdir())})
+    _sync(saving)
+    if path.exists():
+        path.rename(replaced)
+    saving.rename(path)
+    sync_folder(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     kept = [other for other in _standing(folder) if _step(other) <= step][-keep:]
     for other in _standing(folder):
         if other not in kept:
             _remove(other)
     return path
+
+
+@contextmanager
+def told(folder: Path, step: int, needed: int) -> Iterator[None]:
+    """Errors of the disk as CheckpointError, and nothing left of what was begun.  needed: bytes."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(_saving(folder, step), ignore_errors=True)
+        raise CheckpointError(_advice(folder / _NAMED.format(step), error, needed)) from error
 
 
 def recover(folder: Path) -> None:
@@ -113,9 +138,14 @@ def latest(folder: Path) -> Path | None:
 
 
 def load(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, every byte checked. CheckpointError if damaged, naming the one before."""
+    """The checkpoint at `path`, every byte checked. CheckpointError if damaged, naming the one before.
+
+    Of a sharded one `model` and `optimizer` are empty: sharded.py reads them.
+    """
     _verify(path)
     state = read_state(path)
+    if is_sharded(path):
+        return Checkpoint(path=path, step=state["step"], model={}, optimizer={}, state=state)
     try:
         optimizer = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -127,6 +157,11 @@ def load(path: Path) -> Checkpoint:
         optimizer=optimizer,
         state=state,
     )
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether a checkpoint's weights and moments were sharded over ranks."""
+    return (path / METADATA).exists()
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -145,7 +180,13 @@ def restore_model(model: nn.Module, weights: Mapping[str, Tensor], where: Path) 
 
     where: what to call the weights in errors, usually their checkpoint.
     """
-    ours = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    ours = model.state_dict()
+    refuse_other_model(ours, weights, where)
+    model.load_state_dict({name: as_laid_out(value, ours[name]) for name, value in weights.items()})
+
+
+def refuse_other_model(ours: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: Path) -> None:
+    """ResumeMismatch where names, shapes or types of the two differ."""
     differences = {
         "missing": [name for name in ours if name not in weights],
         "unexpected": [name for name in weights if name not in ours],
@@ -160,7 +201,6 @@ def restore_model(model: nn.Module, weights: Mapping[str, Tensor], where: Path) 
         raise ResumeMismatch(
             f"{where}: weights of this model expected, found {'; '.join(found)}; use the config saved with the run"
         )
-    model.load_state_dict(dict(weights))
 
 
 def recipe_facts(*, device: torch.device, world_size: int, eager: bool) -> dict[str, Any]:
@@ -184,6 +224,10 @@ def compare_recipe(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[st
         for name in names
         if saved.get(name) != ours.get(name)
     ]
+
+
+def _saving(folder: Path, step: int) -> Path:
+    return folder / f".{_NAMED.format(step)}.saving"
 
 
 def _unshared(model: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -249,7 +293,7 @@ def _verify(path: Path) -> None:
         standing = [other.name for other in _standing(path.parent)]
         raise CheckpointError(f"{path}: no such checkpoint; here: {', '.join(standing) or 'none'}")
     expected = _read_json(path, _FILES)
-    for name in (_MODEL, _OPTIMIZER, _STATE):
+    for name in {*expected, _STATE}:
         try:
             found = _identity(path / name)
         except OSError as error:
@@ -286,7 +330,7 @@ def _advice(path: Path, error: Exception, needed: int) -> str:
     )
 
 
-def _num_bytes(content: Any) -> int:
+def num_bytes(content: Any) -> int:
     """Bytes of all tensors inside."""
     if isinstance(content, Tensor):
         return content.numel() * content.element_size()
@@ -295,7 +339,7 @@ def _num_bytes(content: Any) -> int:
         inner = content.values()
     elif isinstance(content, list | tuple):
         inner = content
-    return sum(_num_bytes(value) for value in inner)
+    return sum(num_bytes(value) for value in inner)
 
 
 def _form(tensor: Tensor) -> str:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hjepa_shards import InputError, ShardError
 
@@ -152,6 +152,13 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         pieces = flat.split([gradient.numel() for gradient in gradients])
         for gradient, piece in zip(gradients, pieces, strict=True):
             gradient.copy_(piece.view_as(gradient))
+
+
+def as_laid_out(whole: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a tensor that it holds whole, where `like` is sharded over ranks; else all of it."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 class _Sum(torch.autograd.Function):

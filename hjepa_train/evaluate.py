@@ -35,6 +35,7 @@ from hjepa_train.backbones import Backbone
 from hjepa_train.probe import chance, pca, probe
 from hjepa_train.report import write_report
 from hjepa_train.run import CONFIG_FILE, EvaluationConfig, RunConfig, build_parts, choose_device, load_run_config
+from hjepa_train.saving import restore
 
 _BATCH = 256
 _PIXELS_SIDE = 32
@@ -111,7 +112,7 @@ def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, 
     num_steps = mixture.make_plan(config.run.seed).num_steps(config.training.epochs, config.training.global_batch)
     backbone, objective = build_parts(config, num_steps, config.run.name)
     untrained = copy.deepcopy(backbone)
-    checkpoint.restore_model(objective, checkpoint.load(path).model, path)
+    restore(checkpoint.load(path), objective)
     found = {"untrained": untrained, **objective.encoders()}
     return {name: encoder.to(device).eval() for name, encoder in found.items()}
 

@@ -19,6 +19,7 @@ from hjepa_shards import InputError
 from hjepa_train import checkpoint
 from hjepa_train.backbones import Backbone, ViT
 from hjepa_train.run import CONFIG_FILE, RunConfig, build_parts, load_run_config
+from hjepa_train.saving import restore
 
 Form = Literal["safetensors", "torch", "timm", "onnx"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -39,7 +40,7 @@ def export(folder: Path, to: Form, out: Path | None = None, *, encoder: str | No
     if path is None:
         raise InputError(f"{folder}: no checkpoint yet; let the run reach training.save_every_steps")
     _, objective = build_parts(config, _ANY_LENGTH, str(folder))
-    checkpoint.restore_model(objective, checkpoint.load(path).model, path)
+    restore(checkpoint.load(path), objective)
     encoders = objective.encoders()
     encoder = encoder or list(encoders)[-1]
     if encoder not in encoders:

@@ -44,6 +44,7 @@ from hjepa_train.metrics import Alarms
 from hjepa_train.objectives import OBJECTIVES, Objective
 from hjepa_train.optim import OptimConfig, build_optimizer
 from hjepa_train.runlog import RunLog
+from hjepa_train.saving import Saver, restore
 from hjepa_train.scale import ScaleConfig, lay_out
 from hjepa_train.trainer import Schedule, fit
 
@@ -228,8 +229,7 @@ def _train(
     alarms = Alarms(warmup_steps=_warmup_steps(config, mixture, num_steps))
     if saved:
         _refuse_other_statistics(saved, config, objective)
-        checkpoint.restore_model(objective, saved.model, saved.path)
-        optimizer.load_state_dict(saved.optimizer)
+        restore(saved, objective, optimizer)
         alarms.load_state_dict(saved.state["alarms"])
         scaler.load_state_dict(saved.state.get("scaler", {}))
     recipe = checkpoint.recipe_facts(device=device, world_size=world_size(), eager=not training.compile)
@@ -264,24 +264,19 @@ def _train(
         elif resume:
             log.say(f"beginning at step 0 of {num_steps}: no checkpoint in {folder} yet")
 
+        saver = Saver(folder / "checkpoints", objective, optimizer, keep=training.keep_checkpoints)
+        stack.enter_context(contextlib.closing(saver))
+
         def save(step: int, loaded: Loaded) -> None:
             whole = replace(loaded, proof=add_proofs(*gather(loaded.proof)))
-            on_first(
-                lambda: checkpoint.save(
-                    folder / "checkpoints",
-                    step,
-                    model=objective.state_dict(),
-                    optimizer=optimizer.state_dict(),
-                    state={
-                        "config": config.model_dump(mode="json"),
-                        "loader": loader.state_dict(whole),
-                        "alarms": alarms.state_dict(),
-                        "scaler": scaler.state_dict(),
-                        "recipe": recipe,
-                    },
-                    keep=training.keep_checkpoints,
-                )
-            )
+            state = {
+                "config": config.model_dump(mode="json"),
+                "loader": loader.state_dict(whole),
+                "alarms": alarms.state_dict(),
+                "scaler": scaler.state_dict(),
+                "recipe": recipe,
+            }
+            saver.save(step, state)
 
         came, agreed = stack.enter_context(interrupts()), Agreement()
         try:
@@ -317,6 +312,7 @@ def _train(
             )
         except torch.OutOfMemoryError as error:
             raise InputError(_advice_on_memory(training, objective, device)) from error
+        saver.wait()
         if reached < num_steps:
             log.say(f"stopped after step {reached} of {num_steps}, saved; --resume auto goes on")
     if agreed.last and reached < stop:

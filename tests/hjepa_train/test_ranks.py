@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hjepa_shards import InputError, ResumeMismatch, ShardError
 from hjepa_train import load_run_config, train
-from hjepa_train.checkpoint import latest, read_state
+from hjepa_train.checkpoint import is_sharded, latest, read_state
+from hjepa_train.export import export
 from hjepa_train.journal import read_metrics
 from tests.hjepa_shards.test_elastic import damage
 from tests.hjepa_train.tiny import STEPS, tiny_run
@@ -75,7 +77,20 @@ def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
     return rows(config)
 
 
-@pytest.mark.parametrize("changes", [{}, {"training__micro_batch": 4, "objective__hjepa": EXACT}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"training__micro_batch": 4, "objective__hjepa": EXACT},
+        {"training__parallel": "fsdp"},
+        {
+            "training__parallel": "fsdp",
+            "training__activation_checkpointing": True,
+            "training__micro_batch": 4,
+            "objective__hjepa": EXACT,
+        },
+    ],
+)
 def test_any_number_of_ranks_trains_as_one_and_goes_on_as_any_other(
     shards: Path, tmp_path: Path, alone: list[dict[str, Any]], changes: dict[str, Any]
 ) -> None:
@@ -89,6 +104,9 @@ def test_any_number_of_ranks_trains_as_one_and_goes_on_as_any_other(
     assert saved is not None
     assert saved.name == f"step-{STEPS:08}"
     assert read_state(saved)["loader"]["proof"] == alone[-1]["proof"]
+    assert is_sharded(saved) == ("training__parallel" in changes)
+    written = load_file(export(tmp_path / "tiny", "safetensors") / "model.safetensors")
+    assert all(value.isfinite().all() for value in written.values())
 
 
 def test_statistics_of_other_images_are_refused_and_the_micro_batch_that_goes_on_is_named(

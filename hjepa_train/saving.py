@@ -1,0 +1,144 @@
+"""A run's memory, kept and taken up again: weights, AdamW's moments, and where it stood.
+
+Whole ones are copied to the host and written in a thread while training goes on. Those that are sharded over ranks
+(FSDP2) are written by each rank for its part, by torch.distributed.checkpoint: tensors by name, the objective's
+state_dict() and each parameter's moments. A run goes on from either kind, on any number of ranks, sharded or not. (The
+metadata of a sharded one are a pickle: go on from checkpoints of your own.)
+"""
+
+import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map_only
+
+from hjepa_train import checkpoint
+from hjepa_train.distributed import as_laid_out, on_first, rank, world_size
+from hjepa_train.objectives.base import Objective
+
+_Named = dict[str, Any]
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@final
+class Saver:
+    """Writes the checkpoints of a run. All ranks call it together; `close` it."""
+
+    def __init__(self, folder: Path, objective: Objective, optimizer: torch.optim.Optimizer, *, keep: int) -> None:
+        """keep: how many of the newest stay."""
+        self._folder, self._objective, self._optimizer, self._keep = folder, objective, optimizer, keep
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def save(self, step: int, state: _Named) -> None:
+        """Keep what stands now as the checkpoint of this step. CheckpointError if the one before was not written."""
+        self.wait()
+        if any(isinstance(parameter, DTensor) for parameter in self._objective.parameters()):
+            self._save_sharded(step, state)
+        elif rank() == 0:
+            model, optimizer = (_on_host(part.state_dict()) for part in (self._objective, self._optimizer))
+            self._writing = self._thread.submit(
+                checkpoint.save, self._folder, step, model=model, optimizer=optimizer, state=state, keep=self._keep
+            )
+
+    def wait(self) -> None:
+        """Until what was saved last is on disk. CheckpointError, on all ranks, if it is not."""
+        writing, self._writing = self._writing, None
+        on_first(lambda: writing and writing.result())
+
+    def close(self) -> None:
+        """What is being written is finished; by each rank for itself, whatever the others do."""
+        self._thread.shutdown()
+
+    def _save_sharded(self, step: int, state: _Named) -> None:
+        tensors = {"model": self._objective.state_dict(), "optimizer": _moments(self._objective, self._optimizer)}
+        needed = checkpoint.num_bytes(tensors)
+
+        def begin() -> Path:
+            with checkpoint.told(self._folder, step, needed):
+                return checkpoint.begin(self._folder, step)
+
+        def finish() -> Path:
+            with checkpoint.told(self._folder, step, needed):
+                return checkpoint.finish(self._folder, step, state=state, keep=self._keep)
+
+        saving = on_first(begin)
+        with checkpoint.told(self._folder, step, needed):
+            try:
+                state_dict_saver.save(tensors, checkpoint_id=saving)
+            except CheckpointException as error:
+                causes = [cause for cause, _ in error.failures.values()]
+                raise next((one for one in causes if isinstance(one, OSError)), OSError(str(causes[0]))) from error
+        on_first(finish)
+
+
+def restore(saved: checkpoint.Checkpoint, objective: Objective, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Put what was saved into an objective, and its optimizer. ResumeMismatch where it is of another model."""
+    if not checkpoint.is_sharded(saved.path):
+        checkpoint.restore_model(objective, saved.model, saved.path)
+        if optimizer:
+            optimizer.load_state_dict(_as_laid_out(saved.optimizer, optimizer))
+        return
+    weights = objective.state_dict()
+    checkpoint.refuse_other_model(weights, _shapes(saved.path), saved.path)
+    tensors: _Named = {"model": weights}
+    if optimizer:
+        tensors["optimizer"] = _moments(objective, optimizer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as it is told to be
+        state_dict_loader.load(tensors, checkpoint_id=saved.path, no_dist=world_size() == 1)
+    objective.load_state_dict(weights)
+    if optimizer:
+        for name, parameter in objective.named_parameters():
+            if parameter.requires_grad:
+                optimizer.state[parameter] = tensors["optimizer"][name]
+
+
+def _on_host(state: _Named) -> _Named:
+    """A copy that training does not touch."""
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)
+
+
+def _moments(objective: Objective, optimizer: torch.optim.Optimizer) -> _Named:
+    """AdamW's numbers of each trained parameter, by its name; zeros before its first step."""
+    return {
+        name: dict(optimizer.state[parameter])
+        if parameter in optimizer.state
+        else {
+            "step": torch.zeros((), device=parameter.device),
+            **{moment: torch.zeros_like(parameter, requires_grad=False) for moment in _MOMENTS},
+        }
+        for name, parameter in objective.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _as_laid_out(state: _Named, optimizer: torch.optim.Optimizer) -> _Named:
+    """An optimizer's state_dict() with moments laid out as the parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moved = {
+        number: {
+            key: as_laid_out(value, parameters[number]) if key in _MOMENTS else value for key, value in numbers.items()
+        }
+        for number, numbers in state["state"].items()
+    }
+    return {**state, "state": moved}
+
+
+def _shapes(path: Path) -> dict[str, Tensor]:
+    """The weights in a sharded checkpoint, without their values."""
+    prefix = "model."
+    saved = FileSystemReader(path).read_metadata().state_dict_metadata
+    return {
+        name.removeprefix(prefix): torch.empty(about.size, dtype=about.properties.dtype, device="meta")
+        for name, about in saved.items()
+        if name.startswith(prefix) and isinstance(about, TensorStorageMetadata)
+    }
