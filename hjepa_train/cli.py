@@ -9,8 +9,9 @@ from hjepa_shards import console, run_app
 from hjepa_train.distributed import is_first
 from hjepa_train.evaluate import evaluate
 from hjepa_train.export import FORMS, Form, export
-from hjepa_train.report import as_rich, did_it_learn, did_it_run_right, read_run, write_report
+from hjepa_train.report import did_it_learn, did_it_run_right, read_run, write_report
 from hjepa_train.run import load_run_config, train
+from hjepa_train.sheet import as_rich
 
 app = typer.Typer(
     help="Train on mixtures of shards, go on after any kill, and see whether it learnt.",
@@ -51,7 +52,9 @@ def run_command(
     write_report(folder)
     for sheet in did_it_run_right(read_run(folder)):
         console.print(as_rich(sheet))
-    console.print(f"report       {folder / 'report.md'}\ntensorboard  tensorboard --logdir {folder / 'tensorboard'}")
+    console.print(
+        f"report       {folder / 'report.md'}, report.html\ntensorboard  tensorboard --logdir {folder / 'tensorboard'}"
+    )
 
 
 @app.command("eval")
