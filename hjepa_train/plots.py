@@ -67,7 +67,7 @@ _SIGNALS = (
 _PACE = (
     _Signal(title="images/s", key="images_per_s", show=_number, floor=0.0),
     _Signal(title="time spent waiting for data", key="data_wait", show=_percent, floor=0.0),
-    _Signal(title="learning rate", key="lr", show=lambda value: f"{value:.2e}" if value else "0"),
+    _Signal(title="learning rate", key="lr", show=_number),
 )
 
 

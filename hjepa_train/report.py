@@ -54,9 +54,9 @@ def read_run(folder: Path) -> Run:
     try:
         config = (folder / "config.yaml").read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(
-            f"{folder}: the folder of a run expected, no config.yaml found in it; runs stand in runs/<name>"
-        ) from error
+        inside = sorted(str(path.parent) for path in folder.glob("*/config.yaml"))
+        advice = f"runs in it: {', '.join(inside)}" if inside else "runs stand in runs/<name>"
+        raise InputError(f"{folder}: the folder of a run expected, no config.yaml found in it; {advice}") from error
     metrics = read_metrics(folder / "metrics.jsonl")
     if not metrics:
         raise InputError(f"{folder / 'metrics.jsonl'}: a logged step expected, none found yet; let the run go on")
@@ -143,6 +143,30 @@ def did_it_learn(run: Run) -> list[Sheet]:
     return [_probes(evaluation) for evaluation in run.evaluations]
 
 
+def signals(run: Run) -> dict[str, tuple[str, str]]:
+    """Key of the journal -> (kind, name) of the signals of learning that the run has; one key a level."""
+    found: dict[str, tuple[str, str]] = {}
+    for key in dict.fromkeys(key for row in run.metrics for key in row):
+        kind, _, level = key.partition("_l") if key[-1:].isdigit() else (key, "", "")
+        if kind in _SIGNAL_NAMES:
+            found[key] = kind, _SIGNAL_NAMES[kind] + (f", level {level}" if level else "")
+    return found
+
+
+def last_values(run: Run) -> dict[str, float | None]:
+    """Key of the journal -> the last value that stands, of every signal of learning."""
+    return {key: _first(row.get(key) for row in reversed(run.metrics)) for key in signals(run)}
+
+
+def alarm_steps(run: Run) -> dict[str, list[int]]:
+    """Alarm -> the steps of the log points that it stood at."""
+    fired: dict[str, list[int]] = {}
+    for row in run.metrics:
+        for name in row.get("alarms") or ():
+            fired.setdefault(name, []).append(row["step"])
+    return fired
+
+
 def _shares(run: Run) -> Sheet:
     last = run.metrics[-1]
     rows = [
@@ -168,13 +192,10 @@ def _shares(run: Run) -> Sheet:
 
 def _signals(run: Run) -> Sheet:
     rows: list[tuple[str, ...]] = []
-    for key in dict.fromkeys(key for row in run.metrics for key in row):
-        kind, _, level = key.partition("_l") if key[-1].isdigit() else (key, "", "")
-        if kind in _SIGNAL_NAMES:
-            values = [row.get(key) for row in run.metrics]
-            name = _SIGNAL_NAMES[kind] + (f", level {level}" if level else "")
-            start, end = number(_first(values), 3), number(_first(reversed(values)), 3)
-            rows.append((name, start, end, _ALARM_WHEN.get(kind, NOTHING)))
+    for key, (kind, name) in signals(run).items():
+        values = [row.get(key) for row in run.metrics]
+        start, end = number(_first(values), 3), number(_first(reversed(values)), 3)
+        rows.append((name, start, end, _ALARM_WHEN.get(kind, NOTHING)))
     cap = _first(row.get("rankme_cap") for row in run.metrics)
     return Sheet(
         title="Signals",
@@ -185,10 +206,7 @@ def _signals(run: Run) -> Sheet:
 
 
 def _alarms(run: Run) -> Sheet:
-    fired: dict[str, list[int]] = {}
-    for row in run.metrics:
-        for name in row.get("alarms") or ():
-            fired.setdefault(name, []).append(row["step"])
+    fired = alarm_steps(run)
     enough = sum(row.get("judged", True) for row in run.metrics) >= 3
     rows = [
         (name, count(steps[0]), count(steps[-1]), f"{len(steps)} of {len(run.metrics)}")
