@@ -20,6 +20,8 @@ _GUTTER = 13.0
 """Percent of the width, on the left, for the numbers of the axis."""
 _STRETCHES = 240
 _UNITS = 1000
+_THIN = 0.5
+"""Percent of the width that a band takes at least."""
 _INNER = 100.0 - _GUTTER
 
 _SVG = Markup(
@@ -96,8 +98,8 @@ def line_chart(
         left, right = across(max(first, band.start)), across(min(last, band.stop))
         behind += _BAND.format(
             kind="band",
-            x=_GUTTER + _INNER * left,
-            width=max(0.5, _INNER * (right - left)),
+            x=min(_GUTTER + _INNER * left, 100 - _THIN),
+            width=max(_THIN, _INNER * (right - left)),
             y=_HEAD,
             height=_HEIGHT,
             title=proper(band.name),

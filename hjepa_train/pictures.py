@@ -33,6 +33,7 @@ _SIDE = 160
 _GAP, _GREY = 4, 0.5
 _HIDDEN = 0.82
 """How far hidden patches are drawn towards grey."""
+_STROKE = 2
 _COLOURS = torch.tensor([(1.0, 0.55, 0.1), (0.2, 0.85, 1.0), (1.0, 0.3, 0.65), (0.6, 0.95, 0.25)])
 """Of the blocks' outlines."""
 _MAX_PAGE_BYTES = 4_000_000
@@ -188,17 +189,23 @@ def _dimmed(images_BCSS: Tensor, hidden_BN: Tensor, grid: int) -> Tensor:
 
 
 def _outlined(images_BCSS: Tensor, asked_BMN: Tensor) -> Tensor:
-    """With an outline around the cells of each block, in its colour."""
+    """With an outline around each block in its colour; where they meet, each inside the one before."""
     B, M, N = asked_BMN.shape
     side = round(N**0.5)
     S = images_BCSS.shape[-1]
     inside = F.interpolate(asked_BMN.view(B, M, side, side).float(), size=(S, S), mode="nearest-exact")
-    outside = F.pad(1 - inside, (2, 2, 2, 2), value=1.0)
-    edge_BMSS = inside * F.max_pool2d(outside, 5, stride=1)
     for block in range(M):
-        edge = edge_BMSS[:, block : block + 1]
+        outside = 1 - inside[:, block : block + 1]
+        inset = _STROKE * (block % len(_COLOURS))
+        edge = _grown(outside, inset + _STROKE) - _grown(outside, inset)
         images_BCSS = images_BCSS * (1 - edge) + _COLOURS[block % len(_COLOURS)].view(3, 1, 1) * edge
     return images_BCSS
+
+
+def _grown(mask_B1SS: Tensor, pixels: int) -> Tensor:
+    """A mask with its surroundings; what lies beyond the image belongs to it too."""
+    around = F.pad(mask_B1SS, (pixels, pixels, pixels, pixels), value=1.0)
+    return F.max_pool2d(around, 2 * pixels + 1, stride=1)
 
 
 def _bytes(panel_B3SS: Tensor) -> NDArray[np.uint8]:

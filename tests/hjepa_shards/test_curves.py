@@ -74,10 +74,18 @@ def test_the_numbers_of_the_axis_are_round_and_stand_at_their_height(low: float,
 def test_bands_stand_over_their_stretch_of_the_axis() -> None:
     root = drawn(
         [Curve(name="gap", points=[(100, 0.0), (200, 1.0)], colour=0)],
-        bands=[Band(start=150, stop=175, name="features shrink"), Band(start=190, stop=900, name="later")],
+        bands=[
+            Band(start=150, stop=175, name="features shrink"),
+            Band(start=190, stop=900, name="later"),
+            Band(start=200, stop=200, name="at the end"),
+        ],
     )
     bands = [rect for rect in root.iter("rect") if rect.get("class") == "band"]
-    assert [(band.get("x"), band.get("width")) for band in bands] == [("56.50%", "21.75%"), ("91.30%", "8.70%")]
+    assert [(band.get("x"), band.get("width")) for band in bands] == [
+        ("56.50%", "21.75%"),
+        ("91.30%", "8.70%"),
+        ("99.50%", "0.50%"),
+    ]
     assert bands[0].findtext("title") == "features shrink"
 
 
