@@ -4,6 +4,7 @@ from hjepa_shards.batch import Batch
 from hjepa_shards.build import BuildOptions, build
 from hjepa_shards.config import Strict, flatten, load_yaml, overridden, parse
 from hjepa_shards.crop import AugmentationConfig
+from hjepa_shards.curves import Band, Curve, line_chart
 from hjepa_shards.doctor import Advice, Examination, examine
 from hjepa_shards.download import download, space_needed
 from hjepa_shards.dryrun import EntryForecast, Forecast, forecast
@@ -28,6 +29,8 @@ from hjepa_shards.loader import Loader, open_loader
 from hjepa_shards.manifest import Manifest, load_manifest
 from hjepa_shards.mixfile import MixtureFile, parse_source, write_mixture
 from hjepa_shards.mixture import DataConfig, Mixture, SourceConfig, load_mixture, load_mixture_file
+from hjepa_shards.page import render_page
+from hjepa_shards.pictures import Budget, Picture
 from hjepa_shards.places import manifest_at, place_of, splits_at
 from hjepa_shards.plan import Plan, Planned, add_proofs, order_proof
 from hjepa_shards.rawcheck import check_raw_files, check_raw_splits
@@ -45,10 +48,13 @@ __all__ = [
     "SOURCES",
     "Advice",
     "AugmentationConfig",
+    "Band",
     "Batch",
+    "Budget",
     "BuildMismatch",
     "BuildOptions",
     "ChecksumMismatch",
+    "Curve",
     "DataConfig",
     "DecodeError",
     "EncodeSettings",
@@ -63,6 +69,7 @@ __all__ = [
     "Mixture",
     "MixtureFile",
     "Patience",
+    "Picture",
     "Plan",
     "Planned",
     "Problem",
@@ -90,6 +97,7 @@ __all__ = [
     "flatten",
     "forecast",
     "index_tars",
+    "line_chart",
     "load_manifest",
     "load_mixture",
     "load_mixture_file",
@@ -104,6 +112,7 @@ __all__ = [
     "place_of",
     "plan_state",
     "read_split",
+    "render_page",
     "run_app",
     "source_shares",
     "space_needed",

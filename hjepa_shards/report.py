@@ -1,23 +1,17 @@
 """One page about built splits: what the images look like, how they are spread, what was left out, where they come from.
 
-A single HTML file without scripts and without anything to fetch: styles inline, images as data URIs within a fixed
-number of bytes. Names, captions, classes and reasons are other people's text: the template escapes all of it, and the
-page's content security policy allows no script, no request and no style but its own.
+A single HTML file (page.py) with its images as data URIs within a fixed number of bytes. Names, captions, classes and
+reasons are other people's text.
 """
 
-import base64
-import hashlib
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from hjepa_shards import charts
-from hjepa_shards.charts import proper
 from hjepa_shards.copies import copies_section, read_copies
 from hjepa_shards.errors import InputError
 from hjepa_shards.files import write_atomically
@@ -25,6 +19,7 @@ from hjepa_shards.images import Codec, Colour
 from hjepa_shards.leftout import left_out
 from hjepa_shards.manifest import Manifest, load_manifest
 from hjepa_shards.mixture import Mixture
+from hjepa_shards.page import render_page
 from hjepa_shards.pictures import Budget, class_name
 from hjepa_shards.shares import dataset_stats
 from hjepa_shards.survey import MAX_ROWS, Rows, Survey, counts_by
@@ -70,7 +65,6 @@ def write_report(
         "splits": splits,
         "mixture": _mixture(mixture) if mixture else None,
         "duplicates": copies_section(groups, found, budget) if groups else None,
-        "version": importlib.metadata.version("hjepa"),
         "num_samples": sum(manifest.num_samples for _, manifest in found.values()),
         "num_bytes": sum(int(manifest.shard_bytes.sum()) for _, manifest in found.values()),
         "num_excluded": sum(len(manifest.exclusions) for _, manifest in found.values()),
@@ -79,26 +73,9 @@ def write_report(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be made: {error.strerror}; choose another --html") from error
-    write_atomically(path, _render(page).encode())
+    template = resources.files("hjepa_shards").joinpath("report.html").read_text(encoding="utf-8")
+    write_atomically(path, render_page(template, page).encode())
     return tuple(notes)
-
-
-def _render(page: Mapping[str, Any]) -> str:
-    files = resources.files("hjepa_shards")
-    style = files.joinpath("report.css").read_text(encoding="utf-8")
-    import jinja2  # only here: every process that imports this package would wait for it
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: proper(value) if type(value) is str else value,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"size": size, "bar": charts.bar}
-    template = environment.from_string(files.joinpath("report.html").read_text(encoding="utf-8"))
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return template.render(page, style=Markup(style), style_digest=Markup(digest))
 
 
 # ---- one split

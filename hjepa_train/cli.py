@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
-from hjepa_shards import console, run_app
+from hjepa_shards import InputError, console, run_app
+from hjepa_train.comparison import compare
 from hjepa_train.distributed import is_first
 from hjepa_train.evaluate import evaluate
 from hjepa_train.export import FORMS, Form, export
-from hjepa_train.report import as_rich, did_it_learn, did_it_run_right, read_run, write_report
+from hjepa_train.report import did_it_learn, did_it_run_right, read_run, what_ran, write_report
 from hjepa_train.run import load_run_config, train
+from hjepa_train.sheet import as_rich
 
 app = typer.Typer(
     help="Train on mixtures of shards, go on after any kill, and see whether it learnt.",
@@ -51,7 +53,9 @@ def run_command(
     write_report(folder)
     for sheet in did_it_run_right(read_run(folder)):
         console.print(as_rich(sheet))
-    console.print(f"report       {folder / 'report.md'}\ntensorboard  tensorboard --logdir {folder / 'tensorboard'}")
+    console.print(
+        f"report       {folder / 'report.md'}, report.html\ntensorboard  tensorboard --logdir {folder / 'tensorboard'}"
+    )
 
 
 @app.command("eval")
@@ -66,6 +70,29 @@ def eval_command(
     evaluate(folder, source=source, split=split, bank=bank, test=test, say=console.print)
     console.print(as_rich(did_it_learn(read_run(folder))[-1]))
     console.print(f"report  {folder / 'report.md'}")
+
+
+@app.command("report")
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(help="runs/<name>; several are compared")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder for a comparison [default: `comparison` beside the first run]")
+    ] = None,
+) -> None:
+    """One run: its tables, report.md and report.html written anew. Several: side by side, also as a page and JSON."""
+    if len(folders) > 1:
+        place, sheets = compare(folders, out)
+        written = ", ".join(str(place / f"comparison.{kind}") for kind in ("md", "html", "json"))
+    elif out:
+        raise InputError(f"--out {out}: several runs to compare expected, one found; its report stands in its folder")
+    else:
+        place = write_report(folders[0])
+        run = read_run(folders[0])
+        sheets = [what_ran(run), *did_it_run_right(run), *did_it_learn(run)]
+        written = f"{place}, {place.with_suffix('.html')}"
+    for sheet in sheets:
+        console.print(as_rich(sheet))
+    console.print(f"written  {written}", soft_wrap=True)
 
 
 @app.command("export")

@@ -1,28 +1,28 @@
-"""report.md: what ran, whether it ran right, whether it learnt.
+"""report.md and report.html: what ran, whether it ran right, whether it learnt.
 
 Every table is made once, as a `Sheet`; the command line shows it with `as_rich`, the report writes it as
-Markdown, so both always say the same. Only files of the run folder are read (config.yaml, metrics.jsonl,
-evaluation.json, the newest checkpoint's state.json), so a report can be made of any run, on any machine,
-while it still trains.
+Markdown and into a page, so all say the same; the page has curves and pictures besides. Only files of the run
+folder are read (config.yaml, metrics.jsonl, evaluation.json, pictures.png, the newest checkpoint's
+state.json), so a report can be made of any run, on any machine, while it still trains.
 
 evaluation.json: [{source, split, bank, test, chance, rows: [a `ProbeRow` as a mapping, ...]}, ...].
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, final
 
-from rich.table import Table
-from rich.text import Text
-
 from hjepa_shards import InputError, write_atomically
 from hjepa_train.checkpoint import latest, read_state
 from hjepa_train.journal import read_metrics
+from hjepa_train.page import Section, write_page
+from hjepa_train.pictures import last_pictures
+from hjepa_train.plots import run_charts
+from hjepa_train.sheet import NOTHING, Sheet, as_markdown, count, number, percent
 
-_NOTHING = "–"
 _ALARM_WHEN = {"rho": "ρ ≥ 1", "gap": "< .03", "sd": "< .2 of the start", "rankme": "< .7 of the start"}
 _SIGNAL_NAMES = {
     "loss": "loss",
@@ -33,18 +33,6 @@ _SIGNAL_NAMES = {
     "rankme": "RankMe (centred)",
     "grad_norm": "gradient norm",
 }
-
-
-@final
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sheet:
-    """A table to show: strings only, numbers already formatted."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-    """A sentence below the table."""
 
 
 @final
@@ -66,9 +54,9 @@ def read_run(folder: Path) -> Run:
     try:
         config = (folder / "config.yaml").read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(
-            f"{folder}: the folder of a run expected, no config.yaml found in it; runs stand in runs/<name>"
-        ) from error
+        inside = sorted(str(path.parent) for path in folder.glob("*/config.yaml"))
+        advice = f"runs in it: {', '.join(inside)}" if inside else "runs stand in runs/<name>"
+        raise InputError(f"{folder}: the folder of a run expected, no config.yaml found in it; {advice}") from error
     metrics = read_metrics(folder / "metrics.jsonl")
     if not metrics:
         raise InputError(f"{folder / 'metrics.jsonl'}: a logged step expected, none found yet; let the run go on")
@@ -83,7 +71,7 @@ def read_run(folder: Path) -> Run:
 
 
 def write_report(folder: Path) -> Path:
-    """Write `<folder>/report.md` and return its path."""
+    """Write `<folder>/report.md`, and report.html beside it; the path of the first."""
     run = read_run(folder)
     sections = {
         "What ran": [what_ran(run)],
@@ -94,20 +82,49 @@ def write_report(folder: Path) -> Path:
     for heading, sheets in sections.items():
         lines += [f"## {heading}", ""]
         for sheet in sheets:
-            lines += [_as_markdown(sheet), ""]
+            lines += [as_markdown(sheet), ""]
     lines += ["## Configuration", "", "```yaml", run.config.rstrip("\n"), "```", ""]
     path = folder / "report.md"
     write_atomically(path, "\n".join(lines).encode())
+    _write_html(run, sections)
     return path
+
+
+def _write_html(run: Run, sections: Mapping[str, Sequence[Sheet]]) -> None:
+    """report.html: the same tables with the curves of the run and its last pictures."""
+    charts = run_charts(run.metrics)
+    what, right, learnt = sections.items()
+    strips, seen = last_pictures(run.folder)
+    firing = run.metrics[-1].get("alarms") or ()
+    last = run.metrics[-1]
+    write_page(
+        run.folder / "report.html",
+        title=run.folder.resolve().name,
+        subtitle="A run of hjepa-train, from the files of its folder.",
+        numbers=[
+            ("steps", count(last["step"] + 1), False),
+            ("images", count(last.get("position")), False),
+            ("images/s", number(_summary(median, run.metrics, "images_per_s"), 1), False),
+            ("loss", number(_first(row.get("loss") for row in reversed(run.metrics)), 3), False),
+            ("alarms at the end", ", ".join(firing) or "none", bool(firing)),
+        ],
+        sections=[
+            Section(heading=right[0], charts=charts["learning"] + charts["sources"], sheets=right[1]),
+            Section(heading=learnt[0], sheets=learnt[1]),
+            *([Section(heading="Pictures", note=seen, strips=strips)] if seen else []),
+            Section(heading=what[0], charts=charts["pace"], sheets=what[1]),
+            Section(heading="Configuration", text=run.config.splitlines()),
+        ],
+    )
 
 
 def what_ran(run: Run) -> Sheet:
     last = run.metrics[-1]
     facts = {
-        "steps, up to the last log point": _count(last["step"] + 1),
-        "images": _count(last.get("position")),
-        "images/s (median)": _number(_summary(median, run.metrics, "images_per_s"), 1),
-        "time spent waiting for data": _percent(_summary(fmean, run.metrics, "data_wait")),
+        "steps, up to the last log point": count(last["step"] + 1),
+        "images": count(last.get("position")),
+        "images/s (median)": number(_summary(median, run.metrics, "images_per_s"), 1),
+        "time spent waiting for data": percent(_summary(fmean, run.metrics, "data_wait")),
         **{name.replace("_", " "): str(value) for name, value in run.recipe.items()},
     }
     return Sheet(title="Run", columns=("", "value"), rows=tuple(facts.items()))
@@ -126,14 +143,28 @@ def did_it_learn(run: Run) -> list[Sheet]:
     return [_probes(evaluation) for evaluation in run.evaluations]
 
 
-def as_rich(sheet: Sheet) -> Table:
-    """The sheet for a terminal."""
-    table = Table(title=Text(sheet.title), caption=Text(sheet.note) if sheet.note else None, title_justify="left")
-    for index, column in enumerate(sheet.columns):
-        table.add_column(Text(column), justify="left" if index == 0 else "right")
-    for row in sheet.rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+def signals(run: Run) -> dict[str, tuple[str, str]]:
+    """Key of the journal -> (kind, name) of the signals of learning that the run has; one key a level."""
+    found: dict[str, tuple[str, str]] = {}
+    for key in dict.fromkeys(key for row in run.metrics for key in row):
+        kind, _, level = key.partition("_l") if key[-1:].isdigit() else (key, "", "")
+        if kind in _SIGNAL_NAMES:
+            found[key] = kind, _SIGNAL_NAMES[kind] + (f", level {level}" if level else "")
+    return found
+
+
+def last_values(run: Run) -> dict[str, float | None]:
+    """Key of the journal -> the last value that stands, of every signal of learning."""
+    return {key: _first(row.get(key) for row in reversed(run.metrics)) for key in signals(run)}
+
+
+def alarm_steps(run: Run) -> dict[str, list[int]]:
+    """Alarm -> the steps of the log points that it stood at."""
+    fired: dict[str, list[int]] = {}
+    for row in run.metrics:
+        for name in row.get("alarms") or ():
+            fired.setdefault(name, []).append(row["step"])
+    return fired
 
 
 def _shares(run: Run) -> Sheet:
@@ -141,12 +172,12 @@ def _shares(run: Run) -> Sheet:
     rows = [
         (
             name,
-            _count(source.get("count")),
-            _percent(source.get("share")),
-            _percent(source.get("target")),
-            _number(source.get("passes"), 2),
-            _number(_first(_source_losses(run, name)), 4),
-            _number(_first(reversed(_source_losses(run, name))), 4),
+            count(source.get("count")),
+            percent(source.get("share")),
+            percent(source.get("target")),
+            number(source.get("passes"), 2),
+            number(_first(_source_losses(run, name)), 4),
+            number(_first(reversed(_source_losses(run, name))), 4),
         )
         for name, source in sorted(last.get("sources", {}).items())
     ]
@@ -154,37 +185,31 @@ def _shares(run: Run) -> Sheet:
         title="Sources",
         columns=("source", "images", "share", "target", "passes", "loss at start", "at end"),
         rows=tuple(rows),
-        note=f"At the last log point. Order proof after {_count(last.get('position'))} images: "
-        f"{last.get('proof', _NOTHING)}",
+        note=f"At the last log point. Order proof after {count(last.get('position'))} images: "
+        f"{last.get('proof', NOTHING)}",
     )
 
 
 def _signals(run: Run) -> Sheet:
     rows: list[tuple[str, ...]] = []
-    for key in dict.fromkeys(key for row in run.metrics for key in row):
-        kind, _, level = key.partition("_l") if key[-1].isdigit() else (key, "", "")
-        if kind in _SIGNAL_NAMES:
-            values = [row.get(key) for row in run.metrics]
-            name = _SIGNAL_NAMES[kind] + (f", level {level}" if level else "")
-            start, end = _number(_first(values), 3), _number(_first(reversed(values)), 3)
-            rows.append((name, start, end, _ALARM_WHEN.get(kind, _NOTHING)))
+    for key, (kind, name) in signals(run).items():
+        values = [row.get(key) for row in run.metrics]
+        start, end = number(_first(values), 3), number(_first(reversed(values)), 3)
+        rows.append((name, start, end, _ALARM_WHEN.get(kind, NOTHING)))
     cap = _first(row.get("rankme_cap") for row in run.metrics)
     return Sheet(
         title="Signals",
         columns=("", "start", "end", "alarm when"),
         rows=tuple(rows),
-        note=f"RankMe is at most {_number(cap, 0)} here." if cap is not None else "",
+        note=f"RankMe is at most {number(cap, 0)} here." if cap is not None else "",
     )
 
 
 def _alarms(run: Run) -> Sheet:
-    fired: dict[str, list[int]] = {}
-    for row in run.metrics:
-        for name in row.get("alarms") or ():
-            fired.setdefault(name, []).append(row["step"])
+    fired = alarm_steps(run)
     enough = sum(row.get("judged", True) for row in run.metrics) >= 3
     rows = [
-        (name, _count(steps[0]), _count(steps[-1]), f"{len(steps)} of {len(run.metrics)}")
+        (name, count(steps[0]), count(steps[-1]), f"{len(steps)} of {len(run.metrics)}")
         for name, steps in fired.items()
     ]
     return Sheet(
@@ -196,12 +221,12 @@ def _alarms(run: Run) -> Sheet:
 
 
 def _probes(evaluation: dict[str, Any]) -> Sheet:
-    chance = _number(evaluation["chance"], 1)
-    rows = [("chance", _NOTHING, chance, chance, chance, chance, _NOTHING)] + [
+    chance = number(evaluation["chance"], 1)
+    rows = [("chance", NOTHING, chance, chance, chance, chance, NOTHING)] + [
         (
             row["features"],
-            _count(row["dims"]),
-            *(_number(row[key], 1) for key in ("linear", "knn", "knn_centred", "knn_whitened")),
+            count(row["dims"]),
+            *(number(row[key], 1) for key in ("linear", "knn", "knn_centred", "knn_whitened")),
             f"{row['l2']:.0e}",
         )
         for row in evaluation["rows"]
@@ -210,20 +235,8 @@ def _probes(evaluation: dict[str, Any]) -> Sheet:
         title=f"{evaluation['source']} ({evaluation['split']}), percent right",
         columns=("features", "dims", "linear", "k-NN", "k-NN centred", "k-NN whitened", "L2"),
         rows=tuple(rows),
-        note=f"Bank {_count(evaluation['bank'])}, test {_count(evaluation['test'])}; chance: its commonest class",
+        note=f"Bank {count(evaluation['bank'])}, test {count(evaluation['test'])}; chance: its commonest class",
     )
-
-
-def _as_markdown(sheet: Sheet) -> str:
-    lines = [f"**{sheet.title}**", ""]
-    if sheet.rows:
-        rule = ["---" if index == 0 else "---:" for index in range(len(sheet.columns))]
-        for row in (sheet.columns, rule, *sheet.rows):
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
-        lines.append("")
-    if sheet.note:
-        lines.append(sheet.note)
-    return "\n".join(lines).rstrip("\n")
 
 
 def _read_evaluations(path: Path) -> list[dict[str, Any]]:
@@ -255,15 +268,3 @@ def _summary(how: Any, rows: list[dict[str, Any]], key: str) -> float | None:
 
 def _first(values: Iterable[float | None]) -> float | None:
     return next((value for value in values if value is not None), None)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return _NOTHING if value is None else f"{value:,.{digits}f}"
-
-
-def _percent(value: float | None) -> str:
-    return _NOTHING if value is None else f"{100 * value:.2f}%"
-
-
-def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else _NOTHING if value is None else str(value)

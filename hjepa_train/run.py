@@ -1,6 +1,7 @@
 """A run: its configuration, its parts, its folder. The only place where parts meet.
 
-runs/<name>/  config.yaml  metrics.jsonl  report.md  evaluation.json  checkpoints/step-<n>/  tensorboard/  skipped.jsonl
+runs/<name>/  config.yaml  metrics.jsonl  report.md  report.html  pictures.png  evaluation.json  checkpoints/step-<n>/
+              tensorboard/  skipped.jsonl
 """
 
 import contextlib
@@ -104,6 +105,8 @@ class EvaluationConfig(Strict):
 class LoggingConfig(Strict):
     tensorboard: bool = True
     every_steps: int = Field(default=20, ge=1)
+    images_every: int = Field(default=10, ge=0)
+    """Pictures of masks and features at every so many log points, and at the run's last; 0 is never."""
 
 
 class RunConfig(Strict):
@@ -254,7 +257,12 @@ def _train(
         )
         on_first(lambda: _begin_files(folder, config, start))
         log = RunLog(
-            folder, num_steps=num_steps, start=start, tensorboard=config.logging.tensorboard, silent=rank() > 0
+            folder,
+            num_steps=num_steps,
+            start=start,
+            tensorboard=config.logging.tensorboard,
+            pixels=(config.data.pixel_mean, config.data.pixel_std),
+            silent=rank() > 0,
         )
         stack.enter_context(contextlib.closing(log))
         if saved:
@@ -342,6 +350,7 @@ def _schedule(config: RunConfig, mixture: Mixture, num_steps: int) -> Schedule:
         weight_decay=partial(schedules.weight_decay, num_steps=num_steps) if fixed is None else lambda step: fixed,
         log_every=config.logging.every_steps,
         save_every=training.save_every_steps,
+        draw_every=config.logging.every_steps * config.logging.images_every,
     )
 
 

@@ -1,13 +1,15 @@
-"""What a run says while it runs: a line in metrics.jsonl, TensorBoard scalars, and the progress bar.
+"""What a run says while it runs: a line in metrics.jsonl, TensorBoard, pictures.png, and the progress bar.
 
 Sums stay on the device between log points, so that the host waits for the device only there.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -16,6 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 from hjepa_shards import SourceShare, console, flatten
 from hjepa_train.distributed import all_reduce, world_size
 from hjepa_train.journal import append_metrics
+from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.pictures import FILE as PICTURES
+from hjepa_train.pictures import draw, look, save_pictures
 
 _SAY_EVERY_S = 30
 """Into a file or a pipe, where no bar is drawn, a line in so many seconds."""
@@ -75,11 +80,21 @@ def to_floats(metrics: dict[str, Tensor]) -> dict[str, float]:
 
 @final
 class RunLog:
-    """The three outputs of a run. `close` it."""
+    """The outputs of a run. `close` it."""
 
-    def __init__(self, folder: Path, *, num_steps: int, start: int, tensorboard: bool, silent: bool = False) -> None:
-        """silent: for ranks that another one speaks for."""
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_steps: int,
+        start: int,
+        tensorboard: bool,
+        pixels: tuple[Sequence[float], Sequence[float]],
+        silent: bool = False,
+    ) -> None:
+        """pixels: (mean, standard deviation) that images were normalised by.  silent: another rank speaks."""
         self._path, self._silent = folder / "metrics.jsonl", silent
+        self._pixels = pixels
         tensorboard = tensorboard and not silent
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start) if tensorboard else None
         self._progress = Progress(
@@ -117,6 +132,31 @@ class RunLog:
             for name, value in flatten(row).items():
                 if isinstance(value, int | float) and name != "step":
                     self._board.add_scalar(name.replace(".", "/"), value, row["step"])
+            sources = row["sources"].values()
+            off = np.array([100 * (had["share"] - had["target"]) for had in sources])
+            self._board.add_histogram("sources/share minus target, points", off, row["step"])
+
+    def show(
+        self, step: int, objective: Objective, batch: Batch, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        """Pictures of a few of the batch's images, into the run's folder and TensorBoard; training does not notice."""
+        if self._silent:
+            return
+        with autocast():
+            seen = look(objective, batch)
+        if seen is None:
+            return
+        images, sketch = seen
+        panels = draw(images, sketch, mean=self._pixels[0], std=self._pixels[1])
+        save_pictures(self._path.with_name(PICTURES), panels, step)
+        if not self._board:
+            return
+        for name, panel in panels.items():
+            self._board.add_images(f"pictures/{name}", panel, step)
+        for name, tokens_BND in sketch.features.items():
+            deviation_D = tokens_BND.flatten(0, 1).std(0)
+            if deviation_D.isfinite().all():
+                self._board.add_histogram(f"features/{name}: deviation of each dimension", deviation_D, step)
 
     def _say_alarms(self, step: int, alarms: set[str]) -> None:
         """When they begin and when they are over: one may stand for thousands of log points."""

@@ -33,6 +33,11 @@ class Schedule:
     weight_decay: Callable[[int], float]
     log_every: int
     save_every: int
+    draw_every: int
+    """a multiple of `log_every`; 0 is never"""
+
+    def draws(self, step: int) -> bool:
+        return self.draw_every > 0 and (step % self.draw_every == 0 or step == self.num_steps - 1)
 
 
 def fit(
@@ -99,6 +104,8 @@ def fit(
                 **compiled_graphs(),
             }
             log.write(row)
+            if schedule.draws(step):
+                log.show(step, objective, micro_batches[0], autocast)
         asked_to_stop = stopping()
         if saving or asked_to_stop:
             save(step + 1, loaded)

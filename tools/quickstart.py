@@ -16,7 +16,8 @@ from rich.console import Console
 
 from hjepa_train.checkpoint import latest, read_state
 from hjepa_train.journal import read_metrics
-from hjepa_train.report import Sheet, as_rich, read_run
+from hjepa_train.report import read_run
+from hjepa_train.sheet import Sheet, as_rich
 
 CONFIG = Path("configs/quickstart.yaml")
 RUN = Path("runs/quickstart")
@@ -44,7 +45,7 @@ def main() -> None:
     finished = read_run(RUN)
     console.print(as_rich(did_it_run_right(finished.metrics, ran_twice)))
     console.print(as_rich(did_it_learn(finished.evaluations)))
-    console.print(f"run          {RUN}\nreport       {RUN / 'report.md'}")
+    console.print(f"run          {RUN}\nreport       {RUN / 'report.md'}, report.html")
     console.print(f"tensorboard  {BIN / 'tensorboard'} --logdir {RUN / 'tensorboard'}")
     console.print(f"all of it took {time.monotonic() - began:.0f} s")
 

@@ -1,10 +1,10 @@
 """The objectives a configuration can name."""
 
 from hjepa_shards import Strict
-from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.objectives.base import Batch, Objective, Sketch
 from hjepa_train.objectives.hjepa import HJepa, HJepaConfig
 from hjepa_train.objectives.mae import Mae, MaeConfig
 
-__all__ = ["OBJECTIVES", "Batch", "HJepa", "HJepaConfig", "Mae", "MaeConfig", "Objective"]
+__all__ = ["OBJECTIVES", "Batch", "HJepa", "HJepaConfig", "Mae", "MaeConfig", "Objective", "Sketch"]
 
 OBJECTIVES: dict[str, tuple[type[Strict], type]] = {"hjepa": (HJepaConfig, HJepa), "mae": (MaeConfig, Mae)}

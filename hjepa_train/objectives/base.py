@@ -9,9 +9,10 @@ Axes: B images, C channels, H W pixels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from hjepa_train.backbones.base import Backbone
@@ -31,6 +32,36 @@ class Batch:
     """int64, which entry of the mixture an image came from"""
     rows: int
     """images of the whole optimizer step on this rank, all micro-batches together"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sketch:
+    """What there is to see of a batch (pictures.py draws it). N patches, G a side; what a family has not, is None."""
+
+    grid: int
+    """G"""
+    hidden_BN: Tensor | None = None
+    """bool, True where the encoder sees nothing"""
+    blocks: tuple[Tensor, ...] = ()
+    """a level each [B, M, n] bool: the cells that each block asks for, on a square grid of n cells"""
+    painted_BCHW: Tensor | None = None
+    """images that the objective made, normalised"""
+    features: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """encoder -> [B, N, D] what it makes of the patches of the whole image"""
+
+    def on_cpu(self) -> "Sketch":
+        """Detached and in float32 where it is not bool."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.detach().cpu() if tensor.dtype == torch.bool else tensor.detach().float().cpu()
+
+        return Sketch(
+            grid=self.grid,
+            hidden_BN=None if self.hidden_BN is None else moved(self.hidden_BN),
+            blocks=tuple(moved(block) for block in self.blocks),
+            painted_BCHW=None if self.painted_BCHW is None else moved(self.painted_BCHW),
+            features={name: moved(tokens) for name, tokens in self.features.items()},
+        )
 
 
 class Objective(nn.Module, ABC):
@@ -59,6 +90,14 @@ class Objective(nn.Module, ABC):
         """Scalars that tell whether it learns, without gradient, at log points. None by default."""
         del batch
         return {}
+
+    def sketch(self, batch: Batch) -> Sketch | None:
+        """What there is to see of a few images; called without gradient, in evaluation mode, on one rank.
+
+        It must not communicate with other ranks, nor change anything.
+        """
+        del batch
+        return None
 
     @abstractmethod
     def encoders(self) -> dict[str, Backbone]:

@@ -28,7 +28,7 @@ from hjepa_train.anticollapse import sigreg, vicreg
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.ema import follow
 from hjepa_train.masks import Masking, Masks
-from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.objectives.base import Batch, Objective, Sketch
 from hjepa_train.objectives.predictor import Predictor, PredictorConfig
 
 STRIDES = {8: (1, 2, 4), 12: (1, 2, 4), 14: (1, 2, 7), 16: (1, 2, 4), 28: (1, 4, 14)}
@@ -191,6 +191,24 @@ class HJepa(Objective):
             "masks_tier1": masks.tier1_B.float().mean(),
             "masks_tier2": masks.tier2_B.float().mean(),
         }
+
+    @torch.no_grad()
+    def sketch(self, batch: Batch) -> Sketch:
+        masks = self.masking(batch.positions_B)
+        features = {name: encoder.encode(encoder.embed(batch.images_BCHW)) for name, encoder in self.encoders().items()}
+        visible_BN = torch.zeros(len(batch.positions_B), self.grid**2, device=batch.positions_B.device)
+        asked: list[Tensor] = []
+        for grid_number in self.predictor.grid_of_level if not self.stages else (0,):
+            cells = masks.levels[grid_number]
+            side = self.grid // self.masking.strides[grid_number]
+            counts = torch.zeros(*cells.index_BMC.shape[:2], side**2, device=visible_BN.device, dtype=torch.int64)
+            asked.append(counts.scatter_add(2, cells.index_BMC, cells.weight_BMC) > 0)
+        return Sketch(
+            grid=self.grid,
+            hidden_BN=visible_BN.scatter(1, masks.context_BK, 1) == 0,
+            blocks=tuple(asked),
+            features={name: feature.tokens_BND for name, feature in features.items()},
+        )
 
     def encoders(self) -> dict[str, Backbone]:
         return {"online": self.backbone, "target": self.target}

@@ -18,7 +18,7 @@ from hjepa_shards import InputError, Strict, derive_key
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.draws import draw_integers
 from hjepa_train.layers import Block, StackConfig, initialise, sincos_positions
-from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.objectives.base import Batch, Objective, Sketch
 
 
 class DecoderConfig(StackConfig):
@@ -102,6 +102,29 @@ class Mae(Objective):
         if not self.config.normalise_patches:
             return wanted
         return (wanted - wanted.mean(2, keepdim=True)) / (wanted.var(2, keepdim=True) + 1e-6).sqrt()
+
+    @torch.no_grad()
+    def sketch(self, batch: Batch) -> Sketch:
+        """What was painted, beside the visible patches; a normalised patch gets back its own mean and deviation."""
+        images = batch.images_BCHW
+        visible_BK, hidden_BM = self.masks(batch.positions_B)
+        patches = self.backbone.embed(images)
+        painted_BMV = self.paint(self.backbone.encode(patches.take(visible_BK)).tokens_BND, visible_BK, hidden_BM)
+        side = self.backbone.patch_size
+        cells_BNV = F.unfold(images, side, stride=side).transpose(1, 2)
+        place_BMV = hidden_BM[..., None].expand(-1, -1, cells_BNV.shape[2])
+        own_BMV = cells_BNV.gather(1, place_BMV)
+        if self.config.normalise_patches:
+            deviation = (own_BMV.var(2, keepdim=True) + 1e-6).sqrt()
+            painted_BMV = painted_BMV * deviation + own_BMV.mean(2, keepdim=True)
+        whole_BNV = cells_BNV.scatter(1, place_BMV, painted_BMV.to(cells_BNV))
+        hidden_BN = torch.zeros(len(images), self.grid**2, device=images.device).scatter(1, hidden_BM, 1) > 0
+        return Sketch(
+            grid=self.grid,
+            hidden_BN=hidden_BN,
+            painted_BCHW=F.fold(whole_BNV.transpose(1, 2), images.shape[-2:], side, stride=side),
+            features={"encoder": self.backbone.encode(patches).tokens_BND},
+        )
 
     def encoders(self) -> dict[str, Backbone]:
         return {"encoder": self.backbone}

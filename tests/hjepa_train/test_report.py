@@ -11,7 +11,8 @@ from hjepa_shards.errors import InputError
 from hjepa_train.checkpoint import save
 from hjepa_train.journal import append_metrics, read_metrics
 from hjepa_train.probe import ProbeRow
-from hjepa_train.report import as_rich, did_it_learn, did_it_run_right, read_run, what_ran, write_report
+from hjepa_train.report import did_it_learn, did_it_run_right, read_run, what_ran, write_report
+from hjepa_train.sheet import as_rich
 
 CONFIG = "name: first\nmodel: {depth: 4}\n"
 
