@@ -46,7 +46,9 @@ class SourceLosses:
 class Stopwatch:
     """Images a second of all ranks, and the share of time spent waiting for data, since the last lap."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float | None = None) -> None:
+        """limit: images a second of one rank at its device's peak, where that is known; for the model FLOP share."""
+        self._limit = limit
         self._began, self._images, self._waited_s = time.perf_counter(), 0, 0.0
 
     def add(self, num_images: int, waited_s: float) -> None:
@@ -56,7 +58,9 @@ class Stopwatch:
     def lap(self) -> dict[str, float]:
         passed_s = time.perf_counter() - self._began
         row = {"images_per_s": world_size() * self._images / passed_s, "data_wait": self._waited_s / passed_s}
-        self.__init__()
+        if self._limit:
+            row["mfu"] = self._images / passed_s / self._limit
+        self.__init__(self._limit)
         return row
 
 
@@ -108,6 +112,8 @@ class RunLog:
         if "rho_l0" in row:
             shown.append(f"ρ {row['rho_l0']:.2f} gap {row['gap_l0']:.2f}")
         shown.append(f"{row['images_per_s']:,.0f}/s, waits {row['data_wait']:.0%}")
+        if "mfu" in row:
+            shown.append(f"MFU {row['mfu']:.0%}")
         self._progress.update(self._task, description=" ".join(shown))
         if not self._progress.console.is_terminal and time.monotonic() > self._say_next:
             self._say_next = time.monotonic() + _SAY_EVERY_S
