@@ -85,10 +85,6 @@ def bytes_of(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 def _empty_batch(size: int, rows: int, image_size: int) -> Batch:
     positions = torch.arange(size)
     return Batch(
