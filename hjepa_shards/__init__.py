@@ -41,6 +41,7 @@ from hjepa_shards.sources import SOURCES
 from hjepa_shards.stages import LoaderStats
 from hjepa_shards.state import state_dict as plan_state
 from hjepa_shards.terminal import console, run_app
+from hjepa_shards.unbuilt import expected_mixture
 from hjepa_shards.verify import Problem, verify
 from hjepa_shards.view import SplitView
 
@@ -94,6 +95,7 @@ __all__ = [
     "download",
     "examine",
     "exclusive",
+    "expected_mixture",
     "flatten",
     "forecast",
     "index_tars",

@@ -163,8 +163,14 @@ def load_mixture(config: DataConfig, where: str) -> Mixture:
     where: what to call the configuration in errors, usually its file.
     """
     sources = sorted(config.sources, key=lambda source: source.entry_name)
-    places = [_place(config.root, source, where) for source in sources]
-    manifests = [manifest_at(place) for place in places]
+    return mixture_of_manifests(
+        config, [manifest_at(find_place(config.root, source, where)) for source in sources], where
+    )
+
+
+def mixture_of_manifests(config: DataConfig, manifests: Sequence[Manifest], where: str) -> Mixture:
+    """The mixture of sources whose manifests are known, in the order of the entries' names."""
+    sources = sorted(config.sources, key=lambda source: source.entry_name)
     for source, manifest in zip(sources, manifests, strict=True):
         if manifest.num_samples == 0:
             raise InputError(f"{where}: {source.entry_name} has no samples; take it out of the mixture")
@@ -183,11 +189,23 @@ def load_mixture(config: DataConfig, where: str) -> Mixture:
             for source, manifest in zip(sources, manifests, strict=True)
         ),
         manifests=tuple(manifests),
-        places=tuple(places),
+        places=tuple(place_of(config.root, source.name, source.split) for source in sources),
         weights=staircase.weights(0) if staircase else _weights(config.strategy, sources, sizes),
         epoch_samples=epoch_samples,
         staircase=staircase,
     )
+
+
+def find_place(config_root: str, source: SourceConfig, where: str) -> Place:
+    """Where a built source lies. InputError where none is built there; at a URL nobody looks yet."""
+    folder, root = place_of(config_root, source.name, source.split), Path(config_root)
+    if isinstance(folder, Path) and not (folder / FILE_NAME).is_file():
+        built = sorted(str(path.parent.relative_to(root)) for path in root.glob(f"*/*/{FILE_NAME}"))
+        raise InputError(
+            f"{where}: {folder / FILE_NAME} expected, not found; built under {root}: "
+            f"{', '.join(built) or 'nothing'}; {_advice(root, source, built)}"
+        )
+    return folder
 
 
 def _weights(strategy: str, sources: Sequence[SourceConfig], sizes: Sequence[int]) -> tuple[int, ...]:
@@ -210,14 +228,3 @@ def _advice(root: Path, source: SourceConfig, built: list[str]) -> str:
         return f"did you mean {nearest[0]}?"
     raw = " --raw DIR" if known is None or known.layout else ""
     return f"build it with `hjepa-shards build {source.name} --split {source.split}{raw} --out {root}`"
-
-
-def _place(config_root: str, source: SourceConfig, where: str) -> Place:
-    folder, root = place_of(config_root, source.name, source.split), Path(config_root)
-    if isinstance(folder, Path) and not (folder / FILE_NAME).is_file():
-        built = sorted(str(path.parent.relative_to(root)) for path in root.glob(f"*/*/{FILE_NAME}"))
-        raise InputError(
-            f"{where}: {folder / FILE_NAME} expected, not found; built under {root}: "
-            f"{', '.join(built) or 'nothing'}; {_advice(root, source, built)}"
-        )
-    return folder

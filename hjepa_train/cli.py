@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from hjepa_shards import InputError, console, run_app
 from hjepa_train.comparison import compare
 from hjepa_train.distributed import is_first
+from hjepa_train.dryrun import DryRun, as_sheets, dry_run
 from hjepa_train.evaluate import evaluate
 from hjepa_train.export import FORMS, Form, export
 from hjepa_train.report import did_it_learn, did_it_run_right, read_run, what_ran, write_report
@@ -38,10 +40,16 @@ def run_command(
     stop_after: Annotated[int | None, typer.Option(help="save and stop after this step", min=1)] = None,
     accept_mixture: Annotated[bool, typer.Option(help="resume with other weights or sources")] = False,
     accept_content: Annotated[bool, typer.Option(help="resume with other pixels in the same order")] = False,
+    only_check: Annotated[
+        bool, typer.Option("--dry-run", help="check everything; print steps, samples, memory and hours; train nothing")
+    ] = False,
 ) -> None:
     """Train. Killed at any moment, `--resume auto` goes on in the middle of the epoch."""
+    loaded = load_run_config(config, changes or ())
+    if only_check:
+        return _print_dry_run(dry_run(loaded, where=str(config)))
     folder = train(
-        load_run_config(config, changes or ()),
+        loaded,
         where=str(config),
         resume=resume,
         stop_after=stop_after,
@@ -56,6 +64,13 @@ def run_command(
     console.print(
         f"report       {folder / 'report.md'}, report.html\ntensorboard  tensorboard --logdir {folder / 'tensorboard'}"
     )
+
+
+def _print_dry_run(dry: DryRun) -> None:
+    for sheet in as_sheets(dry):
+        console.print(as_rich(sheet))
+    for note in dry.notes:
+        console.print(f"[yellow]note[/yellow] {escape(note)}")
 
 
 @app.command("eval")

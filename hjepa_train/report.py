@@ -125,6 +125,7 @@ def what_ran(run: Run) -> Sheet:
         "images": count(last.get("position")),
         "images/s (median)": number(_summary(median, run.metrics, "images_per_s"), 1),
         "time spent waiting for data": percent(_summary(fmean, run.metrics, "data_wait")),
+        "share of the device's peak FLOP/s (median MFU)": percent(_summary(median, run.metrics, "mfu")),
         **{name.replace("_", " "): str(value) for name, value in run.recipe.items()},
     }
     return Sheet(title="Run", columns=("", "value"), rows=tuple(facts.items()))

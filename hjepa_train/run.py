@@ -39,6 +39,7 @@ from hjepa_train.backbones import BACKBONES, Backbone, build_backbone
 from hjepa_train.data import page_locked, to_micro_batches
 from hjepa_train.distributed import Agreement, gather, joined, on_first, rank, world_size
 from hjepa_train.guard import Guard
+from hjepa_train.hardware import images_per_s_at_peak
 from hjepa_train.interrupts import interrupts, leave
 from hjepa_train.journal import truncate_metrics
 from hjepa_train.metrics import Alarms
@@ -315,6 +316,7 @@ def _train(
                     allowed=_SCALES_TRIED if scaler.is_enabled() else 1,
                 ),
                 log=log,
+                limit=images_per_s_at_peak(device, training.precision, objective.flops_per_image()),
                 save=save,
                 stopping=lambda: agreed(came()) > 0,
             )

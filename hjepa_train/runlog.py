@@ -21,6 +21,7 @@ from hjepa_train.journal import append_metrics
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.pictures import FILE as PICTURES
 from hjepa_train.pictures import draw, look, save_pictures
+from hjepa_train.scale import uncompiled
 
 _SAY_EVERY_S = 30
 """Into a file or a pipe, where no bar is drawn, a line in so many seconds."""
@@ -51,7 +52,9 @@ class SourceLosses:
 class Stopwatch:
     """Images a second of all ranks, and the share of time spent waiting for data, since the last lap."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float | None = None) -> None:
+        """limit: images a second of one rank at its device's peak, where that is known; for the model FLOP share."""
+        self._limit = limit
         self._began, self._images, self._waited_s = time.perf_counter(), 0, 0.0
 
     def add(self, num_images: int, waited_s: float) -> None:
@@ -61,7 +64,9 @@ class Stopwatch:
     def lap(self) -> dict[str, float]:
         passed_s = time.perf_counter() - self._began
         row = {"images_per_s": world_size() * self._images / passed_s, "data_wait": self._waited_s / passed_s}
-        self.__init__()
+        if self._limit:
+            row["mfu"] = self._images / passed_s / self._limit
+        self.__init__(self._limit)
         return row
 
 
@@ -123,6 +128,8 @@ class RunLog:
         if "rho_l0" in row:
             shown.append(f"ρ {row['rho_l0']:.2f} gap {row['gap_l0']:.2f}")
         shown.append(f"{row['images_per_s']:,.0f}/s, waits {row['data_wait']:.0%}")
+        if "mfu" in row:
+            shown.append(f"MFU {row['mfu']:.0%}")
         self._progress.update(self._task, description=" ".join(shown))
         if not self._progress.console.is_terminal and time.monotonic() > self._say_next:
             self._say_next = time.monotonic() + _SAY_EVERY_S
@@ -140,11 +147,9 @@ class RunLog:
         self, step: int, objective: Objective, batch: Batch, autocast: Callable[[], AbstractContextManager[Any]]
     ) -> None:
         """Pictures of a few of the batch's images, into the run's folder and TensorBoard; training does not notice."""
-        if self._silent:
-            return
-        with autocast():
-            seen = look(objective, batch)
-        if seen is None:
+        with autocast(), uncompiled():
+            seen = look(objective, batch)  # by all ranks: they may hold the weights together
+        if seen is None or self._silent:
             return
         images, sketch = seen
         panels = draw(images, sketch, mean=self._pixels[0], std=self._pixels[1])

@@ -16,7 +16,7 @@ from hjepa_shards import Strict
 from hjepa_train.distributed import world_size
 from hjepa_train.layers import Block
 
-_FORWARDS = ("before_step", "diagnose")
+_FORWARDS = ("before_step", "diagnose", "sketch")
 """Methods of an objective, besides `forward`, that run its networks."""
 _GRAPHS_A_BLOCK = 64
 """A block is compiled once for each of its uses: context, target and predictor, with gradients and without."""

@@ -55,17 +55,19 @@ def fit(
     alarms: Alarms,
     guard: Guard,
     log: RunLog,
+    limit: float | None,
     save: Callable[[int, Loaded], None],
     stopping: Callable[[], bool],
 ) -> int:
     """Steps [start, stop) of a run of `schedule.num_steps`. Returns the number of steps done.
 
     prepare: a loaded batch to micro-batches on the device.
+    limit: images a second of one rank at its device's peak, None where that is unknown.
     save: called with the number of steps done and the batch of the last one.
     stopping: asked behind each step; true saves and ends.
     """
     device = next(objective.parameters()).device
-    losses, watch = SourceLosses(len(loader.plan.entries), device), Stopwatch()
+    losses, watch = SourceLosses(len(loader.plan.entries), device), Stopwatch(limit)
     objective.train()
     for step in range(start, stop):
         torch.manual_seed(derive_key(seed, "step", step, rank()) >> 65)

@@ -5,7 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from hjepa_shards.loader import Loader
 from hjepa_shards.plan import add_proofs
@@ -110,6 +113,14 @@ def assert_objective_contract(build: Callable[[], Objective], batch: Batch) -> N
         each.before_step([batch])
         losses.append(each(batch)[0])
     assert torch.equal(losses[0], losses[1])
+
+
+def assert_flops_are_those_counted(objective: Objective, batch: Batch) -> None:
+    """Forward and backward as PyTorch counts them, operation by operation: within half a percent of the formula."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused kernels compute some twice
+        objective.before_step([batch])
+        objective(batch)[0].backward()
+    assert objective.flops_per_image() == pytest.approx(counter.get_total_flops() / len(batch.labels_B), rel=5e-3)
 
 
 OpenLoader = Callable[..., Loader]

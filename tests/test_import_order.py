@@ -18,15 +18,15 @@ _ORDER = {
         "sources.webdataset sources.caption_lists sources.image_text sources writer blueprint tasks cluster merge "
         "build index verify repair counting staircase permutation plan crop places mixture shares state stages store "
         "remote_store prefetch decode contents reader perceptual hamming fingerprints duplicates batch small filling "
-        "loader evaluation bench view dryrun mixfile download rawcheck terminal charts curves page survey pictures "
-        "copies leftout report capacity doctor commands commands.tables commands.making commands.checking "
+        "loader evaluation bench view dryrun mixfile download rawcheck unbuilt terminal charts curves page survey "
+        "pictures copies leftout report capacity doctor commands commands.tables commands.making commands.checking "
         "commands.fetching commands.showing commands.reporting commands.machine cli "
     ),
     "hjepa_train": (
-        "distributed draws schedules layers ema backbones.base backbones.vit backbones masks augment anticollapse "
-        "metrics objectives.base objectives.predictor objectives.hjepa objectives.mae objectives optim data dataset "
-        "journal checkpoint probe sheet plots pictures page report comparison runlog interrupts guard scale saving "
-        "trainer run evaluate export cli __main__ "
+        "distributed draws schedules flops hardware layers ema scale backbones.base backbones.vit backbones masks "
+        "augment anticollapse metrics objectives.base objectives.predictor objectives.hjepa objectives.mae objectives "
+        "memory optim data dataset journal checkpoint probe sheet plots pictures page report comparison runlog "
+        "interrupts guard saving trainer run dryrun evaluate export cli __main__ "
     ),
 }
 ORDER = {package: names.split() for package, names in _ORDER.items()}

@@ -67,3 +67,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def encode(self, patches: Patches, stages: tuple[int, ...] = ()) -> Features:
         """stages: numbers from 1 to num_stages, ascending, whose tokens are wanted as well."""
+
+    @abstractmethod
+    def embed_flops(self, num_patches: int) -> int:
+        """Of one image's `embed`, forward, as flops.py counts."""
+
+    @abstractmethod
+    def encode_flops(self, num_tokens: int) -> int:
+        """Of one image's `encode` of so many patches, forward."""

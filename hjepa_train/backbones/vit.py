@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from hjepa_shards import InputError, Strict
+from hjepa_train import flops
 from hjepa_train.backbones.base import Backbone, Features, Patches
 from hjepa_train.layers import Block, initialise, sincos_positions
 
@@ -107,6 +108,12 @@ class ViT(Backbone):
                 kept.append(tokens)
         tokens = self.norm(tokens)
         return Features(tokens_BND=tokens, pooled_BD=tokens.mean(1), stages=tuple(kept))
+
+    def embed_flops(self, num_patches: int) -> int:
+        return flops.matrix(num_patches, 3 * self.patch_size**2, self.width)
+
+    def encode_flops(self, num_tokens: int) -> int:
+        return flops.stack(num_tokens, self.width, self.num_stages)
 
     def _positions(self, grid: int) -> Tensor:
         if grid == self.grid:

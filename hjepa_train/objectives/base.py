@@ -100,5 +100,12 @@ class Objective(nn.Module, ABC):
         return None
 
     @abstractmethod
+    def flops_per_image(self) -> int:
+        """Of an optimizer step, for each of its images: forward, backward and targets, as flops.py counts.
+
+        `diagnose` is not among them: it runs at log points only.
+        """
+
+    @abstractmethod
     def encoders(self) -> dict[str, Backbone]:
         """The backbones worth evaluating, by name."""

@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from hjepa_shards import InputError, Strict, derive_key
-from hjepa_train import metrics, schedules
+from hjepa_train import flops, metrics, schedules
 from hjepa_train.anticollapse import sigreg, vicreg
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.ema import follow
@@ -209,6 +209,17 @@ class HJepa(Objective):
             blocks=tuple(asked),
             features={name: feature.tokens_BND for name, feature in features.items()},
         )
+
+    def flops_per_image(self) -> int:
+        num_patches, masking, width = self.grid**2, self.masking, self.backbone.width
+        embedded = self.backbone.embed_flops(num_patches)
+        encoded = self.backbone.encode_flops(masking.num_context)
+        predicted = self.predictor.forward_flops(masking.num_context, masking.num_blocks, masking.num_cells)
+        moments = flops.matrix(masking.num_context + 1, width, width) if self.config.anticollapse == "vicreg" else 0
+        target = embedded + self.target.encode_flops(num_patches)
+        needs_two_passes = self.config.anticollapse != "none" and self.config.statistics == "exact"
+        again = (embedded + encoded) if needs_two_passes else 0
+        return flops.trained(encoded + predicted + moments, first=embedded) + target + again
 
     def encoders(self) -> dict[str, Backbone]:
         return {"online": self.backbone, "target": self.target}

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hjepa_shards import InputError, Strict, derive_key
+from hjepa_train import flops
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.draws import draw_integers
 from hjepa_train.layers import Block, StackConfig, initialise, sincos_positions
@@ -125,6 +126,17 @@ class Mae(Objective):
             painted_BCHW=F.fold(whole_BNV.transpose(1, 2), images.shape[-2:], side, stride=side),
             features={"encoder": self.backbone.encode(patches).tokens_BND},
         )
+
+    def flops_per_image(self) -> int:
+        num_patches, width = self.grid**2, self.config.decoder.width
+        num_hidden = num_patches - self.num_visible
+        decoded = (
+            flops.matrix(self.num_visible, self.backbone.width, width)
+            + flops.stack(num_patches, width, self.config.decoder.depth, wanted=num_hidden)
+            + flops.matrix(num_hidden, width, self.head.out_features)
+        )
+        encoded = self.backbone.encode_flops(self.num_visible)
+        return flops.trained(encoded + decoded, first=self.backbone.embed_flops(num_patches))
 
     def encoders(self) -> dict[str, Backbone]:
         return {"encoder": self.backbone}

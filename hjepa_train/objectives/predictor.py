@@ -8,12 +8,14 @@ Axes: B images, M blocks, K context patches, C cells of one grid, Q cells of all
 width, P predictor width.
 """
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from hjepa_train import flops
 from hjepa_train.layers import Block, StackConfig, initialise, sincos_positions
 from hjepa_train.masks import Masks
 
@@ -77,6 +79,14 @@ class Predictor(nn.Module):
         tokens = self.norm(tokens).view(B, M, num_asked, -1)
         by_grid = tokens.split([cells.index_BMC.shape[-1] for cells in masks.levels], 2)
         return [head(by_grid[number]) for head, number in zip(self.heads, self.grid_of_level, strict=True)]
+
+    def forward_flops(self, num_context: int, num_blocks: int, num_cells: Sequence[int]) -> int:
+        """Of one image, forward. num_cells: that a block asks for, of each grid."""
+        width, encoder_width = self.mask_token.numel(), self.project.in_features
+        asked = sum(num_cells)
+        blocks = flops.stack(num_context + asked, width, len(self.blocks), wanted=asked)
+        heads = sum(flops.matrix(num_cells[grid], width, encoder_width) for grid in self.grid_of_level)
+        return flops.matrix(num_context, encoder_width, width) + num_blocks * (blocks + heads)
 
     def _at(self, rows: Tensor) -> Tensor:
         return nn.functional.embedding(rows, self._positions)
