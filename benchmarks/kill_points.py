@@ -1,8 +1,7 @@
 """Is a run that was killed thirty times the run that was not? At steps, at its beginning, in the midst of a checkpoint.
 
-    python benchmarks/kill_points.py                                        # 30 times kill -9, a tiny run on digits
-    python benchmarks/kill_points.py --ranks 2,1,4 --kills 9                # torchrun: -9 or SIGTERM, other numbers
-    python benchmarks/kill_points.py --cifar10 data/raw/cifar10 --kills 5   # 300 steps of configs/cifar10_cpu.yaml
+    python benchmarks/kill_points.py                           # 30 times kill -9, a tiny run on digits
+    python benchmarks/kill_points.py --ranks 2,1,4 --kills 8   # torchrun: -9 or SIGTERM, other numbers
 
 One run in one piece; the same run as real processes that are killed one after the other, each going on with `--resume
 auto`. What a save had written when it was killed is read from the disk afterwards. Every number of metrics.jsonl but
@@ -37,6 +36,8 @@ STAGES = ("folder", "model.safetensors", "optimizer.pt", "state.json", "files.js
 MOMENTS = ("step", *STAGES[:3], "step", *STAGES[3:5], "begin", "step", "renamed")
 """Kinds of kill points. step: behind a logged step; begin: when a run that goes on has cut its journal back."""
 STEPS_BETWEEN, SAVE_EVERY = 8, 4
+SIGNALS = ("-9 to a rank", "-9 to all", "SIGTERM to a rank", "SIGTERM to the launcher")
+"""How ranks are ended; one process is its own launcher."""
 CLOCK = ("images_per_s", "data_wait")
 TOLERANCE = 1e-5
 
@@ -68,13 +69,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--ranks", help="numbers of processes under torchrun, in turn: 2,1,4")
-    parser.add_argument("--cifar10", type=Path, help="raw CIFAR-10")
     parser.add_argument("--runs", type=Path, default=Path("runs/kill_points"), help="emptied first")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     for name in ("whole", "pieces"):
         shutil.rmtree(arguments.runs / name, ignore_errors=True)
-    content = cifar10(arguments.cifar10) if arguments.cifar10 else tiny(arguments.runs, arguments.kills)
+    content = tiny(arguments.runs, arguments.kills)
     whole, pieces = (write_config(content, arguments.runs / name) for name in ("whole", "pieces"))
     run_to_the_end(command(whole), whole)
     num_steps = len(read_metrics(journal_of(whole)))
@@ -108,19 +108,9 @@ def tiny(folder: Path, kills: int) -> dict[str, Any]:
         },
         "backbone": {"vit": {"width": 64, "depth": 2, "heads": 2, "patch": 2}},
         "objective": {"hjepa": {"levels": 2, "momentum": 0.8, "predictor": {"width": 32, "depth": 1, "heads": 2}}},
-        "training": {"epochs": 2, "global_batch": 16, "save_every_steps": SAVE_EVERY, "ranks_timeout_s": 60},
+        "training": {"epochs": 2, "global_batch": 16, "save_every_steps": SAVE_EVERY, "ranks_timeout_s": 60}
+        | {"device": "cpu", "threads": 1},
     }
-
-
-def cifar10(raw: Path) -> dict[str, Any]:
-    """The setting of the CPU proof, 300 steps of it."""
-    root = Path("data/shards")
-    build("cifar10", raw=raw, out=root)
-    content = yaml.safe_load(Path("configs/cifar10_cpu.yaml").read_text())
-    content["data"] |= {"root": str(root), "epoch_samples": 300 * 64}
-    content["training"] |= {"epochs": 1, "save_every_steps": 37}
-    content["objective"]["hjepa"]["momentum"] = 0.98
-    return content
 
 
 def write_config(content: dict[str, Any], folder: Path) -> Path:
@@ -129,7 +119,6 @@ def write_config(content: dict[str, Any], folder: Path) -> Path:
         "run": {"name": "run", "seed": 0, "folder": str(folder)},
         "logging": {"every_steps": 1, "tensorboard": False},
     }
-    content["training"] = content["training"] | {"device": "cpu", "threads": 1}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -295,7 +284,9 @@ def compare(whole: Path, pieces: Path) -> list[str]:
 
 def kill_ranks(config: Path, points: Sequence[Point], worlds: Sequence[int], chance: random.Random) -> None:
     """Begin a run on the first number of ranks, end it at random at each point, and go on as the next number."""
-    for number, point in enumerate(points):
+    kinds = [SIGNALS[number % len(SIGNALS)] for number in range(len(points))]
+    chance.shuffle(kinds)
+    for number, (point, how) in enumerate(zip(points, kinds, strict=True)):
         world = worlds[number % len(worlds)]
         with started(command(config, world), config) as process:
             wait_for(Point(step=point.step, moment="step"), config, process)
@@ -303,7 +294,6 @@ def kill_ranks(config: Path, points: Sequence[Point], worlds: Sequence[int], cha
             assert process.poll() is None, f"{point}: the run ended before; see {config.parent / 'said'}"
             ranks = children(process.pid) if world > 1 else [process.pid]
             assert len(ranks) == world, f"{world} ranks expected, {len(ranks)} found"
-            how = chance.choice(["-9 to a rank", "-9 to all", "SIGTERM to a rank", "SIGTERM to torchrun"])
             send(how, process.pid, ranks, chance)
             code = process.wait(timeout=120)
             ended = time.monotonic() + 60
@@ -311,7 +301,7 @@ def kill_ranks(config: Path, points: Sequence[Point], worlds: Sequence[int], cha
                 assert time.monotonic() < ended, f"{how}: ranks {ranks} live on"
                 time.sleep(0.05)
         print(
-            f"{number + 1:3}  {world} ranks, {how:19}  exit code {code:4}, asked for step {point.step:4}, logged "
+            f"{number + 1:3}  {world} ranks, {how:23}  exit code {code:4}, asked for step {point.step:4}, logged "
             f"{last_logged(config):4}, saved {last_saved(config):4}  {unfinished(config) or '-'}",
             flush=True,
         )

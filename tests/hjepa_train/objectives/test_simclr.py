@@ -71,6 +71,12 @@ def test_the_loss_is_the_papers_in_loops(temperature: float) -> None:
     assert found.tolist() == pytest.approx(papers_losses(first, second, temperature), rel=1e-12)
 
 
+def test_the_gradient_is_the_losss_as_anchor_and_as_candidate() -> None:
+    pairs = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64).unbind(0)
+    first, second = (views.clone().requires_grad_() for views in pairs)
+    assert torch.autograd.gradcheck(lambda a, b: nt_xent(F.normalize(a), F.normalize(b), 0.3), (first, second))
+
+
 def test_the_objective_compares_what_the_head_makes_of_both_views() -> None:
     simclr, pairs = build(temperature=0.3).double(), batch(slice(None), torch.float64)
     projected = []
