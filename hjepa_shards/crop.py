@@ -34,6 +34,10 @@ class AugmentationConfig(Strict):
     """Mirror half of the images (on the device)."""
     color_jitter: float = Field(default=0.1, ge=0, lt=1)
     """Largest relative change of brightness, contrast and saturation (on the device)."""
+    grayscale: float = Field(default=0, ge=0, le=1)
+    """Share of the crops that lose their colour (on the device); SimCLR: 0.2."""
+    blur: float = Field(default=0, ge=0, le=1)
+    """Share of the crops that are blurred, by a Gaussian of 0.1 to 2 pixels (on the device); SimCLR: 0.5."""
 
     @field_validator("crop_scale", "crop_ratio")
     @classmethod

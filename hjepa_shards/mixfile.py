@@ -354,7 +354,12 @@ def _augmentation(config: AugmentationConfig) -> str:
     if config.crop_ratio != AugmentationConfig().crop_ratio:
         parts.append(f"crop_ratio: {_list(config.crop_ratio)}")
     parts.append(f"horizontal_flip: {str(config.horizontal_flip).lower()}")
-    return ", ".join([*parts, f"color_jitter: {_number(config.color_jitter)}"])
+    parts.append(f"color_jitter: {_number(config.color_jitter)}")
+    rare = {name: getattr(config, name) for name in ("views", "grayscale", "blur")}
+    parts += [
+        f"{name}: {_number(value)}" for name, value in rare.items() if value != getattr(AugmentationConfig(), name)
+    ]
+    return ", ".join(parts)
 
 
 def _list(values: Sequence[float]) -> str:

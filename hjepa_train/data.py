@@ -25,21 +25,29 @@ def to_micro_batches(
 ) -> list[Batch]:
     """Consecutive parts of a rank's batch, augmented and normalised on the device; its buffers are free again."""
     rows = len(loaded.images)
-    images = augment(
-        _moved(torch.from_numpy(loaded.images), device),
-        torch.from_numpy(loaded.positions).to(device),
-        seed=seed,
-        horizontal_flip=config.augmentation.horizontal_flip,
-        color_jitter=config.augmentation.color_jitter,
-        mean=config.pixel_mean,
-        std=config.pixel_std,
+    moved = _moved(torch.from_numpy(loaded.images), device)
+    first, *others = (
+        augment(
+            images_BHWC,
+            torch.from_numpy(loaded.positions).to(device),
+            seed=seed,
+            horizontal_flip=config.augmentation.horizontal_flip,
+            color_jitter=config.augmentation.color_jitter,
+            grayscale=config.augmentation.grayscale,
+            blur=config.augmentation.blur,
+            mean=config.pixel_mean,
+            std=config.pixel_std,
+            view=view,
+        )
+        for view, images_BHWC in enumerate(moved.unbind(1) if moved.ndim == 5 else [moved])
     )
     labels, positions, entries = (
         torch.from_numpy(column).to(device) for column in (loaded.labels, loaded.positions, loaded.entries)
     )
     return [
         Batch(
-            images_BCHW=images[start : start + micro_batch],
+            images_BCHW=first[start : start + micro_batch],
+            other_views=tuple(other[start : start + micro_batch] for other in others),
             labels_B=labels[start : start + micro_batch],
             positions_B=positions[start : start + micro_batch],
             entry_B=entries[start : start + micro_batch],

@@ -3,9 +3,9 @@
 In one process everything here does nothing.
 
 A statistic of the global batch is a sum of per-rank moments: `all_reduce` makes it and sends the gradient of
-every rank's loss back to every rank. Each rank then holds the gradient of the *sum* of the ranks' losses, and
-`average_gradients` turns it into that of their mean, which is what a single process would have computed on
-the joined batch.
+every rank's loss back to every rank; `gather_rows` does so for rows of all ranks that meet each other. Each
+rank then holds the gradient of the *sum* of the ranks' losses, and `average_gradients` turns it into that of
+their mean, which is what a single process would have computed on the joined batch.
 """
 
 import os
@@ -77,6 +77,11 @@ def world_size() -> int:
 def all_reduce(tensor: Tensor) -> Tensor:
     """The sum of every rank's `tensor`; backward sums every rank's gradient."""
     return _Sum.apply(tensor) if world_size() > 1 else tensor  # pyright: ignore[reportReturnType]
+
+
+def gather_rows(tensor: Tensor) -> Tensor:
+    """Every rank's rows behind each other, by rank, as many of each; backward sums every rank's gradient."""
+    return _Rows.apply(tensor) if world_size() > 1 else tensor  # pyright: ignore[reportReturnType]
 
 
 def gather(value: Value) -> list[Value]:
@@ -173,6 +178,20 @@ class _Sum(torch.autograd.Function):
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        rows = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(rows, tensor.contiguous())
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(world_size())[rank()]
 
 
 def _own(device: torch.device) -> torch.device:

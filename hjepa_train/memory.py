@@ -56,7 +56,9 @@ def memory_of_a_step(
     trained = sum(bytes_of(p) for p in objective.parameters() if p.requires_grad)
     every = sum(bytes_of(tensor) for tensor in (*objective.parameters(), *objective.buffers()))
     with on_fake_tensors(objective):
-        activations = _kept_for_backward(objective, _empty_batch(micro_batch, rows, image_size), autocast)
+        activations = _kept_for_backward(
+            objective, _empty_batch(micro_batch, rows, image_size, objective.num_views), autocast
+        )
     pixels = 3 * image_size**2 * rows * objective.num_views
     return Memory(
         weights=trained,
@@ -85,10 +87,12 @@ def bytes_of(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _empty_batch(size: int, rows: int, image_size: int) -> Batch:
+def _empty_batch(size: int, rows: int, image_size: int, num_views: int) -> Batch:
     positions = torch.arange(size)
+    first, *others = (torch.empty(size, 3, image_size, image_size) for _ in range(num_views))
     return Batch(
-        images_BCHW=torch.empty(size, 3, image_size, image_size),
+        images_BCHW=first,
+        other_views=tuple(others),
         labels_B=positions,
         positions_B=positions,
         entry_B=positions * 0,
@@ -100,7 +104,7 @@ def _kept_for_backward(objective: Objective, batch: Batch, autocast: Callable[[]
     """Bytes of the storages that autograd holds at the end of the forward pass; parameters and pixels not."""
     own = {
         StorageWeakRef(tensor.untyped_storage())
-        for tensor in (*objective.parameters(), *objective.buffers(), batch.images_BCHW)
+        for tensor in (*objective.parameters(), *objective.buffers(), batch.images_BCHW, *batch.other_views)
     }
     kept: dict[StorageWeakRef, torch.UntypedStorage] = {}
 

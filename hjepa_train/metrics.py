@@ -54,6 +54,16 @@ def rank_me(features_BD: Tensor) -> Tensor:
     return torch.special.entr(share).sum().exp()
 
 
+def alignment(first_BD: Tensor, second_BD: Tensor) -> Tensor:
+    """Mean squared distance of two views of an image on the unit sphere (arXiv 2005.10242). 0: the views are one."""
+    return (first_BD - second_BD).square().sum(1).mean()
+
+
+def uniformity(features_BD: Tensor) -> Tensor:
+    """Log of the mean of exp(-2 d²) over pairs of images on the unit sphere (arXiv 2005.10242). 0: all are one."""
+    return torch.pdist(features_BD).square().mul(-2).exp().mean().log()
+
+
 def parameter_distance(target: nn.Module, online: nn.Module) -> Tensor:
     """Relative L2 distance between two copies of one network."""
     pairs = list(zip(target.parameters(), online.parameters(), strict=True))

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from hjepa_shards import Batch as Loaded
 from hjepa_shards import (
@@ -408,6 +408,8 @@ def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) 
         )
     }
     decides = ("backbone.", "objective.", "training.", "data.image_size", "data.augmentation.", "data.pixel_")
+    with contextlib.suppress(ValidationError):  # keys of a later version: they are named below
+        saved = RunConfig.model_validate(saved).model_dump(mode="json")  # keys that it did not know yet: their defaults
     before, now = flatten(saved), flatten(config.model_dump(mode="json"))
     differences = [
         f"{key}: {before.get(key)} saved, {now.get(key)} here"
@@ -443,7 +445,11 @@ def _advice_on_memory(training: TrainingConfig, objective: Objective, device: to
     smaller = max((size for size in range(2, now // 2 + 1) if rows % size == 0), default=None)
     advice = f"set `training.micro_batch: {smaller}`" if smaller else "choose a smaller backbone or data.image_size"
     if smaller and not objective.is_additive:
-        advice += ", and `statistics: exact`, with which the loss is that of any other micro-batch"
+        advice += (
+            f", and {objective.additive_with}, with which the loss is that of any other micro-batch"
+            if objective.additive_with
+            else ", another recipe, in which fewer images meet in the loss"
+        )
     return f"{device}: its memory is full with micro-batches of {now} images; {advice}"
 
 

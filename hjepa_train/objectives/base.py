@@ -5,6 +5,10 @@ returns the mean over its micro-batch; the trainer calls backward on loss * (mic
 of them and averages gradients over ranks with `average_gradients`. The sum is then the mean over the global
 batch, for every split of it.
 
+A loss in which images meet each other (`is_additive` False) brings together those of one micro-batch on all ranks:
+`all_reduce` and `gather_rows` let it, and carry the gradient back. Its value is then the same for any number of ranks
+with as many images together, and a run goes on with as many.
+
 Axes: B images, C channels, H W pixels.
 """
 
@@ -32,6 +36,8 @@ class Batch:
     """int64, which entry of the mixture an image came from"""
     rows: int
     """images of the whole optimizer step on this rank, all micro-batches together"""
+    other_views: tuple[Tensor, ...] = ()
+    """further crops of the same images, each as `images_BCHW`, where data.augmentation.views asks for more than one"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +78,9 @@ class Objective(nn.Module, ABC):
 
     is_additive = True
     """Whether a step's loss is the same for every split of its images into micro-batches."""
+
+    additive_with = ""
+    """The setting that would make it so; nothing where none does."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

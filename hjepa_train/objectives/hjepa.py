@@ -75,6 +75,8 @@ class HJepaConfig(Strict):
 class HJepa(Objective):
     """The online encoder, its momentum copy and the predictor."""
 
+    additive_with = "`statistics: exact`"
+
     def __init__(self, backbone: Backbone, config: HJepaConfig, *, image_size: int, num_steps: int, seed: int) -> None:
         """image_size: side, pixels.  num_steps: optimizer steps of the whole run.  seed: of predictor and masks."""
         super().__init__()

@@ -124,7 +124,8 @@ def test_settings_of_the_data_survive(root: Path, tmp_path: Path) -> None:
         root,
         "big=1",
         image_size=64,
-        augmentation={"crop_scale": [0.3, 1], "crop_ratio": [0.5, 2], "horizontal_flip": False, "color_jitter": 0},
+        augmentation={"crop_scale": [0.3, 1], "crop_ratio": [0.5, 2], "horizontal_flip": False, "color_jitter": 0}
+        | {"views": 2, "grayscale": 0.2, "blur": 0.5},
         pixel_mean=[0.5, 0.25, 0.125],
     )
     write_mixture(tmp_path / "mine.yaml", data)

@@ -1,9 +1,12 @@
 """Loaded arrays become micro-batches; nothing is lost, reordered or shared with the loader's buffers."""
 
+from itertools import islice
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from hjepa_shards import AugmentationConfig, Batch, DataConfig, SourceConfig
+from hjepa_shards import AugmentationConfig, Batch, DataConfig, SourceConfig, load_mixture, open_loader
 from hjepa_train.data import to_micro_batches
 
 CPU = torch.device("cpu")
@@ -56,3 +59,33 @@ def test_a_micro_batch_outlives_the_buffer_it_came_from() -> None:
     before = part.images_BCHW.clone()
     batch.images[:] = 0
     assert torch.equal(part.images_BCHW, before)
+
+
+def test_views_come_apart_and_the_first_has_the_bits_that_it_has_alone(shards: Path) -> None:
+    """Through the loader, whose crops are keyed by the view as well."""
+
+    def batches(views: int) -> list:
+        config = DataConfig(
+            root=str(shards),
+            strategy="balanced",
+            sources=(SourceConfig(name="photos"),),
+            image_size=16,
+            augmentation=AugmentationConfig(
+                views=views, crop_scale=(0.3, 1), color_jitter=0.4, grayscale=0.3, blur=0.5, horizontal_flip=True
+            ),
+        )
+        with open_loader(load_mixture(config, "test"), seed=5, global_batch=8) as loader:
+            prepared = (to_micro_batches(one, config, micro_batch=3, seed=5, device=CPU) for one in islice(loader, 4))
+            return [part for parts in prepared for part in parts]
+
+    alone, together = batches(1), batches(3)
+    assert [len(part.images_BCHW) for part in alone] == [3, 3, 2] * 4
+    for one, many in zip(alone, together, strict=True):
+        assert one.other_views == ()
+        assert torch.equal(one.images_BCHW, many.images_BCHW)
+        assert torch.equal(one.positions_B, many.positions_B)
+        assert [other.shape for other in many.other_views] == [many.images_BCHW.shape] * 2
+        views = (many.images_BCHW, *many.other_views)
+        for image in range(len(many.labels_B)):
+            assert not torch.equal(views[0][image], views[1][image])
+            assert not torch.equal(views[1][image], views[2][image])

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from hjepa_shards import TooMuchDamage, open_loader
-from hjepa_train.distributed import all_reduce, average_gradients, gather, rank, world_size
+from hjepa_train.distributed import all_reduce, average_gradients, gather, gather_rows, rank, world_size
 from tests.hjepa_shards.test_elastic import damage
 from tests.hjepa_shards.test_loader import mix
 from tests.processes import start_ranks
@@ -15,6 +15,7 @@ def test_one_process_is_left_alone() -> None:
     assert (rank(), world_size()) == (0, 1)
     tensor = torch.ones(3, requires_grad=True)
     assert all_reduce(tensor) is tensor
+    assert gather_rows(tensor) is tensor
     parameter = torch.nn.Parameter(torch.ones(2))
     average_gradients([parameter])
     assert parameter.grad is None
@@ -27,6 +28,10 @@ def rank_main(number: int, folder: str) -> None:
     tensor.requires_grad_()
     total = all_reduce(tensor)
     ((number + 1) * total.square()).sum().backward()
+    row = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).T + 10 * number  # not contiguous
+    row.requires_grad_()
+    rows = gather_rows(row)
+    ((number + 1) * rows.square().sum(1) @ torch.tensor([1.0, 10.0, 100.0, 1000.0])).backward()
     parameters = [torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))]
     frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
     parameters[0].grad = torch.tensor([2.0, 4.0]) * number
@@ -37,6 +42,8 @@ def rank_main(number: int, folder: str) -> None:
         "world": (rank(), world_size()),
         "total": total.detach(),
         "gradient": tensor.grad,
+        "rows": rows.detach(),
+        "row gradient": row.grad,
         "averages": [p.grad for p in parameters],
         "frozen": frozen.grad,
     }
@@ -52,6 +59,10 @@ def test_two_ranks_sum_values_and_gradients_and_average_parameters(tmp_path: Pat
         assert found["total"].tolist() == [3, 5]
         # d/dx of (1 + 2) * total^2, which both ranks' losses add up to
         assert found["gradient"].tolist() == [18, 30]
+        assert found["rows"].tolist() == [[1, 3], [2, 4], [11, 13], [12, 14]]
+        # 2 x of the ranks' losses together, (1 + 2) times the weight of the row
+        expected = [[[6, 18], [120, 240]], [[6600, 7800], [72000, 84000]]][number]
+        assert found["row gradient"].tolist() == expected
         assert found["averages"][0].tolist() == [1, 2]
         assert found["averages"][1].tolist() == [0.5, 0.5, 0.5]
         assert found["frozen"] is None

@@ -2,15 +2,18 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hjepa_train.metrics import (
     Alarms,
+    alignment,
     at_cells,
     cross_sample_gap,
     loss_ratio,
     parameter_distance,
     positional_share,
     rank_me,
+    uniformity,
     within_position_sd,
 )
 
@@ -133,3 +136,19 @@ def test_numbers_that_are_not_finite_are_not_healthy() -> None:
     for step in (1, 2):
         alarms.judge(step, broken)
     assert len(alarms.judge(3, broken)) == 3
+
+
+def test_alignment_and_uniformity_are_those_of_the_paper_in_loops() -> None:
+    first, second = F.normalize(torch.randn(2, 7, 5, generator=generator()), dim=2)
+    views = zip(first.tolist(), second.tolist(), strict=True)
+    apart = [sum((a - b) ** 2 for a, b in zip(*pair, strict=True)) for pair in views]
+    assert alignment(first, second).item() == pytest.approx(sum(apart) / 7, rel=1e-5)
+    assert alignment(first, first).item() == 0
+    rows = first.tolist()
+    pairs = [
+        math.exp(-2 * sum((a - b) ** 2 for a, b in zip(rows[i], rows[j], strict=True)))
+        for i in range(7)
+        for j in range(i)
+    ]
+    assert uniformity(first).item() == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-5)
+    assert uniformity(first[:1].expand(4, -1)).item() == 0

@@ -1,5 +1,7 @@
 """Runs from the command line, as a user types them: killed with -9 and resumed, refused where they must be."""
 
+import hashlib
+import json
 import os
 import re
 import signal
@@ -178,6 +180,23 @@ def test_resuming_with_another_recipe_is_refused_by_name(
     train(load_run_config(tiny_run(shards, tmp_path)), stop_after=2)
     with pytest.raises(ResumeMismatch, match=named):
         train(load_run_config(tiny_run(shards, tmp_path, **change)), resume="auto")
+
+
+def test_a_checkpoint_from_before_a_key_goes_on_with_its_default_alone(shards: Path, tmp_path: Path) -> None:
+    run = train(load_run_config(tiny_run(shards, tmp_path)), stop_after=2)
+    saved = latest(run / "checkpoints")
+    assert saved is not None
+    state = json.loads((saved / "state.json").read_text())
+    del state["config"]["data"]["augmentation"]["blur"]
+    (saved / "state.json").write_text(json.dumps(state))
+    files = json.loads((saved / "files.json").read_text())
+    text = (saved / "state.json").read_bytes()
+    files["state.json"] = {"bytes": len(text), "blake2b": hashlib.blake2b(text).hexdigest()}
+    (saved / "files.json").write_text(json.dumps(files))
+    with pytest.raises(ResumeMismatch, match=r"data.augmentation.blur: 0.0 saved, 0.5 here"):
+        train(load_run_config(tiny_run(shards, tmp_path, data__augmentation={"blur": 0.5})), resume="auto")
+    train(load_run_config(tiny_run(shards, tmp_path)), resume="auto", stop_after=4)
+    assert len(read_metrics(run / "metrics.jsonl")) == 4
 
 
 def test_resuming_with_other_weights_is_refused_and_goes_on_where_accepted(shards: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hjepa_train.masks import Masking
 from hjepa_train.objectives import Batch, HJepa, HJepaConfig
 from hjepa_train.objectives.predictor import PredictorConfig
 from hjepa_train.optim import OptimConfig, build_optimizer, set_rates
-from tests.checks import assert_objective_contract
+from tests.checks import assert_images_do_not_meet, assert_objective_contract
 
 IMAGE_SIZE, NUM_STEPS = 32, 4
 NANO = VitConfig(width=32, depth=3, heads=2, patch=4)
@@ -48,6 +48,7 @@ def batch(pixels: torch.Tensor, first: int = 0) -> Batch:
 )
 def test_hjepa_keeps_the_objective_contract(changed) -> None:
     assert_objective_contract(lambda: build(**changed), batch(images(8)))
+    assert_images_do_not_meet(lambda: build(**changed), batch(images(8)))
 
 
 @pytest.mark.parametrize("levels", [1, 3, "depth"])

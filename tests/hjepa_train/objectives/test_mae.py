@@ -12,7 +12,7 @@ from hjepa_train.backbones import VitConfig, build_backbone
 from hjepa_train.journal import read_metrics
 from hjepa_train.objectives import Batch, Mae, MaeConfig
 from hjepa_train.optim import OptimConfig, build_optimizer
-from tests.checks import assert_objective_contract
+from tests.checks import assert_images_do_not_meet, assert_objective_contract
 from tests.hjepa_train.tiny import STEPS, tiny_run
 
 DECODER = {"width": 32, "depth": 2, "heads": 2}
@@ -39,6 +39,7 @@ def batch(num: int, *, first: int = 0, rows: int | None = None) -> Batch:
 
 def test_mae_keeps_the_contract_of_objectives() -> None:
     assert_objective_contract(build, batch(6))
+    assert_images_do_not_meet(build, batch(6))
 
 
 def test_as_many_patches_are_hidden_in_every_image_as_the_ratio_says_and_others_at_each_position() -> None:
