@@ -5,7 +5,8 @@ Markdown, so both always say the same. Only files of the run folder are read (co
 evaluation.json, the newest checkpoint's state.json), so a report can be made of any run, on any machine,
 while it still trains.
 
-evaluation.json: [{source, split, bank, test, chance, rows: [a `ProbeRow` as a mapping, ...]}, ...].
+evaluation.json: [{source, split, bank, test, chance, rows: [{features, dims, knn, ...}, ...]}, ...];
+the probes are those of `_PROBE_NAMES`.
 """
 
 import json
@@ -24,6 +25,16 @@ from hjepa_train.journal import read_metrics
 
 _NOTHING = "–"
 _ALARM_WHEN = {"rho": "ρ ≥ 1", "gap": "< .03", "sd": "< .2 of the start", "rankme": "< .7 of the start"}
+_PROBE_NAMES = {
+    "linear": "linear",
+    "knn": "k-NN",
+    "knn_centred": "k-NN centred",
+    "knn_whitened": "k-NN whitened",
+    "ridge": "ridge",
+    "sgd": "SGD",
+    "sgd_last4": "SGD last 4",
+    "attentive": "attentive",
+}
 _SIGNAL_NAMES = {
     "loss": "loss",
     "rho": "ρ: loss / loss of predicting the position's mean",
@@ -32,6 +43,11 @@ _SIGNAL_NAMES = {
     "positional_share": "share of variance that is position",
     "rankme": "RankMe (centred)",
     "grad_norm": "gradient norm",
+    **{
+        f"{kind}_{name}": f"{title} of the {name} encoder during the run, percent right"
+        for kind, title in (("knn", "k-NN"), ("ridge", "ridge probe"))
+        for name in ("online", "target", "encoder")
+    },
 }
 
 
@@ -123,7 +139,33 @@ def did_it_learn(run: Run) -> list[Sheet]:
     if not run.evaluations:
         note = f"Not evaluated yet: `hjepa-train eval {run.folder} --source NAME`."
         return [Sheet(title="Probes", columns=(), rows=(), note=note)]
-    return [_probes(evaluation) for evaluation in run.evaluations]
+    return [probed([evaluation]) for evaluation in run.evaluations]
+
+
+def probed(evaluations: Sequence[dict[str, Any]]) -> Sheet:
+    """One table of one or more evaluations; a column for each probe that any of them has."""
+    columns = [key for key in _PROBE_NAMES if any(key in row for one in evaluations for row in one["rows"])]
+    several = len(evaluations) > 1
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    for one in evaluations:
+        name = f"{one['source']} ({one['split']})"
+        where = (name,) if several else ()
+        chance = _number(one["chance"], 1)
+        rows.append((*where, "chance", _NOTHING, *[chance] * len(columns), _NOTHING))
+        for row in one["rows"]:
+            l2 = f"{row['l2']:.0e}" if "l2" in row else _NOTHING
+            rows.append(
+                (*where, row["features"], _count(row["dims"]), *(_number(row.get(key), 1) for key in columns), l2)
+            )
+        about = f"Bank {_count(one['bank'])}, test {_count(one['test'])}; chance: its commonest class"
+        notes.append(f"{name}: {about}" if several else about)
+    return Sheet(
+        title="Percent right" if several else f"{evaluations[0]['source']} ({evaluations[0]['split']}), percent right",
+        columns=(*(("source",) * several), "features", "dims", *(_PROBE_NAMES[key] for key in columns), "L2"),
+        rows=tuple(rows),
+        note="\n".join(notes),
+    )
 
 
 def as_rich(sheet: Sheet) -> Table:
@@ -192,25 +234,6 @@ def _alarms(run: Run) -> Sheet:
         columns=("alarm", "first at step", "last at step", "log points"),
         rows=tuple(rows),
         note="" if fired else "None fired." if enough else "Not judged yet: that takes 3 log points behind warm-up.",
-    )
-
-
-def _probes(evaluation: dict[str, Any]) -> Sheet:
-    chance = _number(evaluation["chance"], 1)
-    rows = [("chance", _NOTHING, chance, chance, chance, chance, _NOTHING)] + [
-        (
-            row["features"],
-            _count(row["dims"]),
-            *(_number(row[key], 1) for key in ("linear", "knn", "knn_centred", "knn_whitened")),
-            f"{row['l2']:.0e}",
-        )
-        for row in evaluation["rows"]
-    ]
-    return Sheet(
-        title=f"{evaluation['source']} ({evaluation['split']}), percent right",
-        columns=("features", "dims", "linear", "k-NN", "k-NN centred", "k-NN whitened", "L2"),
-        rows=tuple(rows),
-        note=f"Bank {_count(evaluation['bank'])}, test {_count(evaluation['test'])}; chance: its commonest class",
     )
 
 

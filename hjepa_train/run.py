@@ -38,6 +38,7 @@ from hjepa_train.backbones import BACKBONES, Backbone, build_backbone
 from hjepa_train.data import page_locked, to_micro_batches
 from hjepa_train.distributed import Agreement, gather, joined, on_first, rank, world_size
 from hjepa_train.guard import Guard
+from hjepa_train.heldout import EvaluationConfig
 from hjepa_train.interrupts import interrupts, leave
 from hjepa_train.journal import truncate_metrics
 from hjepa_train.metrics import Alarms
@@ -45,6 +46,7 @@ from hjepa_train.objectives import OBJECTIVES, Objective
 from hjepa_train.optim import OptimConfig, build_optimizer
 from hjepa_train.runlog import RunLog
 from hjepa_train.trainer import Schedule, fit
+from hjepa_train.watch import Watch, find_labels
 
 CONFIG_FILE = "config.yaml"
 _SKIPPED = "skipped.jsonl"
@@ -78,21 +80,9 @@ class TrainingConfig(OptimConfig):
     """How long the ranks of a run wait for one that is lost."""
     save_every_steps: int = Field(default=500, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
-
-
-class EvaluationConfig(Strict):
-    """Where frozen features are probed."""
-
-    source: str | None = None
-    """A built source with labels; by default the first of the mixture."""
-    split: str | None = None
-    """The split to test on; by default test, or val where there is no test."""
-    bank: int = Field(default=10_000, ge=2)
-    """Labelled training images that the probes learn from."""
-    test: int = Field(default=4_000, ge=1)
-    """Images they are tested on."""
-    crop_share: float = Field(default=0.875, gt=0, le=1)
-    """Side of the central crop as a share of the shorter side: .875 is the usual 224 of 256; 1 for small images."""
+    """The newest ones."""
+    keep_best: str | None = None
+    """And the one with the largest value of a probe during the run: knn_target, say; null for none."""
 
 
 class LoggingConfig(Strict):
@@ -245,6 +235,23 @@ def _train(
                 stops_alone=world_size() == 1,
             )
         )
+        per_epoch = mixture.epoch_samples / training.global_batch
+        watched = on_first(
+            lambda: find_labels(
+                config.data, config.evaluation, steps_per_epoch=per_epoch, global_batch=training.global_batch
+            )
+        )
+        watch = Watch(
+            watched,
+            objective.encoders(),
+            config.data,
+            config.evaluation,
+            num_steps=num_steps,
+            log_every=config.logging.every_steps,
+            checkpoints=folder / "checkpoints",
+            keep_best=training.keep_best,
+            say=lambda text: log.say(text),
+        )
         on_first(lambda: _begin_files(folder, config, start))
         log = RunLog(
             folder, num_steps=num_steps, start=start, tensorboard=config.logging.tensorboard, silent=rank() > 0
@@ -270,8 +277,10 @@ def _train(
                         "loader": loader.state_dict(whole),
                         "alarms": alarms.state_dict(),
                         "recipe": recipe,
+                        "probe": watch.at(step),
                     },
                     keep=training.keep_checkpoints,
+                    keep_best=training.keep_best,
                 )
             )
 
@@ -296,6 +305,7 @@ def _train(
                 alarms=alarms,
                 guard=Guard(folder / _SKIPPED, [entry.name for entry in loader.plan.entries], log.say),
                 log=log,
+                probe=watch,
                 save=save,
                 stopping=lambda: agreed(came()) > 0,
             )
@@ -379,7 +389,15 @@ def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) 
     """What decides the numbers must be as it was; the mixture has rules of its own (hjepa_shards/state.py)."""
     free = {
         f"training.{name}"
-        for name in ("device", "threads", "ranks_timeout_s", "save_every_steps", "keep_checkpoints", "micro_batch")
+        for name in (
+            "device",
+            "threads",
+            "ranks_timeout_s",
+            "save_every_steps",
+            "keep_checkpoints",
+            "keep_best",
+            "micro_batch",
+        )
     }
     decides = ("backbone.", "objective.", "training.", "data.image_size", "data.augmentation.", "data.pixel_")
     before, now = flatten(saved), flatten(config.model_dump(mode="json"))

@@ -48,12 +48,14 @@ def fit(
     alarms: Alarms,
     guard: Guard,
     log: RunLog,
+    probe: Callable[[int], tuple[dict[str, float], bool]],
     save: Callable[[int, Loaded], None],
     stopping: Callable[[], bool],
 ) -> int:
     """Steps [start, stop) of a run of `schedule.num_steps`. Returns the number of steps done.
 
     prepare: a loaded batch to micro-batches on the device.
+    probe: called at log points with the number of steps done; numbers to log, and whether to save what has them.
     save: called with the number of steps done and the batch of the last one.
     stopping: asked behind each step; true saves and ends.
     """
@@ -93,7 +95,10 @@ def fit(
                 "judged": alarms.judges(step),
                 "proof": f"{add_proofs(*gather(loaded.proof)):032x}",
             }
-            log.write(row)
+            probed, is_best = probe(step + 1)
+            log.write(row | probed)
+            watch.lap()  # without the time that the probe took
+            saving = saving or is_best
         asked_to_stop = stopping()
         if saving or asked_to_stop:
             save(step + 1, loaded)

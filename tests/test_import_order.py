@@ -25,7 +25,8 @@ _ORDER = {
     "hjepa_train": (
         "distributed draws schedules layers backbones.base backbones.vit backbones masks augment anticollapse "
         "metrics objectives.base objectives.predictor objectives.hjepa objectives.mae objectives optim data dataset "
-        "journal checkpoint probe report runlog interrupts guard trainer run evaluate export cli __main__ "
+        "journal checkpoint probe ridge sgd_probe attentive heldout finished report runlog interrupts guard trainer "
+        "watch run evaluate export cli __main__ "
     ),
 }
 ORDER = {package: names.split() for package, names in _ORDER.items()}

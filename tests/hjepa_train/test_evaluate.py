@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from hjepa_shards import InputError
-from hjepa_train.evaluate import _test_split
+from hjepa_train.heldout import held_out_split
 from tests.hjepa_shards.test_loader import mix
 
 
 def test_the_split_to_test_on_is_test_or_the_one_asked_for(shards: Path) -> None:
-    assert _test_split(mix(shards).config, "digits", None) == "test"
-    assert _test_split(mix(shards).config, "digits", "test") == "test"
+    assert held_out_split(mix(shards).config, "digits", None) == "test"
+    assert held_out_split(mix(shards).config, "digits", "test") == "test"
 
 
 @pytest.mark.parametrize(
@@ -26,4 +26,4 @@ def test_the_split_to_test_on_is_test_or_the_one_asked_for(shards: Path) -> None
 )
 def test_what_cannot_be_probed_is_refused_in_one_line(shards: Path, source: str, split: str | None, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        _test_split(mix(shards).config, source, split)
+        held_out_split(mix(shards).config, source, split)
