@@ -145,24 +145,24 @@ def did_it_learn(run: Run) -> list[Sheet]:
 def probed(evaluations: Sequence[dict[str, Any]]) -> Sheet:
     """One table of one or more evaluations; a column for each probe that any of them has."""
     columns = [key for key in _PROBE_NAMES if any(key in row for one in evaluations for row in one["rows"])]
-    several = len(evaluations) > 1
+    names = [f"{one['source']} ({one['split']})" for one in evaluations]
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
-    for one in evaluations:
-        name = f"{one['source']} ({one['split']})"
-        where = (name,) if several else ()
+    for name, one in zip(names, evaluations, strict=True):
+        before = f"{name}: " if len(evaluations) > 1 else ""
         chance = _number(one["chance"], 1)
-        rows.append((*where, "chance", _NOTHING, *[chance] * len(columns), _NOTHING))
-        for row in one["rows"]:
-            l2 = f"{row['l2']:.0e}" if "l2" in row else _NOTHING
-            rows.append(
-                (*where, row["features"], _count(row["dims"]), *(_number(row.get(key), 1) for key in columns), l2)
-            )
+        cells = [[chance] * len(columns)] + [[_number(row.get(key), 1) for key in columns] for row in one["rows"]]
+        for row, numbers in zip([{"features": "chance"}, *one["rows"]], cells, strict=True):
+            chosen = [f"{row['l2']:.0e}" if "l2" in row else _NOTHING] if "linear" in columns else []
+            rows.append((before + row["features"], _count(row.get("dims")), *numbers, *chosen))
         about = f"Bank {_count(one['bank'])}, test {_count(one['test'])}; chance: its commonest class"
-        notes.append(f"{name}: {about}" if several else about)
+        notes.append(before + about)
     return Sheet(
-        title="Percent right" if several else f"{evaluations[0]['source']} ({evaluations[0]['split']}), percent right",
-        columns=(*(("source",) * several), "features", "dims", *(_PROBE_NAMES[key] for key in columns), "L2"),
+        title="Percent right" if len(evaluations) > 1 else f"{names[0]}, percent right",
+        columns=(
+            *("features", "dims", *(_PROBE_NAMES[key] for key in columns)),
+            *(["L2"] if "linear" in columns else []),
+        ),
         rows=tuple(rows),
         note="\n".join(notes),
     )

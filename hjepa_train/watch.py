@@ -27,7 +27,7 @@ from hjepa_train.probe import full_precision, knn_accuracy
 from hjepa_train.ridge import ridge_probe
 
 _MOST_KEPT_BYTES = 2**28
-_IMAGES_BETWEEN = 10
+_IMAGES_BETWEEN = 20
 """By default at least so many times as many images are trained on as are probed."""
 
 

@@ -104,7 +104,7 @@ def test_by_default_it_takes_a_small_share_of_the_images(shards: Path) -> None:
     found = find_labels(data, default, steps_per_epoch=18, global_batch=16)
     assert found is not None
     assert (found.source, found.split, found.bank, found.test) == ("digits", "test", 100, test)
-    assert found.every == 18 * 5  # 1,200 images are 75 steps of 16, and so 5 whole epochs
+    assert found.every == 18 * 9  # 2,400 images are 150 steps of 16, and so 9 whole epochs
     found = find_labels(data, default, steps_per_epoch=1000, global_batch=16)
     assert found is not None
     assert found.every == 1000
