@@ -18,6 +18,7 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hjepa_shards import InputError, ShardError
 
@@ -132,12 +133,15 @@ class Agreement:
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over ranks, one message per dtype. A missing gradient counts as zero."""
+    """Replace each gradient by its mean over ranks, one message per dtype. A missing gradient counts as zero.
+
+    Shards of gradients are means already (FSDP2).
+    """
     if world_size() == 1:
         return
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for parameter in parameters:
-        if parameter.requires_grad:
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             by_dtype.setdefault(parameter.dtype, []).append(parameter.grad)

@@ -1,7 +1,7 @@
 """Steps whose gradient is not finite: nothing is updated then, no weight, no moment, no target.
 
 The device decides, so that the host waits for nothing; it hears of a step while the next one runs, writes down which
-samples it saw, and stops the run where two in a row are so.
+samples it saw, and stops the run where two in a row are so (in fp16, where a first loss scale is looked for, more).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hjepa_shards import Batch as Loaded
 from hjepa_shards import InputError
@@ -37,19 +38,23 @@ class Step:
 class Guard:
     """What watches the steps of a run. Ask it behind each backward pass, and `hear` at the end."""
 
-    def __init__(self, path: Path, names: Sequence[str], say: Callable[[str], None]) -> None:
-        """path: where the samples of steps that were left out are written, a line of JSON each.  names: of entries."""
+    def __init__(self, path: Path, names: Sequence[str], say: Callable[[str], None], *, allowed: int = 1) -> None:
+        """path: where the samples of steps that were left out are written, a line of JSON each.  names: of entries.
+
+        allowed: how many such steps in a row do not stop the run.
+        """
         self._path, self._names, self._say = path, names, say
         self._waiting: Step | None = None
-        self._last_bad = -2
+        self._allowed, self._in_a_row, self._last_bad = allowed, 0, -2
 
     def judge(self, number: int, parameters: Iterable[nn.Parameter], loaded: Loaded) -> tuple[Tensor, Tensor]:
         """(the gradient's norm, whether it is finite), both on the device.
 
-        InputError where the two steps before were not.
+        InputError where too many steps before were not.
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         is_finite = norm.isfinite()
         self.hear()
         if is_finite.device.type == "cuda":
@@ -77,9 +82,11 @@ class Guard:
         if step.is_finite:
             return
         self._write(step)
-        if self._last_bad == step.number - 1:
+        self._in_a_row = self._in_a_row + 1 if self._last_bad == step.number - 1 else 1
+        if self._in_a_row > self._allowed:
+            first = step.number - self._allowed
             raise InputError(
-                f"steps {self._last_bad} and {step.number}: the gradient is not finite, nothing was updated; their "
+                f"steps {first} to {step.number}: the gradient is not finite, nothing was updated; their "
                 f"samples stand in {self._path}; the run diverged: resume from the last checkpoint with a smaller "
                 "training.lr, or start again with a longer warm-up"
             )

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hjepa_shards import Strict
 
@@ -74,6 +75,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block."""
 
+    recompute = False
+    """Whether the backward pass computes its inside again instead of keeping it."""
+
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
@@ -86,6 +90,11 @@ class Block(nn.Module):
 
         wanted: only that many of the last tokens are returned, and only their part is computed; 0 for all.
         """
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._run, tokens_BSD, visible_BS, wanted, use_reentrant=False, preserve_rng_state=False)
+        return self._run(tokens_BSD, visible_BS, wanted)
+
+    def _run(self, tokens_BSD: Tensor, visible_BS: Tensor | None, wanted: int) -> Tensor:
         attended = self.attn(self.norm1(tokens_BSD), visible_BS, wanted)
         tokens_BSD = tokens_BSD[:, -wanted:] + attended
         return tokens_BSD + self.mlp(self.norm2(tokens_BSD))

@@ -45,11 +45,15 @@ from hjepa_train.metrics import Alarms
 from hjepa_train.objectives import OBJECTIVES, Objective
 from hjepa_train.optim import OptimConfig, build_optimizer
 from hjepa_train.runlog import RunLog
+from hjepa_train.scale import ScaleConfig, lay_out
 from hjepa_train.trainer import Schedule, fit
 from hjepa_train.watch import Watch, find_labels
 
 CONFIG_FILE = "config.yaml"
+_HALVES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SKIPPED = "skipped.jsonl"
+_SCALES_TRIED = 24
+"""Halvings of fp16's first loss scale, 2^16, before a run is given up."""
 
 
 class RunSection(Strict):
@@ -61,8 +65,8 @@ class RunSection(Strict):
     """Where run folders stand."""
 
 
-class TrainingConfig(OptimConfig):
-    """How long, how large, how fast; AdamW's settings are among these keys."""
+class TrainingConfig(OptimConfig, ScaleConfig):
+    """How long, how large, how fast; AdamW's settings and those of scale.py are among these keys."""
 
     epochs: int = Field(ge=1)
     """Of data.epoch_samples positions each."""
@@ -72,7 +76,8 @@ class TrainingConfig(OptimConfig):
     """Images a rank works on at once; by default its whole part of the global batch."""
     warmup_epochs: float | None = Field(default=None, ge=0)
     """Of the learning rate, from 0 to its peak; by default a tenth of the run."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of matrix products; fp16 with a loss that is scaled."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: int = Field(default=0, ge=0)
     """Threads of a CPU run's arithmetic; 0 is one a core. Equal bits need equal threads."""
@@ -207,15 +212,17 @@ def _train(
         torch.set_num_threads(training.threads)
     num_steps = mixture.make_plan(seed).num_steps(training.epochs, training.global_batch)
     _, objective = build_parts(config, num_steps, where)
-    objective.to(device)
+    lay_out(objective.to(device), training)
     optimizer = build_optimizer(objective, training)
+    scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
     alarms = Alarms(warmup_steps=_warmup_steps(config, mixture, num_steps))
     if saved:
         _refuse_other_statistics(saved, config, objective)
         checkpoint.restore_model(objective, saved.model, saved.path)
         optimizer.load_state_dict(saved.optimizer)
         alarms.load_state_dict(saved.state["alarms"])
-    recipe = checkpoint.recipe_facts(device=device, world_size=world_size(), eager=True)
+        scaler.load_state_dict(saved.state.get("scaler", {}))
+    recipe = checkpoint.recipe_facts(device=device, world_size=world_size(), eager=not training.compile)
     start = saved.step if saved else 0
     stop = min(num_steps, stop_after or num_steps)
     if stop_after is not None and stop_after <= start:
@@ -276,6 +283,7 @@ def _train(
                         "config": config.model_dump(mode="json"),
                         "loader": loader.state_dict(whole),
                         "alarms": alarms.state_dict(),
+                        "scaler": scaler.state_dict(),
                         "recipe": recipe,
                         "probe": watch.at(step),
                     },
@@ -301,9 +309,17 @@ def _train(
                     seed=seed,
                     device=device,
                 ),
-                autocast=partial(torch.autocast, device.type, torch.bfloat16, enabled=training.precision == "bf16"),
+                autocast=partial(
+                    torch.autocast, device.type, _HALVES[training.precision], enabled=training.precision != "fp32"
+                ),
+                scaler=scaler,
                 alarms=alarms,
-                guard=Guard(folder / _SKIPPED, [entry.name for entry in loader.plan.entries], log.say),
+                guard=Guard(
+                    folder / _SKIPPED,
+                    [entry.name for entry in loader.plan.entries],
+                    log.say,
+                    allowed=_SCALES_TRIED if scaler.is_enabled() else 1,
+                ),
                 log=log,
                 probe=watch,
                 save=save,
@@ -390,13 +406,16 @@ def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) 
     free = {
         f"training.{name}"
         for name in (
-            "device",
-            "threads",
-            "ranks_timeout_s",
-            "save_every_steps",
-            "keep_checkpoints",
-            "keep_best",
-            "micro_batch",
+            *(
+                "device",
+                "threads",
+                "ranks_timeout_s",
+                "save_every_steps",
+                "keep_checkpoints",
+                "keep_best",
+                "micro_batch",
+            ),
+            *ScaleConfig.model_fields,
         )
     }
     decides = ("backbone.", "objective.", "training.", "data.image_size", "data.augmentation.", "data.pixel_")

@@ -21,6 +21,7 @@ from hjepa_train.metrics import Alarms
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.optim import set_rates, skip_unless
 from hjepa_train.runlog import RunLog, SourceLosses, Stopwatch, source_rows, to_floats
+from hjepa_train.scale import compiled_graphs, uncompiled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +46,7 @@ def fit(
     seed: int,
     prepare: Callable[[Loaded], list[Batch]],
     autocast: Callable[[], AbstractContextManager[Any]],
+    scaler: torch.amp.GradScaler,
     alarms: Alarms,
     guard: Guard,
     log: RunLog,
@@ -70,16 +72,18 @@ def fit(
         micro_batches = prepare(loaded)
         logging = step % schedule.log_every == 0 or step == schedule.num_steps - 1
         with autocast():
-            diagnosis = to_floats(objective.diagnose(micro_batches[0])) if logging and rank() == 0 else {}
+            diagnosis = _diagnosis(objective, micro_batches[0]) if logging else {}
             objective.before_step(micro_batches)
         lr = schedule.lr(step)
         set_rates(optimizer, lr=lr, weight_decay=schedule.weight_decay(step))
         optimizer.zero_grad()
-        metrics = _forward_backward(objective, micro_batches, autocast, losses)
+        metrics = _forward_backward(objective, micro_batches, autocast, scaler, losses)
         average_gradients(objective.parameters())
+        scaler.unscale_(optimizer)
         gradient_norm, is_finite = guard.judge(step, objective.parameters(), loaded)
         skip_unless(is_finite, optimizer)
         optimizer.step()
+        scaler.update()
         objective.after_step(step, is_finite)
         log.advance()
         saving = (step + 1) % schedule.save_every == 0 or step + 1 == stop
@@ -94,6 +98,7 @@ def fit(
                 "alarms": alarms.judge(step, diagnosis),
                 "judged": alarms.judges(step),
                 "proof": f"{add_proofs(*gather(loaded.proof)):032x}",
+                **compiled_graphs(),
             }
             probed, is_best = probe(step + 1)
             log.write(row | probed)
@@ -109,10 +114,16 @@ def fit(
     return stop
 
 
+def _diagnosis(objective: Objective, batch: Batch) -> dict[str, float]:
+    with uncompiled():
+        return to_floats(objective.diagnose(batch))
+
+
 def _forward_backward(
     objective: Objective,
     micro_batches: Sequence[Batch],
     autocast: Callable[[], AbstractContextManager[Any]],
+    scaler: torch.amp.GradScaler,
     losses: SourceLosses,
 ) -> dict[str, torch.Tensor]:
     """Gradients of the mean over all micro-batches. Returns the means of the scalar metrics, and "loss"."""
@@ -121,7 +132,7 @@ def _forward_backward(
         share = len(batch.images_BCHW) / batch.rows
         with autocast():
             loss, metrics = objective(batch)
-        (loss * share).backward()
+        scaler.scale(loss * share).backward()
         losses.add(metrics["loss_B"], batch.entry_B)
         for name, value in {"loss": loss.detach(), **metrics}.items():
             if value.ndim == 0:

@@ -25,6 +25,7 @@ from hjepa_train.distributed import on_first
 from hjepa_train.heldout import EvaluationConfig, held_out_split, labelled_batches, pooled_features
 from hjepa_train.probe import full_precision, knn_accuracy
 from hjepa_train.ridge import ridge_probe
+from hjepa_train.scale import uncompiled
 
 _MOST_KEPT_BYTES = 2**28
 _IMAGES_BETWEEN = 20
@@ -181,12 +182,13 @@ class Watch:
 
 @contextmanager
 def _evaluating(encoders: Iterable[nn.Module]) -> Iterator[None]:
-    """In evaluation mode, each part back in its own behind it."""
+    """In evaluation mode and uncompiled; each part is back in its own mode behind it."""
     modes = [(part, part.training) for encoder in encoders for part in encoder.modules()]
     for part, _ in modes:
         part.training = False
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         for part, mode in modes:
             part.training = mode

@@ -23,10 +23,10 @@ _ORDER = {
         "commands.showing commands.reporting commands.machine cli "
     ),
     "hjepa_train": (
-        "distributed draws schedules layers backbones.base backbones.vit backbones masks augment anticollapse "
+        "distributed draws schedules layers ema backbones.base backbones.vit backbones masks augment anticollapse "
         "metrics objectives.base objectives.predictor objectives.hjepa objectives.mae objectives optim data dataset "
-        "journal checkpoint probe ridge sgd_probe attentive heldout finished report runlog interrupts guard trainer "
-        "watch run evaluate export cli __main__ "
+        "journal checkpoint probe ridge sgd_probe attentive heldout finished report runlog interrupts guard scale "
+        "trainer watch run evaluate export cli __main__ "
     ),
 }
 ORDER = {package: names.split() for package, names in _ORDER.items()}

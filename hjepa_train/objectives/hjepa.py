@@ -26,6 +26,7 @@ from hjepa_shards import InputError, Strict, derive_key
 from hjepa_train import metrics, schedules
 from hjepa_train.anticollapse import sigreg, vicreg
 from hjepa_train.backbones.base import Backbone
+from hjepa_train.ema import follow
 from hjepa_train.masks import Masking, Masks
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.objectives.predictor import Predictor, PredictorConfig
@@ -166,10 +167,7 @@ class HJepa(Objective):
     def after_step(self, step: int, is_finite: Tensor) -> None:
         """Move the target towards the online encoder."""
         keep = schedules.momentum(step, self.num_steps, initial=self.config.momentum)
-        for our, their in zip(self.target.parameters(), self.backbone.parameters(), strict=True):
-            our.lerp_(their, is_finite.to(our.dtype) * (1 - keep))
-        for our, their in zip(self.target.buffers(), self.backbone.buffers(), strict=True):
-            our.copy_(their)
+        follow(self.target, self.backbone, 1 - keep, is_finite)
         self.num_updates.fill_(step + 1)
 
     @torch.no_grad()

@@ -82,6 +82,6 @@ def test_steps_that_are_done_again_are_named_once(
 
 def test_two_bad_steps_in_a_row_stop_the_run(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, 4, 9, 10)
-    with pytest.raises(InputError, match="steps 9 and 10: the gradient is not finite"):
+    with pytest.raises(InputError, match="steps 9 to 10: the gradient is not finite"):
         train(load_run_config(tiny_run(shards, tmp_path)))
     assert len((tmp_path / "tiny" / "skipped.jsonl").read_text().splitlines()) == 3
