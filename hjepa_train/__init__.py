@@ -6,7 +6,8 @@ from hjepa_train.dryrun import dry_run
 from hjepa_train.evaluate import evaluate
 from hjepa_train.export import export
 from hjepa_train.report import write_report
-from hjepa_train.run import RunConfig, load_run_config, train
+from hjepa_train.run import train
+from hjepa_train.runconfig import RunConfig, load_run_config
 
 __all__ = [
     "MixtureDataset",

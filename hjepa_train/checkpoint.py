@@ -3,13 +3,14 @@
     <run>/checkpoints/step-00000600/
         model.safetensors    an objective's state_dict: its whole memory
         optimizer.pt         torch.load(weights_only=True) reads it, so nothing in it is executed
-        *.distcp .metadata   in place of those two where weights are sharded over ranks (sharded.py)
-        state.json           step, config, loader state, recipe, alarms
+        *.distcp .metadata   in place of those two where weights are sharded over ranks (saving.py)
+        state.json           step, config, loader state, recipe, alarms, probe: {"knn_target": 45.2, ...}
         files.json           bytes and blake2b of the others, written last
 
 A checkpoint is written under a temporary name, synced, and renamed, so a kill at any moment leaves the last
-good one; older ones go only once the new one is durable. Tied tensors are written once under each of their
-names: a few bytes more, and a file that every reader of safetensors understands.
+good one; older ones go only once the new one is durable. Which one is the best by a probe is written nowhere: it is
+the one whose own state says the largest value, so no kill can part a checkpoint from its rank. Tied tensors are
+written once under each of their names: a few bytes more, and a file that every reader of safetensors understands.
 """
 
 import hashlib
@@ -68,8 +69,11 @@ def save(
     optimizer: Mapping[str, Any],
     state: Mapping[str, Any],
     keep: int = 2,
+    keep_best: str | None = None,
 ) -> Path:
     """Write `<folder>/step-<step>` and return it; of the earlier ones keep the newest `keep` - 1.
+
+    keep_best: the name of a probe (`state["probe"]`); the checkpoint with its largest value stays as well.
 
     A checkpoint of the same step is replaced; later ones belong to a run that was given up and are removed.
     CheckpointError where it cannot be written: nothing of it is left then, the last good one still stands.
@@ -78,7 +82,7 @@ def save(
         saving = begin(folder, step)
         save_file(_unshared(model), saving / _MODEL)
         write_torch(saving / _OPTIMIZER, optimizer)
-        return finish(folder, step, state=state, keep=keep)
+        return finish(folder, step, state=state, keep=keep, keep_best=keep_best)
 
 
 def begin(folder: Path, step: int) -> Path:
@@ -90,7 +94,7 @@ def begin(folder: Path, step: int) -> Path:
     return saving
 
 
-def finish(folder: Path, step: int, *, state: Mapping[str, Any], keep: int) -> Path:
+def finish(folder: Path, step: int, *, state: Mapping[str, Any], keep: int, keep_best: str | None = None) -> Path:
     """Make what stands there the checkpoint of this step; see `save`."""
     if keep < 1:
         raise ValueError(f"keep: at least 1 checkpoint expected, {keep} found")
@@ -105,6 +109,9 @@ def finish(folder: Path, step: int, *, state: Mapping[str, Any], keep: int) -> P
     sync_folder(folder)
     shutil.rmtree(replaced, ignore_errors=True)
     kept = [other for other in _standing(folder) if _step(other) <= step][-keep:]
+    top = best(folder, keep_best, up_to=step) if keep_best else None
+    if top:
+        kept.append(top[0])
     for other in _standing(folder):
         if other not in kept:
             _remove(other)
@@ -137,10 +144,53 @@ def latest(folder: Path) -> Path | None:
     return standing[-1] if standing else None
 
 
+def best(folder: Path, probe: str, *, up_to: int | None = None) -> tuple[Path, float] | None:
+    """The checkpoint in `folder` with the largest value of `probe`, the earliest of equals, and that value.
+
+    up_to: later steps do not count. None where none was probed.
+    """
+    found: list[tuple[Path, float]] = []
+    for path in _standing(folder):
+        try:
+            value = read_state(path).get("probe", {}).get(probe)
+        except CheckpointError:  # damaged, and so not the best
+            continue
+        if isinstance(value, float) and (up_to is None or _step(path) <= up_to):
+            found.append((path, value))
+    return max(found, key=lambda one: one[1], default=None)
+
+
+def choose(folder: Path, which: str, probe: str | None) -> Path:
+    """The checkpoint that a command names: `latest`, `best` (by `probe`), a step's name in `folder`, or a path.
+
+    InputError where it does not stand, with those that do.
+    """
+    standing = _standing(folder)
+    if not standing and which in ("latest", "best"):
+        raise InputError(f"{folder.parent}: no checkpoint yet; let the run reach training.save_every_steps")
+    here = ", ".join(path.name for path in standing) or "none"
+    if which == "latest":
+        return standing[-1]
+    if which == "best":
+        top = best(folder, probe) if probe else None
+        if not top:
+            raise InputError(
+                f"{folder}: a checkpoint probed for {probe or 'training.keep_best'} expected, none found; set "
+                f"training.keep_best (knn_target, say) for the run, or name one of these: {here}"
+            )
+        return top[0]
+    path = next((path for path in (folder / which, Path(which)) if _NAME.fullmatch(path.name) and path.is_dir()), None)
+    if path is None:
+        raise InputError(
+            f"--checkpoint {which}: `latest`, `best` or the folder of a checkpoint expected, none found; here: {here}"
+        )
+    return path
+
+
 def load(path: Path) -> Checkpoint:
     """The checkpoint at `path`, every byte checked. CheckpointError if damaged, naming the one before.
 
-    Of a sharded one `model` and `optimizer` are empty: sharded.py reads them.
+    Of a sharded one `model` and `optimizer` are empty: saving.py reads them.
     """
     _verify(path)
     state = read_state(path)
@@ -162,6 +212,11 @@ def load(path: Path) -> Checkpoint:
 def is_sharded(path: Path) -> bool:
     """Whether a checkpoint's weights and moments were sharded over ranks."""
     return (path / METADATA).exists()
+
+
+def identity(path: Path) -> str:
+    """What tells this checkpoint from any other: the digest of its files' digests."""
+    return hashlib.blake2b(json.dumps(_read_json(path, _FILES), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def read_state(path: Path) -> dict[str, Any]:

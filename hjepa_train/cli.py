@@ -10,11 +10,14 @@ from hjepa_shards import InputError, console, run_app
 from hjepa_train.comparison import compare
 from hjepa_train.distributed import is_first
 from hjepa_train.dryrun import DryRun, as_sheets, dry_run
-from hjepa_train.evaluate import evaluate
+from hjepa_train.evaluate import PROBES, USUAL, evaluate_all, probes_named
 from hjepa_train.export import FORMS, Form, export
-from hjepa_train.report import did_it_learn, did_it_run_right, read_run, what_ran, write_report
-from hjepa_train.run import load_run_config, train
+from hjepa_train.report import did_it_learn, did_it_run_right, probed, read_run, what_ran, write_report
+from hjepa_train.run import train
+from hjepa_train.runconfig import load_run_config
 from hjepa_train.sheet import as_rich
+
+_WHICH = "latest, best (by the probe that training.keep_best names), or a checkpoint's folder"
 
 app = typer.Typer(
     help="Train on mixtures of shards, go on after any kill, and see whether it learnt.",
@@ -76,15 +79,31 @@ def _print_dry_run(dry: DryRun) -> None:
 @app.command("eval")
 def eval_command(
     folder: Annotated[Path, typer.Argument(help="runs/<name>")],
-    source: Annotated[str | None, typer.Option(help="a built, labelled source [default: the config's]")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="a built, labelled source (may be repeated) [default: the config's]")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="split to test on [default: test, else val]")] = None,
     bank: Annotated[int | None, typer.Option(help="labelled images that the probes learn from")] = None,
     test: Annotated[int | None, typer.Option(help="images they are tested on")] = None,
+    probe: Annotated[str, typer.Option(help=f"some of {', '.join(PROBES)}")] = ",".join(USUAL),
+    checkpoint: Annotated[str, typer.Option(help=_WHICH)] = "latest",
 ) -> None:
-    """Probe a run's encoders on frozen features, beside chance, raw pixels, PCA-30 and the untrained encoder."""
-    evaluate(folder, source=source, split=split, bank=bank, test=test, say=console.print)
-    console.print(as_rich(did_it_learn(read_run(folder))[-1]))
-    console.print(f"report  {folder / 'report.md'}")
+    """Probe a run's encoders on frozen features, beside chance, raw pixels, PCA-30 and the untrained encoder.
+
+    Killed at any moment, the same command goes on behind the last finished probe.
+    """
+    results = evaluate_all(
+        folder,
+        source or [],
+        split=split,
+        which=checkpoint,
+        probes=probes_named(probe),
+        bank=bank,
+        test=test,
+        say=console.print,
+    )
+    console.print(as_rich(probed(results)))
+    console.print(f"report  {folder / 'report.md'}\njson    {folder / 'evaluation.json'}")
 
 
 @app.command("report")
@@ -118,6 +137,7 @@ def export_command(
     encoder: Annotated[
         str | None, typer.Option(help="which of the run's encoders [default: the target, where there is one]")
     ] = None,
+    checkpoint: Annotated[str, typer.Option(help=_WHICH)] = "latest",
 ) -> None:
     """The encoder for other programs: weights, a folder for timm.create_model("local-dir:..."), an ONNX graph."""
-    console.print(f"written  {export(folder, to, out, encoder=encoder)}")
+    console.print(f"written  {export(folder, to, out, encoder=encoder, which=checkpoint)}")

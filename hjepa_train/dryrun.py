@@ -18,7 +18,7 @@ from hjepa_train.checkpoint import latest
 from hjepa_train.hardware import MACHINES, Machine
 from hjepa_train.memory import Memory, memory_of_a_step
 from hjepa_train.report import Sheet
-from hjepa_train.run import RunConfig, build_parts
+from hjepa_train.runconfig import RunConfig, build_parts
 
 ASSUMED_MFU = 0.4
 """Share of the peak that the hours assume; what a run really has stands in its metrics.jsonl as `mfu`."""

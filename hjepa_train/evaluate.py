@@ -1,57 +1,73 @@
 """What frozen features are worth: every encoder of a run beside what it must beat.
 
-Features are average-pooled; bank and test are the first samples in manifest order, which is a keyed shuffle, so they
-are random subsets. Baselines stand in the same table: chance, raw pixels, 30 principal components, and the same
-encoder untrained, with the very weights that the run began with.
+Features are average-pooled (the attentive probe sees the tokens); which images, hjepa_train/heldout.py says. Baselines
+stand in the same table: chance, raw pixels, 30 principal components, and the same encoder untrained, with the very
+weights that the run began with. Each finished part is on disk at once (hjepa_train/finished.py): an evaluation that was
+killed goes on where it was, and another probe of the same checkpoint joins the numbers that are there.
 """
 
 import copy
-import difflib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, final, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hjepa_shards import (
-    SOURCES,
-    DataConfig,
-    InputError,
-    load_mixture,
-    manifest_at,
-    parse,
-    place_of,
-    read_split,
-    splits_at,
-    write_atomically,
-)
+from hjepa_shards import DataConfig, InputError, load_mixture, manifest_at, parse, place_of, write_atomically
 from hjepa_train import checkpoint
-from hjepa_train.augment import normalise
+from hjepa_train.attentive import attentive_probe
 from hjepa_train.backbones import Backbone
-from hjepa_train.probe import chance, pca, probe
+from hjepa_train.finished import Finished, digest
+from hjepa_train.heldout import (
+    EvaluationConfig,
+    Labelled,
+    held_out_split,
+    last_stages,
+    pooled_features,
+    read_labelled,
+    token_reader,
+)
+from hjepa_train.probe import chance, checked, knn_probe, linear_probe, pca
 from hjepa_train.report import write_report
-from hjepa_train.run import CONFIG_FILE, EvaluationConfig, RunConfig, build_parts, choose_device, load_run_config
+from hjepa_train.ridge import ridge_probe
+from hjepa_train.run import choose_device
+from hjepa_train.runconfig import CONFIG_FILE, RunConfig, build_parts, load_run_config
 from hjepa_train.saving import restore
+from hjepa_train.sgd_probe import sgd_probe
 
-_BATCH = 256
+Probe = Literal["linear", "knn", "ridge", "sgd", "attentive"]
+PROBES: tuple[Probe, ...] = get_args(Probe)
+USUAL: tuple[Probe, ...] = ("linear", "knn", "ridge")
+"""What is cheap."""
+
+Split = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Bank [N, D] and its labels [N], test [M, D] and its labels [M]."""
+
 _PIXELS_SIDE = 32
 """Raw pixels of larger images are averaged down to this side: 150,528 dimensions would drown any probe."""
+_COLUMNS = (
+    *("linear", "knn", "knn_centred", "knn_whitened", "dims", "l2", "ridge", "ridge_l2"),
+    *("sgd", "sgd_lr", "sgd_last4", "sgd_last4_lr", "attentive", "attentive_lr"),
+)
 
 
 def evaluate(
     folder: Path,
     *,
     source: str | None = None,
+    which: str = "latest",
+    probes: Sequence[Probe] = USUAL,
     known_rows: Sequence[dict[str, Any]] = (),
     say: Callable[[str], None] = lambda what: None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Probe a run's latest checkpoint on a labelled source; also written to evaluation.json and report.md.
+    """Probe a run's checkpoint on a labelled source; also written to evaluation.json and report.md.
 
+    which: `latest`, `best` (by training.keep_best) or a checkpoint's folder.
     known_rows: rows that need no probing, such as the pixels' from another run's evaluation on the same images.
     say: hears what is being done, some minutes in all.
     changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in report.py.
@@ -63,47 +79,158 @@ def evaluate(
         "evaluation",
     )
     name = source or settings.source or config.data.sources[0].name
-    path = checkpoint.latest(folder / "checkpoints")
-    if path is None:
-        raise InputError(f"{folder}: no checkpoint yet; let the run reach training.save_every_steps")
+    path = checkpoint.choose(folder / "checkpoints", which, config.training.keep_best)
     device = choose_device(config.training.device)
     encoders = _encoders(config, path, device)
     data = config.data
-    split = _test_split(data, name, settings.split)
-    say(f"reading {name}")
-    bank, bank_labels = _read(data, name, "train", settings.bank, settings.crop_share, device)
-    test, test_labels = _read(data, name, split, settings.test, settings.crop_share, device)
-    say(f"{len(bank):,} images of {name} train to learn from, {len(test):,} of {name} {split} to be tested on")
+    split = held_out_split(data, name, settings.split)
+
+    @cache
+    def images() -> tuple[Labelled, Labelled]:
+        say(f"reading {name}")
+        bank, test = (
+            read_labelled(data, name, part, limit, settings.crop_share, device)
+            for part, limit in (("train", settings.bank), (split, settings.test))
+        )
+        say(
+            f"{len(bank.labels):,} images of {name} train to learn from, {len(test.labels):,} of {name} {split} to be "
+            "tested on"
+        )
+        return bank, test
+
+    decides = _images(config, settings, name, split)
+    finished = Finished(folder / "evaluated.jsonl")
+    counts = finished.get(digest(decides), "chance")
+    if counts is None:
+        bank, test = images()
+        percent = chance(bank.labels, test.labels)
+        counts = {"chance": percent, "bank": len(bank.labels), "test": len(test.labels)}
+        finished.put(digest(decides), "chance", counts)
+    rows = list(known_rows)
     known = {row["features"] for row in known_rows}
-    features: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
-        "raw pixels": lambda: (_pixels(bank), _pixels(test)),
-        "PCA-30": lambda: pca(_pixels(bank), _pixels(test)),
-        **{
-            name: lambda encoder=encoder: (_pooled(encoder, bank, data), _pooled(encoder, test, data))
-            for name, encoder in encoders.items()
-        },
-    }
-
-    def row(features_name: str, make: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Any]:
-        say(f"probing {features_name}")
-        of_bank, of_test = make()
-        return asdict(probe(features_name, of_bank, bank_labels, of_test, test_labels))
-
+    for features, encoder in {"raw pixels": None, "PCA-30": None, **encoders}.items():
+        if features not in known:
+            key = digest({**decides, "features": features, **_weights(config, path, features, encoder)})
+            subject = partial(lambda name, encoder: _Subject(name, *images(), data, encoder), features, encoder)
+            rows.append(_row(features, key, finished, probes, subject, say))
     result = {
         "source": name,
         "split": split,
         "checkpoint": path.name,
-        "bank": len(bank),
-        "test": len(test),
-        "chance": chance(bank_labels, test_labels),
-        "rows": [
-            *known_rows,
-            *(row(key, make) for key, make in features.items() if key not in known),
-        ],
+        "bank": int(counts["bank"]),
+        "test": int(counts["test"]),
+        "crop_share": settings.crop_share,
+        "chance": counts["chance"],
+        "rows": rows,
     }
     _remember(folder / "evaluation.json", result)
     write_report(folder)
     return result
+
+
+def evaluate_all(folder: Path, sources: Sequence[str], *, split: str | None = None, **how: Any) -> list[dict[str, Any]]:
+    """`evaluate` on each of several sources; all of them are looked for before the first is probed.
+
+    sources: none for the configuration's own. how: as `evaluate` takes it.
+    """
+    config = load_run_config(folder / CONFIG_FILE)
+    for source in sources:
+        held_out_split(config.data, source, split or config.evaluation.split)
+    return [evaluate(folder, source=source, split=split, **how) for source in sources or [None]]
+
+
+def probes_named(text: str) -> tuple[Probe, ...]:
+    """`linear,knn` as a user writes it. InputError naming what is not known."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in PROBES:
+            raise InputError(f"--probe {text}: some of {', '.join(PROBES)}, with commas, expected, {name} found")
+    if not names:
+        raise InputError(f"--probe {text}: some of {', '.join(PROBES)}, with commas, expected, none found")
+    return tuple(probe for probe in PROBES if probe in names)
+
+
+@final
+class _Subject:
+    """One kind of features of bank and test; each form of them is made once, and only where a probe asks for it."""
+
+    def __init__(self, name: str, bank: Labelled, test: Labelled, data: DataConfig, encoder: Backbone | None) -> None:
+        self.name, self.bank, self.test, self.data, self.encoder = name, bank, test, data, encoder
+
+    @cached_property
+    def pooled(self) -> Split:
+        if self.encoder is not None:
+            encoder = self.encoder
+            return self._split(*(pooled_features(encoder, part.images, self.data) for part in (self.bank, self.test)))
+        pixels = _pixels(self.bank.images), _pixels(self.test.images)
+        return self._split(*(pca(*pixels) if self.name == "PCA-30" else pixels))
+
+    def stages(self, encoder: Backbone) -> Split:
+        return self._split(*(last_stages(encoder, part.images, self.data) for part in (self.bank, self.test)))
+
+    def _split(self, bank_ND: Tensor, test_MD: Tensor) -> Split:
+        bank, test = self.bank.labels, self.test.labels
+        return checked(self.name, "bank", bank_ND, bank), bank, checked(self.name, "test", test_MD, test), test
+
+    def linear(self) -> dict[str, float]:
+        accuracy, l2 = linear_probe(*self.pooled)
+        return {"linear": accuracy, "dims": self.pooled[0].shape[1], "l2": l2}
+
+    def knn(self) -> dict[str, float]:
+        plain, centred, whitened = knn_probe(*self.pooled)
+        dims = self.pooled[0].shape[1]
+        return {"knn": plain, "knn_centred": centred, "knn_whitened": whitened, "dims": dims}
+
+    def ridge(self) -> dict[str, float]:
+        accuracy, l2 = ridge_probe(*self.pooled)
+        return {"ridge": accuracy, "dims": self.pooled[0].shape[1], "ridge_l2": l2}
+
+    def sgd(self) -> dict[str, float]:
+        accuracy, lr = sgd_probe(*self.pooled)
+        found = {"sgd": accuracy, "dims": self.pooled[0].shape[1], "sgd_lr": lr}
+        if self.encoder is not None:
+            found["sgd_last4"], found["sgd_last4_lr"] = sgd_probe(*self.stages(self.encoder))
+        return found
+
+    def attentive(self) -> dict[str, float]:
+        """Nothing for pixels, which have no tokens."""
+        if self.encoder is None:
+            return {}
+        _, bank_labels, _, test_labels = self.pooled  # checked
+        bank, test = (token_reader(self.encoder, part.images, self.data) for part in (self.bank, self.test))
+        accuracy, lr = attentive_probe(bank, bank_labels, test, test_labels)
+        return {"attentive": accuracy, "dims": self.encoder.width, "attentive_lr": lr}
+
+
+def _row(
+    features: str,
+    key: str,
+    finished: Finished,
+    probes: Sequence[Probe],
+    subject: Callable[[], _Subject],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """A row of the table, whatever of it is finished already: these probes, and all that were asked for earlier."""
+    missing: list[Probe] = [probe for probe in probes if finished.get(key, probe) is None]
+    done = [probe for probe in probes if probe not in missing]
+    if done:
+        say(f"known already: {features} ({', '.join(done)})")
+    if missing:
+        say(f"probing {features} ({', '.join(missing)})")
+        of = subject()
+        ways: dict[Probe, Callable[[], dict[str, float]]] = {
+            "linear": of.linear,
+            "knn": of.knn,
+            "ridge": of.ridge,
+            "sgd": of.sgd,
+            "attentive": of.attentive,
+        }
+        for probe in missing:
+            finished.put(key, probe, ways[probe]())
+    found: dict[str, float] = {}
+    for probe in PROBES:
+        found |= finished.get(key, probe) or {}
+    return {"features": features} | {column: found[column] for column in _COLUMNS if column in found}
 
 
 def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, Backbone]:
@@ -117,62 +244,26 @@ def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, 
     return {name: encoder.to(device).eval() for name, encoder in found.items()}
 
 
-def _test_split(data: DataConfig, source: str, asked: str | None) -> str:
-    """The split to test on, which stands beside a train split for the bank."""
-    where = f"{data.root.rstrip('/')}/{source}"
-    built = splits_at(data.root, source, [asked] if asked else [])
-    if not built:
-        others = sorted({*(folder.name for folder in Path(data.root).glob("*")), *(one.name for one in data.sources)})
-        others = [other for other in others if splits_at(data.root, other)]
-        nearest = difflib.get_close_matches(source, others, n=1)
-        advice = f"did you mean {nearest[0]}?" if nearest else f"built there: {', '.join(others) or 'nothing'}"
-        if source in SOURCES:
-            advice = f"build it with {_build(source, source)}"
-        raise InputError(f"{where}: a built source expected, none found; {advice}")
-    tests = [asked] if asked else [split for split in ("test", "val") if split in built]
-    if not tests or tests[0] not in built or tests[0] == "train" or "train" not in built:
-        raw_source = manifest_at(place_of(data.root, source, built[0])).raw_source
-        raise InputError(
-            f"{where}: a split train to fit the probe on and another, {asked or 'test or val'}, to test it on "
-            f"expected, {', '.join(built)} found; build it with {_build(source, raw_source)}, or name another source "
-            "with --source or split with --split"
-        )
-    return tests[0]
+def _images(config: RunConfig, settings: EvaluationConfig, source: str, split: str) -> dict[str, Any]:
+    """What decides which pixels and labels are probed."""
+    data = config.data
+    return {
+        "source": source,
+        "images": [manifest_at(place_of(data.root, source, part)).content_digest for part in ("train", split)],
+        "limits": [settings.bank, settings.test],
+        "crop_share": settings.crop_share,
+        "image_size": data.image_size,
+    }
 
 
-def _build(source: str, raw_source: str) -> str:
-    """The command that builds all usual splits of a source."""
-    raw = " --raw DIR" if raw_source not in SOURCES or SOURCES[raw_source].layout else ""
-    name = f" --name {source}" if source != raw_source else ""
-    inner = " (DIR: train/<class>/ and test/<class>/)" if raw_source == "folder" else ""
-    return f"`hjepa-shards build {raw_source}{raw}{name}`{inner}"
-
-
-def _read(
-    data: DataConfig, source: str, split: str, limit: int, crop_share: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Images, uint8 [n, 3, R, R], and labels [n]."""
-    place = place_of(data.root, source, split)
-    batches = read_split(
-        place, image_size=data.image_size, batch=_BATCH, crop_share=crop_share, limit=limit, cache=data.cache
-    )
-    pairs = [
-        (torch.from_numpy(batch.images[batch.valid]), torch.from_numpy(batch.labels[batch.valid])) for batch in batches
-    ]
-    images = torch.cat([images for images, _ in pairs]).permute(0, 3, 1, 2)
-    labels = torch.cat([labels for _, labels in pairs])
-    if (labels < 0).all():
-        raise InputError(
-            f"{place}: labels to probe for expected, none found; name a labelled source with --source: cifar10, say, "
-            "or a folder that was built from train/<class>/ and test/<class>/"
-        )
-    return images.to(device), labels.to(device)
-
-
-@torch.no_grad()
-def _pooled(encoder: Backbone, images: Tensor, data: DataConfig) -> Tensor:
-    parts = (normalise(part.float(), mean=data.pixel_mean, std=data.pixel_std) for part in images.split(_BATCH))
-    return torch.cat([encoder.encode(encoder.embed(part)).pooled_BD for part in parts])
+def _weights(config: RunConfig, path: Path, features: str, encoder: Backbone | None) -> dict[str, Any]:
+    """What decides a row's features beside the images."""
+    if encoder is None:
+        return {}
+    statistics = [list(config.data.pixel_mean), list(config.data.pixel_std)]
+    if features == "untrained":
+        return {"pixels": statistics, "backbone": config.backbone, "seed": config.run.seed}
+    return {"pixels": statistics, "checkpoint": checkpoint.identity(path)}
 
 
 def _pixels(images: Tensor) -> Tensor:

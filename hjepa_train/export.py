@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hjepa_shards import InputError
 from hjepa_train import checkpoint
 from hjepa_train.backbones import Backbone, ViT
-from hjepa_train.run import CONFIG_FILE, RunConfig, build_parts, load_run_config
+from hjepa_train.runconfig import CONFIG_FILE, RunConfig, build_parts, load_run_config
 from hjepa_train.saving import restore
 
 Form = Literal["safetensors", "torch", "timm", "onnx"]
@@ -29,16 +29,17 @@ _TOLERANCE = 1e-4
 """Largest difference of onnxruntime's features from PyTorch's, relative to their size."""
 
 
-def export(folder: Path, to: Form, out: Path | None = None, *, encoder: str | None = None) -> Path:
-    """Write an encoder of a run's latest checkpoint. Returns where: `out`, by default <run>/export/<encoder>-<to>.
+def export(
+    folder: Path, to: Form, out: Path | None = None, *, encoder: str | None = None, which: str = "latest"
+) -> Path:
+    """Write an encoder of a run's checkpoint. Returns where: `out`, by default <run>/export/<encoder>-<to>.
 
+    which: `latest`, `best` (by training.keep_best) or a checkpoint's folder.
     encoder: by default the last of the run's: the momentum target where there is one.
     InputError for an encoder that the run does not have, and where the form has no place for its backbone.
     """
     config = load_run_config(folder / CONFIG_FILE)
-    path = checkpoint.latest(folder / "checkpoints")
-    if path is None:
-        raise InputError(f"{folder}: no checkpoint yet; let the run reach training.save_every_steps")
+    path = checkpoint.choose(folder / "checkpoints", which, config.training.keep_best)
     _, objective = build_parts(config, _ANY_LENGTH, str(folder))
     restore(checkpoint.load(path), objective)
     encoders = objective.encoders()

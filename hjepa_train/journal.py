@@ -10,6 +10,7 @@ A line's keys:
     images_per_s, data_wait     data_wait: share of the time, 0 to 1
     mfu                         model FLOP/s over the device's peak, 0 to 1; only where that is known (hardware.py)
     rho_l0 .., gap_l0 .., sd, positional_share, alignment, uniformity, rankme, rankme_cap, grad_norm
+    knn_target, ridge_target .. percent right of an encoder's features behind this update, where it was probed
     alarms, judged, proof       names of the alarms that fire, whether warm-up is over; the order proof, hex
     sources                     {name: {count, share, target, loss, passes}}; loss is of the steps since
                                 the last line, the rest of the run so far (target: what its weights asked for)

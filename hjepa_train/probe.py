@@ -76,18 +76,9 @@ def probe(
     seed: int = 0,
 ) -> ProbeRow:
     """The row of these features, all four tensors on one device. Images [N, 3, R, R] are flattened."""
-    bank, test = _flat(name, "bank", bank_ND, bank_labels_N), _flat(name, "test", test_MD, test_labels_M)
-    with _full_precision():
-        components = fit_pca(bank)
-        linear, l2 = _linear_accuracy(bank, bank_labels_N, test, test_labels_M, seed)
-        plain, centred, whitened = (
-            _knn_accuracy(seen, bank_labels_N, new, test_labels_M)
-            for seen, new in (
-                (bank, test),
-                (bank - components.mean, test - components.mean),
-                (components.whiten(bank), components.whiten(test)),
-            )
-        )
+    bank, test = checked(name, "bank", bank_ND, bank_labels_N), checked(name, "test", test_MD, test_labels_M)
+    plain, centred, whitened = knn_probe(bank, bank_labels_N, test, test_labels_M)
+    linear, l2 = linear_probe(bank, bank_labels_N, test, test_labels_M, seed=seed)
     return ProbeRow(
         features=name,
         linear=linear,
@@ -97,6 +88,47 @@ def probe(
         dims=bank.shape[1],
         l2=l2,
     )
+
+
+def knn_probe(
+    bank_ND: Tensor, bank_labels_N: Tensor, test_MD: Tensor, test_labels_M: Tensor
+) -> tuple[float, float, float]:
+    """k-NN on features of `checked`: as they are, centred, whitened."""
+    with full_precision():
+        components = fit_pca(bank_ND)
+        plain, centred, whitened = (
+            knn_accuracy(seen, bank_labels_N, new, test_labels_M)
+            for seen, new in (
+                (bank_ND, test_MD),
+                (bank_ND - components.mean, test_MD - components.mean),
+                (components.whiten(bank_ND), components.whiten(test_MD)),
+            )
+        )
+    return plain, centred, whitened
+
+
+def linear_probe(
+    bank_ND: Tensor, bank_labels_N: Tensor, test_MD: Tensor, test_labels_M: Tensor, *, seed: int = 0
+) -> tuple[float, float]:
+    """Softmax regression on features of `checked`: percent right on the test, and the L2 chosen for it."""
+    bank_ND, test_MD = standardise(bank_ND, test_MD)
+    num_classes = int(torch.maximum(bank_labels_N.max(), test_labels_M.max())) + 1
+    held, rest = held_out_tenth(len(bank_ND), seed, bank_ND.device)
+
+    def accuracy(fitted: tuple[Tensor, Tensor], features: Tensor, labels: Tensor) -> float:
+        return percent(F.linear(features, *fitted).argmax(dim=1) == labels, labels)
+
+    with full_precision():
+        on_held = {
+            l2: accuracy(
+                fit_linear(bank_ND[rest], bank_labels_N[rest], num_classes, l2),
+                bank_ND[held],
+                bank_labels_N[held],
+            )
+            for l2 in L2_CANDIDATES
+        }
+        best = max(on_held, key=lambda l2: on_held[l2])
+        return accuracy(fit_linear(bank_ND, bank_labels_N, num_classes, best), test_MD, test_labels_M), best
 
 
 def pca(bank_ND: Tensor, test_MD: Tensor, dims: int = 30) -> tuple[Tensor, Tensor]:
@@ -110,8 +142,8 @@ def pca(bank_ND: Tensor, test_MD: Tensor, dims: int = 30) -> tuple[Tensor, Tenso
 
 def chance(bank_labels_N: Tensor, test_labels_M: Tensor) -> float:
     """Percent right for always answering the bank's commonest class."""
-    _check_labels("chance", "bank", bank_labels_N)
-    return _percent(test_labels_M == bank_labels_N.bincount().argmax(), test_labels_M)
+    check_labels("chance", "bank", bank_labels_N)
+    return percent(test_labels_M == bank_labels_N.bincount().argmax(), test_labels_M)
 
 
 def fit_pca(bank_ND: Tensor, leading: int | None = None) -> Pca:
@@ -172,35 +204,12 @@ def knn_predict(bank_ND: Tensor, bank_labels_N: Tensor, test_MD: Tensor, chunk: 
     return torch.cat(predicted)
 
 
-def _linear_accuracy(
-    bank_ND: Tensor, bank_labels_N: Tensor, test_MD: Tensor, test_labels_M: Tensor, seed: int
-) -> tuple[float, float]:
-    """Percent right on the test, and the L2 chosen for it."""
-    bank_ND, test_MD = _standardise(bank_ND, test_MD)
-    num_classes = int(torch.maximum(bank_labels_N.max(), test_labels_M.max())) + 1
-    order = torch.from_numpy(permutation(derive_key(seed, "probe", "held-out tenth"), len(bank_ND)))
-    held, rest = order.to(bank_ND.device).tensor_split([max(len(bank_ND) // 10, 1)])
-
-    def accuracy(fitted: tuple[Tensor, Tensor], features: Tensor, labels: Tensor) -> float:
-        return _percent(F.linear(features, *fitted).argmax(dim=1) == labels, labels)
-
-    on_held = {
-        l2: accuracy(
-            fit_linear(bank_ND[rest], bank_labels_N[rest], num_classes, l2),
-            bank_ND[held],
-            bank_labels_N[held],
-        )
-        for l2 in L2_CANDIDATES
-    }
-    best = max(on_held, key=lambda l2: on_held[l2])
-    return accuracy(fit_linear(bank_ND, bank_labels_N, num_classes, best), test_MD, test_labels_M), best
+def knn_accuracy(bank_ND: Tensor, bank_labels_N: Tensor, test_MD: Tensor, test_labels_M: Tensor) -> float:
+    """Percent right of cosine k-NN."""
+    return percent(knn_predict(bank_ND, bank_labels_N, test_MD) == test_labels_M, test_labels_M)
 
 
-def _knn_accuracy(bank_ND: Tensor, bank_labels_N: Tensor, test_MD: Tensor, test_labels_M: Tensor) -> float:
-    return _percent(knn_predict(bank_ND, bank_labels_N, test_MD) == test_labels_M, test_labels_M)
-
-
-def _standardise(bank_ND: Tensor, test_MD: Tensor) -> tuple[Tensor, Tensor]:
+def standardise(bank_ND: Tensor, test_MD: Tensor) -> tuple[Tensor, Tensor]:
     """Mean 0 and deviation 1 over the bank; a dimension that is constant there says nothing and becomes 0."""
     deviation_D, mean_D = torch.std_mean(bank_ND, dim=0, correction=0)
     says_nothing_D = deviation_D <= 1e-6 * mean_D.abs()  # rounding makes it differ a little from 0
@@ -208,11 +217,19 @@ def _standardise(bank_ND: Tensor, test_MD: Tensor) -> tuple[Tensor, Tensor]:
     return (bank_ND - mean_D) * scale_D, (test_MD - mean_D) * scale_D
 
 
-def _percent(right: Tensor, rows: Tensor) -> float:
+def held_out_tenth(num_rows: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(a keyed tenth of the bank's rows, by which settings are chosen; the rest), as indices."""
+    order = torch.from_numpy(permutation(derive_key(seed, "probe", "held-out tenth"), num_rows))
+    held, rest = order.to(device).tensor_split([max(num_rows // 10, 1)])
+    return held, rest
+
+
+def percent(right: Tensor, rows: Tensor) -> float:
+    """Of rows that are right."""
     return 100 * int(right.sum()) / len(rows)
 
 
-def _flat(name: str, part: str, features: Tensor, labels_N: Tensor) -> Tensor:
+def checked(name: str, part: str, features: Tensor, labels_N: Tensor) -> Tensor:
     """Features as float32 [N, D]; InputError where nothing can be learnt from them."""
     flat_ND = features.detach().flatten(1).float()
     if len(flat_ND) != len(labels_N) or len(flat_ND) < 2:
@@ -220,7 +237,7 @@ def _flat(name: str, part: str, features: Tensor, labels_N: Tensor) -> Tensor:
             f"{name}: {part}: at least 2 rows and a label for each expected, "
             f"{len(flat_ND)} rows and {len(labels_N)} labels found"
         )
-    _check_labels(name, part, labels_N)
+    check_labels(name, part, labels_N)
     num_broken = int((~flat_ND.isfinite().all(dim=1)).sum())
     if num_broken:
         raise InputError(
@@ -230,7 +247,7 @@ def _flat(name: str, part: str, features: Tensor, labels_N: Tensor) -> Tensor:
     return flat_ND
 
 
-def _check_labels(name: str, part: str, labels_N: Tensor) -> None:
+def check_labels(name: str, part: str, labels_N: Tensor) -> None:
     num_unlabelled = int((labels_N < 0).sum())
     if num_unlabelled:
         raise InputError(
@@ -240,7 +257,7 @@ def _check_labels(name: str, part: str, labels_N: Tensor) -> None:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """float32 products as such, whatever a trainer chose for speed (TF32 keeps 10 bits)."""
     chosen = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

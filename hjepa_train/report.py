@@ -5,7 +5,8 @@ Markdown and into a page, so all say the same; the page has curves and pictures 
 folder are read (config.yaml, metrics.jsonl, evaluation.json, pictures.png, the newest checkpoint's
 state.json), so a report can be made of any run, on any machine, while it still trains.
 
-evaluation.json: [{source, split, bank, test, chance, rows: [a `ProbeRow` as a mapping, ...]}, ...].
+evaluation.json: [{source, split, bank, test, chance, rows: [{features, dims, knn, ...}, ...]}, ...];
+the probes are those of `_PROBE_NAMES`.
 """
 
 import json
@@ -24,6 +25,16 @@ from hjepa_train.plots import run_charts
 from hjepa_train.sheet import NOTHING, Sheet, as_markdown, count, number, percent
 
 _ALARM_WHEN = {"rho": "ρ ≥ 1", "gap": "< .03", "sd": "< .2 of the start", "rankme": "< .7 of the start"}
+_PROBE_NAMES = {
+    "linear": "linear",
+    "knn": "k-NN",
+    "knn_centred": "k-NN centred",
+    "knn_whitened": "k-NN whitened",
+    "ridge": "ridge",
+    "sgd": "SGD",
+    "sgd_last4": "SGD last 4",
+    "attentive": "attentive",
+}
 _SIGNAL_NAMES = {
     "loss": "loss",
     "rho": "ρ: loss / loss of predicting the position's mean",
@@ -32,6 +43,11 @@ _SIGNAL_NAMES = {
     "positional_share": "share of variance that is position",
     "rankme": "RankMe (centred)",
     "grad_norm": "gradient norm",
+    **{
+        f"{kind}_{name}": f"{title} of the {name} encoder during the run, percent right"
+        for kind, title in (("knn", "k-NN"), ("ridge", "ridge probe"))
+        for name in ("online", "target", "encoder")
+    },
 }
 
 
@@ -141,7 +157,33 @@ def did_it_learn(run: Run) -> list[Sheet]:
     if not run.evaluations:
         note = f"Not evaluated yet: `hjepa-train eval {run.folder} --source NAME`."
         return [Sheet(title="Probes", columns=(), rows=(), note=note)]
-    return [_probes(evaluation) for evaluation in run.evaluations]
+    return [probed([evaluation]) for evaluation in run.evaluations]
+
+
+def probed(evaluations: Sequence[dict[str, Any]]) -> Sheet:
+    """One table of one or more evaluations; a column for each probe that any of them has."""
+    columns = [key for key in _PROBE_NAMES if any(key in row for one in evaluations for row in one["rows"])]
+    names = [f"{one['source']} ({one['split']})" for one in evaluations]
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    for name, one in zip(names, evaluations, strict=True):
+        before = f"{name}: " if len(evaluations) > 1 else ""
+        chance = number(one["chance"], 1)
+        cells = [[chance] * len(columns)] + [[number(row.get(key), 1) for key in columns] for row in one["rows"]]
+        for row, numbers in zip([{"features": "chance"}, *one["rows"]], cells, strict=True):
+            chosen = [f"{row['l2']:.0e}" if "l2" in row else NOTHING] if "linear" in columns else []
+            rows.append((before + row["features"], count(row.get("dims")), *numbers, *chosen))
+        about = f"Bank {count(one['bank'])}, test {count(one['test'])}; chance: its commonest class"
+        notes.append(before + about)
+    return Sheet(
+        title="Percent right" if len(evaluations) > 1 else f"{names[0]}, percent right",
+        columns=(
+            *("features", "dims", *(_PROBE_NAMES[key] for key in columns)),
+            *(["L2"] if "linear" in columns else []),
+        ),
+        rows=tuple(rows),
+        note="\n".join(notes),
+    )
 
 
 def signals(run: Run) -> dict[str, tuple[str, str]]:
@@ -218,25 +260,6 @@ def _alarms(run: Run) -> Sheet:
         columns=("alarm", "first at step", "last at step", "log points"),
         rows=tuple(rows),
         note="" if fired else "None fired." if enough else "Not judged yet: that takes 3 log points behind warm-up.",
-    )
-
-
-def _probes(evaluation: dict[str, Any]) -> Sheet:
-    chance = number(evaluation["chance"], 1)
-    rows = [("chance", NOTHING, chance, chance, chance, chance, NOTHING)] + [
-        (
-            row["features"],
-            count(row["dims"]),
-            *(number(row[key], 1) for key in ("linear", "knn", "knn_centred", "knn_whitened")),
-            f"{row['l2']:.0e}",
-        )
-        for row in evaluation["rows"]
-    ]
-    return Sheet(
-        title=f"{evaluation['source']} ({evaluation['split']}), percent right",
-        columns=("features", "dims", "linear", "k-NN", "k-NN centred", "k-NN whitened", "L2"),
-        rows=tuple(rows),
-        note=f"Bank {count(evaluation['bank'])}, test {count(evaluation['test'])}; chance: its commonest class",
     )
 
 

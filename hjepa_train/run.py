@@ -1,4 +1,4 @@
-"""A run: its configuration, its parts, its folder. The only place where parts meet.
+"""A run: its parts, its folder, its beginning and end. The only place where parts meet.
 
 runs/<name>/  config.yaml  metrics.jsonl  report.md  report.html  pictures.png  evaluation.json  checkpoints/step-<n>/
               tensorboard/  skipped.jsonl
@@ -7,35 +7,29 @@ runs/<name>/  config.yaml  metrics.jsonl  report.md  report.html  pictures.png  
 import contextlib
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ValidationError
 
 from hjepa_shards import Batch as Loaded
 from hjepa_shards import (
-    DataConfig,
     InputError,
     Mixture,
     ResumeMismatch,
-    Strict,
     add_proofs,
     exclusive,
     flatten,
     load_mixture,
-    load_yaml,
     open_loader,
-    overridden,
-    parse,
     write_atomically,
 )
 from hjepa_train import checkpoint, schedules
-from hjepa_train.backbones import BACKBONES, Backbone, build_backbone
 from hjepa_train.data import page_locked, to_micro_batches
 from hjepa_train.distributed import Agreement, gather, joined, on_first, rank, world_size
 from hjepa_train.guard import Guard
@@ -43,123 +37,19 @@ from hjepa_train.hardware import images_per_s_at_peak
 from hjepa_train.interrupts import interrupts, leave
 from hjepa_train.journal import truncate_metrics
 from hjepa_train.metrics import Alarms
-from hjepa_train.objectives import OBJECTIVES, Objective
-from hjepa_train.optim import OptimConfig, build_optimizer
+from hjepa_train.objectives import Objective
+from hjepa_train.optim import build_optimizer
+from hjepa_train.runconfig import CONFIG_FILE, RunConfig, TrainingConfig, build_parts
 from hjepa_train.runlog import RunLog
 from hjepa_train.saving import Saver, restore
 from hjepa_train.scale import ScaleConfig, lay_out
 from hjepa_train.trainer import Schedule, fit
+from hjepa_train.watch import Watch, find_labels
 
-CONFIG_FILE = "config.yaml"
 _HALVES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SKIPPED = "skipped.jsonl"
 _SCALES_TRIED = 24
 """Halvings of fp16's first loss scale, 2^16, before a run is given up."""
-
-
-class RunSection(Strict):
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Of the run's folder."""
-    seed: int = Field(default=0, ge=0)
-    """Of the order of samples, crops, masks and weights."""
-    folder: Path = Path("runs")
-    """Where run folders stand."""
-
-
-class TrainingConfig(OptimConfig, ScaleConfig):
-    """How long, how large, how fast; AdamW's settings and those of scale.py are among these keys."""
-
-    epochs: int = Field(ge=1)
-    """Of data.epoch_samples positions each."""
-    global_batch: int = Field(ge=2)
-    """Images of an optimizer step, over all ranks and micro-batches."""
-    micro_batch: int | None = Field(default=None, ge=2)
-    """Images a rank works on at once; by default its whole part of the global batch."""
-    warmup_epochs: float | None = Field(default=None, ge=0)
-    """Of the learning rate, from 0 to its peak; by default a tenth of the run."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of matrix products; fp16 with a loss that is scaled."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    threads: int = Field(default=0, ge=0)
-    """Threads of a CPU run's arithmetic; 0 is one a core. Equal bits need equal threads."""
-    ranks_timeout_s: int = Field(default=600, ge=1)
-    """How long the ranks of a run wait for one that is lost."""
-    save_every_steps: int = Field(default=500, ge=1)
-    keep_checkpoints: int = Field(default=2, ge=1)
-
-
-class EvaluationConfig(Strict):
-    """Where frozen features are probed."""
-
-    source: str | None = None
-    """A built source with labels; by default the first of the mixture."""
-    split: str | None = None
-    """The split to test on; by default test, or val where there is no test."""
-    bank: int = Field(default=10_000, ge=2)
-    """Labelled training images that the probes learn from."""
-    test: int = Field(default=4_000, ge=1)
-    """Images they are tested on."""
-    crop_share: float = Field(default=0.875, gt=0, le=1)
-    """Side of the central crop as a share of the shorter side: .875 is the usual 224 of 256; 1 for small images."""
-
-
-class LoggingConfig(Strict):
-    tensorboard: bool = True
-    every_steps: int = Field(default=20, ge=1)
-    images_every: int = Field(default=10, ge=0)
-    """Pictures of masks and features at every so many log points, and at the run's last; 0 is never."""
-
-
-class RunConfig(Strict):
-    """One file describes a run."""
-
-    run: RunSection
-    data: DataConfig
-    backbone: dict[str, dict[str, Any]]
-    """Exactly one, by its name: {vit: {size: small, patch: 16}}."""
-    objective: dict[str, dict[str, Any]]
-    """Exactly one, by its name: {hjepa: {levels: 3}}."""
-    training: TrainingConfig
-    evaluation: EvaluationConfig = EvaluationConfig()
-    logging: LoggingConfig = LoggingConfig()
-
-    @field_validator("backbone", "objective")
-    @classmethod
-    def _exactly_one(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        if len(value) != 1:
-            raise ValueError(f"exactly one name expected, found {', '.join(value) or 'none'}")
-        return value
-
-
-def load_run_config(path: Path, changes: Sequence[str] = ()) -> RunConfig:
-    """A run's file, checked to the last key. InputError naming every wrong one.
-
-    changes: `training.lr=1e-4`, in place of what stands there.
-    """
-    config = parse(RunConfig, overridden(load_yaml(path), changes, str(path)), str(path))
-    _room(config.backbone, BACKBONES, f"{path}: backbone")
-    _room(config.objective, OBJECTIVES, f"{path}: objective")
-    return config
-
-
-def build_parts(config: RunConfig, num_steps: int, where: str) -> tuple[Backbone, Objective]:
-    """Backbone and objective of a run with their initial weights, a function of the configuration alone.
-
-    where: what to call the configuration in errors.
-    """
-    backbone_name, backbone_config, _ = _room(config.backbone, BACKBONES, f"{where}: backbone")
-    name, objective_config, objective = _room(config.objective, OBJECTIVES, f"{where}: objective")
-    if config.data.augmentation.views != objective.num_views:
-        raise InputError(
-            f"{where}: data.augmentation.views: {objective.num_views} expected, for {name} takes so many crops of an "
-            f"image, {config.data.augmentation.views} found"
-        )
-    size, seed = config.data.image_size, config.run.seed
-    try:
-        backbone = build_backbone(backbone_name, backbone_config, size, seed=seed)
-        return backbone, objective(backbone, objective_config, image_size=size, num_steps=num_steps, seed=seed)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
 
 
 def train(
@@ -256,6 +146,23 @@ def _train(
                 stops_alone=world_size() == 1,
             )
         )
+        per_epoch = mixture.epoch_samples / training.global_batch
+        watched = on_first(
+            lambda: find_labels(
+                config.data, config.evaluation, steps_per_epoch=per_epoch, global_batch=training.global_batch
+            )
+        )
+        watch = Watch(
+            watched,
+            objective.encoders(),
+            config.data,
+            config.evaluation,
+            num_steps=num_steps,
+            log_every=config.logging.every_steps,
+            checkpoints=folder / "checkpoints",
+            keep_best=training.keep_best,
+            say=lambda text: log.say(text),
+        )
         on_first(lambda: _begin_files(folder, config, start))
         log = RunLog(
             folder,
@@ -273,7 +180,13 @@ def _train(
         elif resume:
             log.say(f"beginning at step 0 of {num_steps}: no checkpoint in {folder} yet")
 
-        saver = Saver(folder / "checkpoints", objective, optimizer, keep=training.keep_checkpoints)
+        saver = Saver(
+            folder / "checkpoints",
+            objective,
+            optimizer,
+            keep=training.keep_checkpoints,
+            keep_best=training.keep_best,
+        )
         stack.enter_context(contextlib.closing(saver))
 
         def save(step: int, loaded: Loaded) -> None:
@@ -284,6 +197,7 @@ def _train(
                 "alarms": alarms.state_dict(),
                 "scaler": scaler.state_dict(),
                 "recipe": recipe,
+                "probe": watch.at(step),
             }
             saver.save(step, state)
 
@@ -317,6 +231,7 @@ def _train(
                 ),
                 log=log,
                 limit=images_per_s_at_peak(device, training.precision, objective.flops_per_image()),
+                probe=watch,
                 save=save,
                 stopping=lambda: agreed(came()) > 0,
             )
@@ -363,17 +278,6 @@ def _warmup_steps(config: RunConfig, mixture: Mixture, num_steps: int) -> int:
     return min(num_steps, math.ceil(epochs * mixture.epoch_samples / config.training.global_batch))
 
 
-def _room(
-    chosen: dict[str, dict[str, Any]], rooms: dict[str, tuple[type[Strict], Any]], where: str
-) -> tuple[str, Strict, Any]:
-    """(name, its parsed configuration, what builds it)."""
-    ((name, content),) = chosen.items()
-    if name not in rooms:
-        raise InputError(f"{where}: unknown name `{name}`; known: {', '.join(rooms)}")
-    model, builder = rooms[name]
-    return name, parse(model, content or {}, f"{where}.{name}"), builder
-
-
 def _checkpoint_to_resume(folder: Path, resume: str | None) -> Path | None:
     newest = checkpoint.latest(folder / "checkpoints")
     if resume == "auto":
@@ -403,7 +307,15 @@ def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) 
     free = {
         f"training.{name}"
         for name in (
-            *("device", "threads", "ranks_timeout_s", "save_every_steps", "keep_checkpoints", "micro_batch"),
+            *(
+                "device",
+                "threads",
+                "ranks_timeout_s",
+                "save_every_steps",
+                "keep_checkpoints",
+                "keep_best",
+                "micro_batch",
+            ),
             *ScaleConfig.model_fields,
         )
     }

@@ -116,6 +116,7 @@ class RunLog:
         self._num_steps = num_steps
         self._say_next = time.monotonic()
         self._alarms: set[str] = set()
+        self._probed = ""
 
     def advance(self) -> None:
         self._progress.advance(self._task)
@@ -130,6 +131,11 @@ class RunLog:
         shown.append(f"{row['images_per_s']:,.0f}/s, waits {row['data_wait']:.0%}")
         if "mfu" in row:
             shown.append(f"MFU {row['mfu']:.0%}")
+        for name in (key for key in row if key.startswith("knn_")):  # the last encoder's, until the next probe
+            if row.get(name) is not None:
+                self._probed = f"k-NN {row[name]:.1f}"
+        if self._probed:
+            shown.append(self._probed)
         self._progress.update(self._task, description=" ".join(shown))
         if not self._progress.console.is_terminal and time.monotonic() > self._say_next:
             self._say_next = time.monotonic() + _SAY_EVERY_S

@@ -32,9 +32,18 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class Saver:
     """Writes the checkpoints of a run. All ranks call it together; `close` it."""
 
-    def __init__(self, folder: Path, objective: Objective, optimizer: torch.optim.Optimizer, *, keep: int) -> None:
-        """keep: how many of the newest stay."""
-        self._folder, self._objective, self._optimizer, self._keep = folder, objective, optimizer, keep
+    def __init__(
+        self,
+        folder: Path,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        *,
+        keep: int,
+        keep_best: str | None = None,
+    ) -> None:
+        """keep: how many of the newest stay.  keep_best: by which probe one more does."""
+        self._folder, self._objective, self._optimizer = folder, objective, optimizer
+        self._kept: _Named = {"keep": keep, "keep_best": keep_best}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None
 
@@ -46,7 +55,7 @@ class Saver:
         elif rank() == 0:
             model, optimizer = (_on_host(part.state_dict()) for part in (self._objective, self._optimizer))
             self._writing = self._thread.submit(
-                checkpoint.save, self._folder, step, model=model, optimizer=optimizer, state=state, keep=self._keep
+                checkpoint.save, self._folder, step, model=model, optimizer=optimizer, state=state, **self._kept
             )
 
     def wait(self) -> None:
@@ -68,7 +77,7 @@ class Saver:
 
         def finish() -> Path:
             with checkpoint.told(self._folder, step, needed):
-                return checkpoint.finish(self._folder, step, state=state, keep=self._keep)
+                return checkpoint.finish(self._folder, step, state=state, **self._kept)
 
         saving = on_first(begin)
         with checkpoint.told(self._folder, step, needed):

@@ -56,6 +56,7 @@ def fit(
     guard: Guard,
     log: RunLog,
     limit: float | None,
+    probe: Callable[[int], tuple[dict[str, float], bool]],
     save: Callable[[int, Loaded], None],
     stopping: Callable[[], bool],
 ) -> int:
@@ -63,6 +64,7 @@ def fit(
 
     prepare: a loaded batch to micro-batches on the device.
     limit: images a second of one rank at its device's peak, None where that is unknown.
+    probe: called at log points with the number of steps done; numbers to log, and whether to save what has them.
     save: called with the number of steps done and the batch of the last one.
     stopping: asked behind each step; true saves and ends.
     """
@@ -105,9 +107,12 @@ def fit(
                 "proof": f"{add_proofs(*gather(loaded.proof)):032x}",
                 **compiled_graphs(),
             }
-            log.write(row)
+            probed, is_best = probe(step + 1)
+            log.write(row | probed)
             if schedule.draws(step):
                 log.show(step, objective, micro_batches[0], autocast)
+            watch.lap()  # without the time that looking on took
+            saving = saving or is_best
         asked_to_stop = stopping()
         if saving or asked_to_stop:
             save(step + 1, loaded)

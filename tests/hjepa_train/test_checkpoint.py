@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hjepa_shards.errors import ResumeMismatch
+from hjepa_shards.errors import InputError, ResumeMismatch
 from hjepa_train.checkpoint import (
     CheckpointError,
+    best,
+    choose,
     compare_recipe,
+    identity,
     latest,
     load,
     read_state,
@@ -42,6 +45,13 @@ def save_filled(folder: Path, step: int, numel: int = 64, keep: int = 2) -> Path
         state={"seed": step},
         keep=keep,
     )
+
+
+def save_probed(folder: Path, step: int, value: float | None, keep: int = 1) -> Path:
+    filled = torch.full((64,), float(step))
+    state = {"seed": step, "probe": {} if value is None else {"knn_target": value, "knn_online": -value}}
+    model, optimizer = {"w": filled}, {"state": {0: {"m": filled}}}
+    return save(folder, step, model=model, optimizer=optimizer, state=state, keep=keep, keep_best="knn_target")
 
 
 def assert_is_filled(path: Path, step: int) -> None:
@@ -241,6 +251,40 @@ class Killed(BaseException):
     """Like kill -9: nothing after it runs, no cleanup either."""
 
 
+class MortalDisk:
+    """Kills at the n-th call that changes the disk, once `calls_left` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls_left = 1000
+        for module, name in ((os, "fsync"), (Path, "rename"), (Path, "mkdir"), (shutil, "rmtree")):
+            monkeypatch.setattr(module, name, self._killing(getattr(module, name)))
+
+    def _killing(self, function: Any) -> Any:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            self.calls_left -= 1
+            if self.calls_left < 0:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    def each_kill(self, start: Path, work: Callable[[Path], Any]) -> Iterator[Path]:
+        """A copy of `start` for each call at which `work` on it can be killed, as that kill leaves it."""
+        for num_calls in range(100):
+            self.calls_left = 1000
+            folder = shutil.copytree(start, start.with_name(f"killed-{num_calls}"))
+            self.calls_left = num_calls
+            try:
+                work(folder)
+            except Killed:
+                self.calls_left = 1000
+                yield folder
+            else:
+                assert num_calls > 8
+                return
+        pytest.fail("the work never ended")
+
+
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_a_kill_before_any_call_to_the_disk_leaves_a_good_latest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
@@ -248,29 +292,7 @@ def test_a_kill_before_any_call_to_the_disk_leaves_a_good_latest(
     start = tmp_path / "start"
     for earlier in (1, 2):
         save_filled(start, earlier, keep=1 if step == 2 else 2)
-    remaining = 0
-
-    def killing(function: Any) -> Any:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            nonlocal remaining
-            remaining -= 1
-            if remaining < 0:
-                raise Killed
-            return function(*args, **kwargs)
-
-        return wrapped
-
-    for module, name in ((os, "fsync"), (Path, "rename"), (Path, "mkdir"), (shutil, "rmtree")):
-        monkeypatch.setattr(module, name, killing(getattr(module, name)))
-    for num_calls in range(100):
-        remaining = 1000
-        folder = shutil.copytree(start, tmp_path / f"killed-{num_calls}")
-        remaining = num_calls
-        try:
-            save_filled(folder, step)
-            break
-        except Killed:
-            remaining = 1000
+    for folder in MortalDisk(monkeypatch).each_kill(start, lambda folder: save_filled(folder, step)):
         recover(folder)
         found = latest(folder)
         assert found is not None
@@ -278,9 +300,26 @@ def test_a_kill_before_any_call_to_the_disk_leaves_a_good_latest(
         assert not [name for name in names(folder) if name.startswith(".")]
         save_filled(folder, step)
         assert_is_filled(folder / f"step-{step:08d}", step)
-    else:
-        pytest.fail("the save never ended")
-    assert num_calls > 8
+
+
+@pytest.mark.parametrize("value", [40.0, 60.0])
+def test_a_kill_before_any_call_to_the_disk_leaves_the_best_or_a_better_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    start = tmp_path / "start"
+    for step, earlier in ((1, 50.0), (2, 30.0)):
+        save_probed(start, step, earlier)
+    values = []
+    for folder in MortalDisk(monkeypatch).each_kill(start, lambda folder: save_probed(folder, 3, value)):
+        recover(folder)
+        found = best(folder, "knn_target")
+        assert found is not None
+        assert_is_filled(found[0], 1 if found[1] == 50 else 3)
+        values.append(found[1])
+        save_probed(folder, 3, value)
+        assert names(folder) == (["step-00000003"] if value == 60 else ["step-00000001", "step-00000003"])
+    assert values == sorted(values)
+    assert set(values) == {50.0, max(50.0, value)}
 
 
 def save_and_be_killed(folder: Path, num_kills: int) -> None:
@@ -367,3 +406,51 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file")
     with pytest.raises(CheckpointError, match="no checkpoint stands yet"):
         save_filled(tmp_path / "checkpoints", 1)
+
+
+def test_the_best_by_a_probe_stays_besides_the_newest_ones(tmp_path: Path) -> None:
+    for step, value in ((1, 20.0), (2, 45.5), (3, None), (4, 45.5), (5, 30.0), (6, None)):
+        save_probed(tmp_path, step, value, keep=2)
+    assert names(tmp_path) == ["step-00000002", "step-00000005", "step-00000006"]
+    assert best(tmp_path, "knn_target") == (tmp_path / "step-00000002", 45.5)
+    assert best(tmp_path, "knn_online") == (tmp_path / "step-00000005", -30.0)
+    assert best(tmp_path, "ridge_target") is None
+    save_probed(tmp_path, 7, 46.0, keep=2)
+    assert names(tmp_path) == ["step-00000006", "step-00000007"]
+    save_probed(tmp_path, 3, 1.0, keep=2)  # the run goes on from before: what came later was given up
+    assert names(tmp_path) == ["step-00000003"]
+
+
+def test_a_damaged_checkpoint_is_not_the_best_and_a_later_one_does_not_count(tmp_path: Path) -> None:
+    for step, value in ((1, 20.0), (2, 45.5), (3, 30.0)):
+        save_probed(tmp_path, step, value, keep=3)
+    assert best(tmp_path, "knn_target", up_to=1) == (tmp_path / "step-00000001", 20.0)
+    (tmp_path / "step-00000002" / "state.json").write_text("{")
+    assert best(tmp_path, "knn_target") == (tmp_path / "step-00000003", 30.0)
+
+
+def test_a_checkpoint_is_chosen_by_a_word_a_step_or_a_path(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    with pytest.raises(InputError, match="run: no checkpoint yet"):
+        choose(folder, "best", "knn_target")
+    for step, value in ((1, 20.0), (2, 45.5), (3, 30.0)):
+        save_probed(folder, step, value, keep=3)
+    assert choose(folder, "latest", None) == folder / "step-00000003"
+    assert choose(folder, "best", "knn_target") == folder / "step-00000002"
+    assert choose(folder, "step-00000001", None) == folder / "step-00000001"
+    assert choose(tmp_path, str(folder / "step-00000001"), None) == folder / "step-00000001"
+    with pytest.raises(
+        InputError, match=r"probed for ridge_x expected, .* step-00000001, step-00000002, step-00000003"
+    ):
+        choose(folder, "best", "ridge_x")
+    with pytest.raises(InputError, match=r"probed for training.keep_best expected"):
+        choose(folder, "best", None)
+    for wrong in ("newest", "step-00000009", str(folder), str(tmp_path)):
+        with pytest.raises(InputError, match=r"--checkpoint .* expected, none found; here: step-00000001, .*3$"):
+            choose(folder, wrong, None)
+
+
+def test_identities_tell_checkpoints_apart(tmp_path: Path) -> None:
+    first, second = save_probed(tmp_path / "a", 1, 20.0), save_probed(tmp_path / "b", 1, 21.0)
+    assert identity(first) == identity(save_probed(tmp_path / "c", 1, 20.0))
+    assert identity(first) != identity(second)

@@ -9,7 +9,7 @@ from hjepa_train import dry_run, load_run_config, train
 from hjepa_train.cli import main
 from hjepa_train.dryrun import ASSUMED_MFU, as_sheets
 from hjepa_train.journal import read_metrics
-from hjepa_train.run import build_parts
+from hjepa_train.runconfig import build_parts
 from tests.conftest import Command, in_this_process
 from tests.hjepa_train.tiny import STEPS, tiny_run
 

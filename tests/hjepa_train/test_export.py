@@ -12,7 +12,7 @@ from hjepa_shards import InputError
 from hjepa_train import export, load_run_config, train
 from hjepa_train.checkpoint import latest, load
 from hjepa_train.cli import main
-from hjepa_train.run import build_parts
+from hjepa_train.runconfig import build_parts
 from tests.conftest import Command, in_this_process
 from tests.hjepa_train.tiny import tiny_run
 

@@ -7,7 +7,7 @@ from hjepa_train import hardware, load_run_config, train
 from hjepa_train.hardware import Machine, device_name, images_per_s_at_peak, machine_called
 from hjepa_train.journal import read_metrics
 from hjepa_train.report import write_report
-from hjepa_train.run import build_parts
+from hjepa_train.runconfig import build_parts
 from tests.hjepa_train.tiny import tiny_run
 
 

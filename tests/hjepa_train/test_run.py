@@ -251,7 +251,7 @@ def test_wrong_values_on_the_command_line_are_refused(shards: Path, tmp_path: Pa
 
 def test_a_run_without_a_terminal_says_lines(shards: Path, tmp_path: Path, command: Command) -> None:
     _, printed, _ = command("run", tiny_run(shards, tmp_path), "--stop-after", 12)
-    line = rf"^step 0/{STEPS}  loss [\d.]+  ρ [\d.]+ gap -?[\d.]+  [\d,]+/s, waits \d+%$"
+    line = rf"^step 0/{STEPS}  loss [\d.]+  ρ [\d.]+ gap -?[\d.]+  [\d,]+/s, waits \d+%  k-NN [\d.]+$"
     assert len(re.findall(line, printed, re.M)) == 1
     # a model as small as this predicts the position for most of the run: that is said when it begins
     assert printed.count("predicts the position, not the image\n") == 1

@@ -26,6 +26,8 @@ def tiny_run(shards: Path, folder: Path, **changes: Any) -> Path:
         "evaluation": {"source": "digits", "bank": 150, "test": 50, "crop_share": 1},
         "logging": {"every_steps": 1, "tensorboard": False},
     }
+    content["evaluation"] = changes.pop("evaluation", content["evaluation"])
+    content["logging"] = changes.pop("logging", content["logging"])
     for key, value in changes.items():
         section, name = key.split("__")
         content[section][name] = value
