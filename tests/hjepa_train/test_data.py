@@ -4,9 +4,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from hjepa_shards import AugmentationConfig, Batch, DataConfig, SourceConfig, load_mixture, open_loader
+from hjepa_train.augment import augment
 from hjepa_train.data import to_micro_batches
 
 CPU = torch.device("cpu")
@@ -89,3 +91,16 @@ def test_views_come_apart_and_the_first_has_the_bits_that_it_has_alone(shards: P
         for image in range(len(many.labels_B)):
             assert not torch.equal(views[0][image], views[1][image])
             assert not torch.equal(views[1][image], views[2][image])
+
+
+@pytest.mark.parametrize(
+    "setting", [{"horizontal_flip": True}, {"color_jitter": 0.5}, {"grayscale": 0.5}, {"blur": 0.9}], ids=str
+)
+def test_every_setting_of_the_configuration_arrives(setting: dict[str, float]) -> None:
+    batch, plain = loaded(8), {"horizontal_flip": False, "color_jitter": 0.0}
+    config = PLAIN.model_copy(update={"augmentation": AugmentationConfig.model_validate(plain | setting)})
+    (part,) = to_micro_batches(batch, config, micro_batch=8, seed=4, device=CPU)
+    keys = {"seed": 4, "mean": PLAIN.pixel_mean, "std": PLAIN.pixel_std}
+    images, positions = torch.from_numpy(batch.images), torch.from_numpy(batch.positions)
+    assert torch.equal(part.images_BCHW, augment(images, positions, **(plain | setting), **keys))
+    assert not torch.equal(part.images_BCHW, augment(images, positions, **plain, **keys))
