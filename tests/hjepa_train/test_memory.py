@@ -61,7 +61,8 @@ def test_activations_are_those_that_a_real_forward_pass_holds(
             return real(batch)
 
     forward()
-    assert expected.activations == pytest.approx(most_allocated(forward), rel=0.12)
+    most = most_allocated(forward)
+    assert 0.88 * most < expected.activations <= most  # what is held at the end was allocated
 
 
 def test_what_does_not_depend_on_the_batch_is_counted_to_the_byte() -> None:
