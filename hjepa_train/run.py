@@ -154,7 +154,7 @@ def _train(
         )
         watch = Watch(
             watched,
-            objective.encoders(),
+            objective,
             config.data,
             config.evaluation,
             num_steps=num_steps,

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from hjepa_shards import Strict
 from hjepa_train.distributed import world_size
@@ -52,6 +52,21 @@ def lay_out(objective: nn.Module, config: ScaleConfig) -> None:
 def is_sharded(config: ScaleConfig) -> bool:
     """Whether weights are shards of the ranks' (DTensors)."""
     return config.parallel == "fsdp" and world_size() > 1
+
+
+@contextmanager
+def gathered(objective: nn.Module) -> Iterator[None]:
+    """Inside, each rank holds all weights, and may run any part of the model by itself. All ranks enter it together."""
+    shards = [part for part in objective.modules() if isinstance(part, FSDPModule)]
+    for part in shards:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in shards:
+            part.reshard()
+            part.set_reshard_after_forward(part is not objective, recurse=False)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ they fit into 256 MiB, and read again from the shards each time where they do no
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from hjepa_shards import DataConfig, InputError, ShardError, manifest_at, place_of
 from hjepa_train import checkpoint
-from hjepa_train.backbones import Backbone
 from hjepa_train.distributed import on_first
 from hjepa_train.heldout import EvaluationConfig, held_out_split, labelled_batches, pooled_features
+from hjepa_train.objectives import Objective
 from hjepa_train.probe import full_precision, knn_accuracy
 from hjepa_train.ridge import ridge_probe
-from hjepa_train.scale import uncompiled
+from hjepa_train.scale import gathered, uncompiled
 
 _MOST_KEPT_BYTES = 2**28
 _IMAGES_BETWEEN = 20
@@ -87,7 +87,7 @@ class Watch:
     def __init__(
         self,
         watched: Watched | None,
-        encoders: Mapping[str, Backbone],
+        objective: Objective,
         data: DataConfig,
         settings: EvaluationConfig,
         *,
@@ -98,6 +98,7 @@ class Watch:
         say: Callable[[str], None],
     ) -> None:
         """keep_best: the name of the value by which a checkpoint is the best. say: hears why a probe failed."""
+        encoders = objective.encoders()
         names = [f"{kind}_{name}" for kind in ("knn", "ridge") for name in encoders]
         if keep_best and watched is None:
             raise InputError(
@@ -106,7 +107,8 @@ class Watch:
             )
         if keep_best and keep_best not in names:
             raise InputError(f"training.keep_best: one of {', '.join(names)} expected, {keep_best} found")
-        self._watched, self._encoders, self._data, self._settings = watched, dict(encoders), data, settings
+        self._watched, self._data, self._settings = watched, data, settings
+        self._objective, self._encoders = objective, encoders
         self._num_steps, self._log_every = num_steps, log_every
         self._checkpoints, self._keep_best, self._say = checkpoints, keep_best, say
         self._kept: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -116,7 +118,8 @@ class Watch:
         """Percent right behind `step` updates, nothing where no probe is due; whether they are the best so far."""
         if self._watched is None or not self._is_due(step):
             return {}, False
-        values, is_best = on_first(lambda: self._probe_and_compare(step))
+        with gathered(self._objective):
+            values, is_best = on_first(lambda: self._probe_and_compare(step))
         self._last = step, values
         return values, is_best
 
