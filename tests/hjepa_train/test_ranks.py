@@ -105,6 +105,10 @@ def test_any_number_of_ranks_trains_as_one_and_goes_on_as_any_other(
     assert saved.name == f"step-{STEPS:08}"
     assert read_state(saved)["loader"]["proof"] == alone[-1]["proof"]
     assert is_sharded(saved) == ("training__parallel" in changes)
+    for name in ("knn_target", "ridge_online"):
+        probed, expected = ({row["step"]: row[name] for row in table if name in row} for table in (rows(config), alone))
+        assert probed.keys() >= {0, STEPS - 1}
+        assert probed == pytest.approx(expected, abs=4.1)  # of 50 images: two may stand where rounding decides
     written = load_file(export(tmp_path / "tiny", "safetensors") / "model.safetensors")
     assert all(value.isfinite().all() for value in written.values())
 
