@@ -1,7 +1,7 @@
 """Is a run that was killed thirty times the run that was not? At steps, at its beginning, in the midst of a checkpoint.
 
     python benchmarks/kill_points.py                           # 30 times kill -9, a tiny run on digits
-    python benchmarks/kill_points.py --ranks 2,1,4 --kills 8   # torchrun: -9 or SIGTERM, other numbers
+    python benchmarks/kill_points.py --ranks 2,1,4 --kills 8   # torchrun: -9 or SIGTERM, other numbers; --parallel fsdp
 
 One run in one piece; the same run as real processes that are killed one after the other, each going on with `--resume
 auto`. What a save had written when it was killed is read from the disk afterwards. Every number of metrics.jsonl but
@@ -69,12 +69,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--ranks", help="numbers of processes under torchrun, in turn: 2,1,4")
+    parser.add_argument("--parallel", default="ddp", help="how ranks share a model: ddp or fsdp")
     parser.add_argument("--runs", type=Path, default=Path("runs/kill_points"), help="emptied first")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     for name in ("whole", "pieces"):
         shutil.rmtree(arguments.runs / name, ignore_errors=True)
     content = tiny(arguments.runs, arguments.kills)
+    content["training"]["parallel"] = arguments.parallel
     whole, pieces = (write_config(content, arguments.runs / name) for name in ("whole", "pieces"))
     run_to_the_end(command(whole), whole)
     num_steps = len(read_metrics(journal_of(whole)))
@@ -83,7 +85,11 @@ def main() -> None:
         worlds = [int(number) for number in arguments.ranks.split(",")]
         kill_ranks(pieces, points, worlds, random.Random(arguments.seed))
         wrong, largest = compare_ranks(whole, pieces)
-        facts: dict[str, Any] = {"ranks": worlds, "largest_relative_difference_of_a_loss": largest}
+        facts: dict[str, Any] = {
+            "ranks": worlds,
+            "parallel": arguments.parallel,
+            "largest_relative_difference_of_a_loss": largest,
+        }
     else:
         kills = kill_again_and_again(pieces, points, say=partial(print, flush=True))
         wrong = compare(whole, pieces)

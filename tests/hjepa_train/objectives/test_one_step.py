@@ -1,20 +1,24 @@
 """One definition of a step: the same loss and gradient for every split of a batch over ranks and micro-batches."""
 
 from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from hjepa_train.backbones import VitConfig, build_backbone
 from hjepa_train.distributed import average_gradients, rank, world_size
 from hjepa_train.objectives import Batch, HJepa, HJepaConfig
 from hjepa_train.objectives.predictor import PredictorConfig
 from hjepa_train.optim import OptimConfig, build_optimizer
+from hjepa_train.scale import ScaleConfig, lay_out
 from tests.processes import start_ranks
 
 IMAGE_SIZE, GLOBAL_BATCH, NUM_STEPS = 24, 8, 20
 TERMS = [("none", "micro"), ("vicreg", "micro"), ("sigreg", "micro"), ("vicreg", "exact"), ("sigreg", "exact")]
+Parallel = Literal["ddp", "fsdp"]
 DTYPES = [torch.float64, torch.float32]
 
 
@@ -71,7 +75,8 @@ def backward(hjepa: HJepa, batches: list[Batch]) -> float:
 
 
 def gradients(hjepa: HJepa) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in hjepa.named_parameters() if p.grad is not None}
+    found = {name: p.grad.clone() for name, p in hjepa.named_parameters() if p.grad is not None}
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in found.items()}
 
 
 def assert_same_step(found, expected, dtype: torch.dtype) -> None:
@@ -84,8 +89,9 @@ def assert_same_step(found, expected, dtype: torch.dtype) -> None:
     assert (apart / size) ** 0.5 <= (1e-10 if dtype == torch.float64 else 1e-6)
 
 
-def one_step(anticollapse: str, statistics: str, dtype: torch.dtype, num_micro: int):
+def one_step(anticollapse: str, statistics: str, dtype: torch.dtype, num_micro: int, parallel: Parallel = "ddp"):
     hjepa = build(anticollapse, statistics, dtype)
+    lay_out(hjepa, ScaleConfig(parallel=parallel))
     loss = backward(hjepa, micro_batches(dtype, 0, num_micro))
     return loss, gradients(hjepa)
 
@@ -112,7 +118,9 @@ def rank_main(number: int, folder: str) -> None:
     for dtype in DTYPES:
         for anticollapse, statistics in TERMS:
             for num_micro in (1, 2):
-                found[anticollapse, statistics, dtype, num_micro] = one_step(anticollapse, statistics, dtype, num_micro)
+                for parallel in get_args(Parallel):
+                    recipe = anticollapse, statistics, dtype, num_micro, parallel
+                    found[recipe] = one_step(*recipe)
     torch.save(found, f"{folder}/{number}.pt")
     dist.destroy_process_group()
 
@@ -120,8 +128,8 @@ def rank_main(number: int, folder: str) -> None:
 def test_two_ranks_make_the_same_step_as_one(tmp_path: Path) -> None:
     start_ranks(rank_main, tmp_path)
     found = [torch.load(tmp_path / f"{number}.pt", weights_only=False) for number in (0, 1)]
-    for (anticollapse, statistics, dtype, num_micro), (loss, ours) in found[0].items():
-        other_loss, other = found[1][anticollapse, statistics, dtype, num_micro]
+    for (anticollapse, statistics, dtype, num_micro, parallel), (loss, ours) in found[0].items():
+        other_loss, other = found[1][anticollapse, statistics, dtype, num_micro, parallel]
         assert loss == other_loss
         assert all(torch.equal(ours[name], other[name]) for name in ours)
         if num_micro == 1 or statistics == "exact" or anticollapse == "none":
