@@ -1,0 +1,138 @@
+"""What H-JEPA's choices are worth, on CIFAR-10 on a CPU: levels at equal FLOP, strength of the term against collapse.
+
+    python benchmarks/ablations.py --raw data/raw/cifar10 [--parallel 2] [--seeds 0 1]
+
+The setting of configs/cifar10_cpu.yaml with a momentum of .99 and a third of its length (50,048 images; with three levels
+as many as cost the same FLOP). Each run is evaluated as `hjepa-train eval` does. Writes
+benchmarks/results/ablations_<hardware>_<date>.json and prints the table of the README.
+"""
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hjepa_shards import build
+from hjepa_train import RunConfig, evaluate, load_run_config, train
+from hjepa_train.checkpoint import recipe_facts
+from hjepa_train.journal import read_metrics
+from hjepa_train.runconfig import build_parts
+
+CONFIG = Path("configs/cifar10_cpu.yaml")
+NUM_IMAGES = 50_048
+VARIANTS: dict[str, dict[str, Any]] = {
+    "one level (the setting)": {},
+    "three levels": {"levels": 3},
+    "term x 0.1": {"variance_weight": 0.025, "covariance_weight": 0.001},
+    "term x 10": {"variance_weight": 2.5, "covariance_weight": 0.1},
+    "no term": {"anticollapse": "none"},
+    "sigreg": {"anticollapse": "sigreg"},
+}
+COLUMNS = ("linear", "knn")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--raw", type=Path, help="folder of the raw CIFAR-10")
+    parser.add_argument("--out", type=Path, default=Path("data/shards"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--parallel", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--job", nargs=2, metavar=("VARIANT", "SEED"), help="only this one, in this process")
+    arguments = parser.parse_args()
+    if arguments.job:
+        variant, seed = arguments.job
+        run_one(variant, int(seed), arguments.out, arguments.runs)
+        return
+    build("cifar10", raw=arguments.raw, out=arguments.out)
+    jobs = [(variant, seed) for seed in arguments.seeds for variant in VARIANTS]
+    with ThreadPoolExecutor(arguments.parallel) as pool:
+        list(pool.map(lambda job: run_in_process(job[0], job[1], arguments), jobs))
+    results = {
+        variant: [read_result(folder_of(arguments.runs, variant, seed)) for seed in arguments.seeds]
+        for variant in VARIANTS
+    }
+    facts = recipe_facts(device=torch.device("cpu"), world_size=1, eager=True) | {"threads": 1}
+    path = Path("benchmarks/results") / f"ablations_cpu_{datetime.date.today().isoformat()}.json"
+    path.write_text(json.dumps({"hardware": facts, "seeds": arguments.seeds, "runs": results}, indent=1) + "\n")
+    print_table(results)
+    print(f"written to {path}")
+
+
+def folder_of(runs: Path, variant: str, seed: int) -> Path:
+    return runs / f"{variant.split(' (')[0].replace(' ', '-')}-{seed}"
+
+
+def run_in_process(variant: str, seed: int, arguments: argparse.Namespace) -> None:
+    folder = folder_of(arguments.runs, variant, seed)
+    if (folder / "evaluation.json").exists():
+        return
+    command = [sys.executable, __file__, "--job", variant, str(seed)]
+    command += ["--out", str(arguments.out), "--runs", str(arguments.runs)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".log").open("w") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log)
+
+
+def run_one(variant: str, seed: int, shards: Path, runs: Path) -> None:
+    """Train and evaluate one variant, on one thread."""
+    torch.set_num_threads(1)
+    plain = config_of("one level (the setting)", seed, shards, runs, NUM_IMAGES)
+    asked = config_of(variant, seed, shards, runs, NUM_IMAGES)
+    num_images = NUM_IMAGES * flops(plain) / flops(asked)
+    folder = train(config_of(variant, seed, shards, runs, round(num_images / 64) * 64), resume="auto")
+    first = folder_of(runs, "one level (the setting)", 0) / "evaluation.json"
+    pixels = json.loads(first.read_bytes())[0]["rows"][:2] if first.exists() else []  # the same for every run
+    evaluate(folder, known_rows=pixels)
+
+
+def config_of(variant: str, seed: int, shards: Path, runs: Path, num_images: int) -> RunConfig:
+    changes = [
+        *(f"run.{key}={value}" for key, value in {"name": folder_of(runs, variant, seed).name, "seed": seed}.items()),
+        *(f"run.folder={runs}", f"data.root={shards}", "data.threads=1", f"data.epoch_samples={num_images}"),
+        *("training.threads=1", "training.epochs=1", "objective.hjepa.momentum=0.99"),
+        *(f"objective.hjepa.{key}={value}" for key, value in VARIANTS[variant].items()),
+    ]
+    return load_run_config(CONFIG, changes)
+
+
+def flops(config: RunConfig) -> int:
+    """Of one image."""
+    return build_parts(config, NUM_IMAGES // 64, "ablations")[1].flops_per_image()
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    metrics = read_metrics(folder / "metrics.jsonl")
+    (evaluation,) = json.loads((folder / "evaluation.json").read_bytes())
+    return {
+        "rows": {row["features"]: {key: row[key] for key in COLUMNS} for row in evaluation["rows"]},
+        "images": metrics[-1]["position"],
+        "last": {key: metrics[-1][key] for key in ("rho_l0", "gap_l0", "sd", "rankme")},
+        "alarms": sorted({name for row in metrics for name in row["alarms"]}),
+    }
+
+
+def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
+    print("| online encoder, percent right | images | linear | k-NN | ρ | gap | RankMe | alarms |")
+    print("|---|---:|---:|---:|---:|---:|---:|---|")
+    for variant, runs in results.items():
+        cells = [f"{runs[0]['images']:,}"]
+        for column in COLUMNS:
+            values = [run["rows"]["online"][column] for run in runs]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        for name, digits in (("rho_l0", 2), ("gap_l0", 2), ("rankme", 1)):
+            cells.append(f"{statistics.mean(run['last'][name] for run in runs):.{digits}f}")
+        cells.append(", ".join(sorted({alarm for run in runs for alarm in run["alarms"]})) or "none")
+        print(f"| {variant} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
