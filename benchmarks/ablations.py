@@ -2,8 +2,8 @@
 
     python benchmarks/ablations.py --raw data/raw/cifar10 [--parallel 2] [--seeds 0 1]
 
-The setting of configs/cifar10_cpu.yaml with a momentum of .99 and a third of its length (50,048 images; with three levels
-as many as cost the same FLOP). Each run is evaluated as `hjepa-train eval` does. Writes
+The setting of configs/cifar10_cpu.yaml with a momentum of .99 and a third of its length: 50,048 images; with three
+levels as many as cost the same FLOP. Each run is evaluated as `hjepa-train eval` does. Writes
 benchmarks/results/ablations_<hardware>_<date>.json and prints the table of the README.
 """
 
