@@ -19,6 +19,7 @@ from hjepa_train.hardware import MACHINES, Machine
 from hjepa_train.memory import Memory, memory_of_a_step
 from hjepa_train.report import Sheet
 from hjepa_train.runconfig import RunConfig, build_parts
+from hjepa_train.scale import recompute
 
 ASSUMED_MFU = 0.4
 """Share of the peak that the hours assume; what a run really has stands in its metrics.jsonl as `mfu`."""
@@ -70,6 +71,7 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
     with torch.device("meta"):
         _, objective = build_parts(config, plan.steps, where)
     parts, flops = tuple(_parts(objective)), objective.flops_per_image()
+    recompute(objective, training.activation_checkpointing)
     rows = training.global_batch // ranks
     micro_batch = min(training.micro_batch or rows, rows)
     memory = memory_of_a_step(
@@ -77,7 +79,7 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
         image_size=config.data.image_size,
         rows=rows,
         micro_batch=micro_batch,
-        autocast=partial(torch.autocast, "cpu", torch.bfloat16, enabled=training.precision == "bf16"),
+        autocast=partial(torch.autocast, "cpu", torch.bfloat16, enabled=training.precision != "fp32"),
     )
     return DryRun(
         config=config,

@@ -2,7 +2,8 @@
 
 The model runs forward on fake tensors, which have shapes and types but no numbers; what autograd keeps for the backward
 pass is added up as it would lie in memory, each storage once. An estimate: kernels' workspaces,
-fragmentation and what a device's own attention kernel keeps are left out.
+fragmentation, what a device's own attention kernel keeps, and the one block that is computed again with
+`activation_checkpointing` are left out.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.scale import blocks_of
 
 
 @final
@@ -114,8 +116,15 @@ def _kept_for_backward(objective: Objective, batch: Batch, autocast: Callable[[]
             kept[StorageWeakRef(storage)] = storage
         return tensor
 
+    def keep_input(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled():
+            keep(inputs[0])
+
+    hooks = [block.register_forward_pre_hook(keep_input) for block in blocks_of(objective) if block.recompute]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast():
         objective.before_step([batch])
         loss, _ = objective(batch)
+    for hook in hooks:
+        hook.remove()
     assert loss.requires_grad
     return sum(storage.nbytes() for storage in kept.values())

@@ -35,9 +35,9 @@ class ScaleConfig(Strict):
 
 def lay_out(objective: nn.Module, config: ScaleConfig) -> None:
     """Make `objective`, already on its device, run as configured, in place. Names in its state_dict() stay."""
-    blocks = [part for part in objective.modules() if isinstance(part, Block)]
+    blocks = blocks_of(objective)
+    recompute(objective, config.activation_checkpointing)
     for block in blocks:
-        block.recompute = config.activation_checkpointing
         if config.compile:
             torch._dynamo.config.recompile_limit = _GRAPHS_A_BLOCK  # pyright: ignore[reportPrivateUsage] the public name of it
             block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
@@ -47,6 +47,17 @@ def lay_out(objective: nn.Module, config: ScaleConfig) -> None:
         fully_shard(objective)
         for name in _FORWARDS:
             register_fsdp_forward_method(objective, name)
+
+
+def blocks_of(objective: nn.Module) -> list[Block]:
+    """All that its networks are made of."""
+    return [part for part in objective.modules() if isinstance(part, Block)]
+
+
+def recompute(objective: nn.Module, wanted: bool) -> None:
+    """Whether blocks keep their inputs alone for the backward pass."""
+    for block in blocks_of(objective):
+        block.recompute = wanted
 
 
 def is_sharded(config: ScaleConfig) -> bool:

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from hjepa_train.memory import Memory, memory_of_a_step
 from hjepa_train.objectives import Objective
+from hjepa_train.scale import recompute
 from tests.hjepa_train.test_flops import hjepa, images, mae
 
 VIT = {"width": 96, "depth": 3, "heads": 3, "patch": 4}
@@ -22,8 +23,8 @@ def estimate(objective: Objective, precision: str, **changes: Any) -> Memory:
     return memory_of_a_step(objective, autocast=autocast, **sizes)
 
 
-def most_allocated(work: Callable[[], Any]) -> int:
-    """Bytes above those at the start, as PyTorch's own profiler sees each allocation come and go."""
+def allocated(work: Callable[[], Any]) -> tuple[int, int]:
+    """Bytes above those at the start, as PyTorch's profiler sees allocations come and go: the most, and at the end."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = work()
     del kept
@@ -37,7 +38,7 @@ def most_allocated(work: Callable[[], Any]) -> int:
     for _, num_bytes in changes:
         live += num_bytes
         most = max(most, live)
-    return most
+    return most, live
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -61,8 +62,21 @@ def test_activations_are_those_that_a_real_forward_pass_holds(
             return real(batch)
 
     forward()
-    most = most_allocated(forward)
+    most, _ = allocated(forward)
     assert 0.88 * most < expected.activations <= most  # what is held at the end was allocated
+
+
+def test_blocks_that_are_computed_again_keep_what_a_real_forward_pass_holds_at_its_end() -> None:
+    with torch.device("meta"):
+        objective, plain = (hjepa(VIT, SIZE, levels=1) for _ in range(2))
+    recompute(objective, True)
+    expected = estimate(objective, "fp32").activations
+    real, batch = hjepa(VIT, SIZE, levels=1), images(ROWS, SIZE)
+    recompute(real, True)
+    real(batch)
+    _, held = allocated(lambda: real(batch))
+    assert expected == pytest.approx(held, rel=0.05)
+    assert expected < estimate(plain, "fp32").activations / 3
 
 
 def test_what_does_not_depend_on_the_batch_is_counted_to_the_byte() -> None:
