@@ -1,11 +1,15 @@
 """A streaming shard engine for large image mixtures: plain tars, exact order, exact resume. No torch in here."""
 
 from hjepa_shards.batch import Batch
+from hjepa_shards.bench import Speed as LoaderSpeed
+from hjepa_shards.bench import bench as bench_loader
 from hjepa_shards.build import BuildOptions, build
+from hjepa_shards.capacity import cores
+from hjepa_shards.charts import stack as stacked_bar
 from hjepa_shards.config import Strict, flatten, load_yaml, overridden, parse
 from hjepa_shards.crop import AugmentationConfig
 from hjepa_shards.curves import Band, Curve, line_chart
-from hjepa_shards.doctor import Advice, Examination, examine
+from hjepa_shards.doctor import Advice, Examination, examine, versions
 from hjepa_shards.download import download, space_needed
 from hjepa_shards.dryrun import EntryForecast, Forecast, forecast
 from hjepa_shards.encode import EncodeSettings
@@ -64,6 +68,7 @@ __all__ = [
     "Forecast",
     "InputError",
     "Loader",
+    "LoaderSpeed",
     "LoaderStats",
     "Manifest",
     "ManifestError",
@@ -86,10 +91,12 @@ __all__ = [
     "TooMuchDamage",
     "Watcher",
     "add_proofs",
+    "bench_loader",
     "build",
     "check_raw_files",
     "check_raw_splits",
     "console",
+    "cores",
     "dataset_stats",
     "derive_key",
     "download",
@@ -119,8 +126,10 @@ __all__ = [
     "source_shares",
     "space_needed",
     "splits_at",
+    "stacked_bar",
     "sync_folder",
     "verify",
+    "versions",
     "write_atomically",
     "write_mixture",
     "write_report",

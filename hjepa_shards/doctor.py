@@ -153,7 +153,7 @@ def examine(folder: Path) -> Examination:
     encoders, stored = _encoders(photo)
     decoders.insert(1, replace(_decoder("simplejpeg", _DECODERS["simplejpeg"], stored), name=_BUILT))
     found: dict[str, Any] = {
-        "versions": _versions(),
+        "versions": versions(),
         "encoders": encoders,
         "resizers": _resizers(stored),
         "not_compiled": tuple(part for part in _COMPILED if importlib.util.find_spec(f"hjepa_shards.{part}") is None),
@@ -301,7 +301,8 @@ def _photo() -> bytes:
     return buffer.getvalue()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that speed depends on, where they are installed."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

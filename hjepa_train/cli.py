@@ -7,6 +7,9 @@ import typer
 from rich.markup import escape
 
 from hjepa_shards import InputError, console, run_app
+from hjepa_train.bench import bench
+from hjepa_train.bench_report import as_sheets as as_bench_sheets
+from hjepa_train.bench_report import compared, make_folder, write_bench
 from hjepa_train.comparison import compare
 from hjepa_train.distributed import is_first
 from hjepa_train.dryrun import DryRun, as_sheets, dry_run
@@ -127,6 +130,37 @@ def report_command(
     for sheet in sheets:
         console.print(as_rich(sheet))
     console.print(f"written  {written}", soft_wrap=True)
+
+
+@app.command("bench")
+def bench_command(
+    files: Annotated[list[Path], typer.Argument(help="mix.yaml; with --compare, results of two benches or more")],
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="another value, such as training.precision=bf16 (may be repeated)")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="how many are measured, twice: free, and phase by phase", min=3)] = 30,
+    out: Annotated[Path, typer.Option(help="folder for the results: JSON, Markdown, a page")] = Path(
+        "benchmarks/results"
+    ),
+    side_by_side: Annotated[bool, typer.Option("--compare", help="show results side by side; measure nothing")] = False,
+) -> None:
+    """Measure training on this machine: images/s, a step by its phases, the device's peak, the loader's speed."""
+    if side_by_side:
+        for sheet in compared(files):
+            console.print(as_rich(sheet))
+        return
+    if len(files) > 1:
+        raise InputError(f"bench: one configuration expected, {len(files)} files found; results compare with --compare")
+    config = load_run_config(files[0], changes or ())
+    make_folder(out)
+    with console.status("measuring") as status:
+        found = bench(
+            config, where=str(files[0]), steps=steps, say=lambda what: status.update(f"measuring: {escape(what)}")
+        )
+    written = write_bench(found, out)
+    for sheet in as_bench_sheets(found):
+        console.print(as_rich(sheet))
+    console.print(f"written  {written}, .md, .html", soft_wrap=True)
 
 
 @app.command("export")

@@ -7,7 +7,8 @@ runs/<name>/  config.yaml  metrics.jsonl  report.md  report.html  pictures.png  
 import contextlib
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from hjepa_train.interrupts import interrupts, leave
 from hjepa_train.journal import truncate_metrics
 from hjepa_train.metrics import Alarms
 from hjepa_train.objectives import Objective
+from hjepa_train.objectives.base import Batch
 from hjepa_train.optim import build_optimizer
 from hjepa_train.runconfig import CONFIG_FILE, RunConfig, TrainingConfig, build_parts
 from hjepa_train.runlog import RunLog
@@ -48,7 +50,7 @@ from hjepa_train.watch import Watch, find_labels
 
 _HALVES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SKIPPED = "skipped.jsonl"
-_SCALES_TRIED = 24
+SCALES_TRIED = 24
 """Halvings of fp16's first loss scale, 2^16, before a run is given up."""
 
 
@@ -209,25 +211,17 @@ def _train(
                 loader,
                 start=start,
                 stop=stop,
-                schedule=_schedule(config, mixture, num_steps),
+                schedule=schedule_of(config, mixture, num_steps),
                 seed=seed,
-                prepare=partial(
-                    to_micro_batches,
-                    config=config.data,
-                    micro_batch=_micro_batch(training, world_size()),
-                    seed=seed,
-                    device=device,
-                ),
-                autocast=partial(
-                    torch.autocast, device.type, _HALVES[training.precision], enabled=training.precision != "fp32"
-                ),
+                prepare=preparation(config, device),
+                autocast=autocast_of(training, device),
                 scaler=scaler,
                 alarms=alarms,
                 guard=Guard(
                     folder / _SKIPPED,
                     [entry.name for entry in loader.plan.entries],
                     log.say,
-                    allowed=_SCALES_TRIED if scaler.is_enabled() else 1,
+                    allowed=SCALES_TRIED if scaler.is_enabled() else 1,
                 ),
                 log=log,
                 limit=images_per_s_at_peak(device, training.precision, objective.flops_per_image()),
@@ -236,7 +230,7 @@ def _train(
                 stopping=lambda: agreed(came()) > 0,
             )
         except torch.OutOfMemoryError as error:
-            raise InputError(_advice_on_memory(training, objective, device)) from error
+            raise InputError(advice_on_memory(training, objective, device)) from error
         saver.wait()
         if reached < num_steps:
             log.say(f"stopped after step {reached} of {num_steps}, saved; --resume auto goes on")
@@ -253,7 +247,19 @@ def choose_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _schedule(config: RunConfig, mixture: Mixture, num_steps: int) -> Schedule:
+def preparation(config: RunConfig, device: torch.device) -> Callable[[Loaded], list[Batch]]:
+    """What makes a loaded batch this rank's micro-batches on the device."""
+    micro_batch = micro_batch_of(config.training, world_size())
+    return partial(to_micro_batches, config=config.data, micro_batch=micro_batch, seed=config.run.seed, device=device)
+
+
+def autocast_of(training: TrainingConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """The precision of matrix products, to be entered anew each time."""
+    return partial(torch.autocast, device.type, _HALVES[training.precision], enabled=training.precision != "fp32")
+
+
+def schedule_of(config: RunConfig, mixture: Mixture, num_steps: int) -> Schedule:
+    """What moves with the steps of a run, and how often it looks on, saves and draws."""
     training = config.training
     fixed = training.weight_decay
     return Schedule(
@@ -339,7 +345,7 @@ def _refuse_other_statistics(saved: checkpoint.Checkpoint, config: RunConfig, ob
     """Where a loss depends on which images stand together, as many must go on doing so."""
     was = RunConfig.model_validate(saved.state["config"]).training
     world, before = world_size(), saved.state["recipe"]["world_size"]
-    together, now = _micro_batch(was, before) * before, _micro_batch(config.training, world) * world
+    together, now = micro_batch_of(was, before) * before, micro_batch_of(config.training, world) * world
     if together != now and not objective.is_additive:
         raise ResumeMismatch(
             f"{saved.path}: this run was begun otherwise: its statistics are those of {together} images (micro-batches "
@@ -347,13 +353,14 @@ def _refuse_other_statistics(saved: checkpoint.Checkpoint, config: RunConfig, ob
         )
 
 
-def _micro_batch(training: TrainingConfig, world: int) -> int:
+def micro_batch_of(training: TrainingConfig, world: int) -> int:
     """Images that a rank works on at once."""
     return training.micro_batch or training.global_batch // world
 
 
-def _advice_on_memory(training: TrainingConfig, objective: Objective, device: torch.device) -> str:
-    now, rows = _micro_batch(training, world_size()), training.global_batch // world_size()
+def advice_on_memory(training: TrainingConfig, objective: Objective, device: torch.device) -> str:
+    """What to say where the device's memory is full."""
+    now, rows = micro_batch_of(training, world_size()), training.global_batch // world_size()
     smaller = max((size for size in range(2, now // 2 + 1) if rows % size == 0), default=None)
     advice = f"set `training.micro_batch: {smaller}`" if smaller else "choose a smaller backbone or data.image_size"
     if smaller and not objective.is_additive:
