@@ -145,7 +145,7 @@ def bench(
         most = max(0, num_steps - WARM_UP) * _PASSES
         raise InputError(
             f"--steps {steps}: at most {most} expected, for {where} has {num_steps:,}, {WARM_UP} of them warm up, and "
-            f" {_PASSES} passes are made; ask for fewer, or set a larger training.epochs"
+            f"{_PASSES} passes are made; ask for fewer, or set a larger training.epochs"
         )
     with joined(choose_device(training.device), training.ranks_timeout_s) as device:
         if training.threads:

@@ -39,7 +39,7 @@ def as_sheets(found: Bench) -> list[Sheet]:
 
 
 def write_bench(found: Bench, out: Path) -> Path:
-    """Write `found` into the folder `out`, which is there. Returns the path of the JSON file; .md and .html stand beside."""
+    """Write `found` into the folder `out`, which is there. Returns the JSON file; .md and .html stand beside it."""
     path = out / f"{found.name}.json"
     sheets = as_sheets(found)
     title = f"{found.run} on {found.hardware}"

@@ -77,7 +77,7 @@ def test_two_results_stand_side_by_side_with_what_differs(tmp_path: Path) -> Non
     speed, differing = compared([first, write_bench(faster, tmp_path)])
     assert speed.columns == ("", "train_tiny_a100_2026-01-31", "train_tiny_a100_2026-02-01", "last / first")
     assert speed.rows[0] == ("images/s", "711.1", "1,422.2", "2.00x")
-    assert len(speed.rows) == 8 + len(PHASES)
+    assert len(speed.rows) == 7 + len(PHASES)
     assert set(differing.rows) == {
         ("date", "2026-01-31", "2026-02-01"),
         ("config.training.precision", "bf16", "fp16"),
