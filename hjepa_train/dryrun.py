@@ -131,7 +131,7 @@ def _run(dry: DryRun) -> Sheet:
         "on each rank": f"{plan.global_batch // plan.ranks:,} images, {dry.micro_batch:,} at once, "
         f"{training.precision}; {plan.ranks} rank{'s' * (plan.ranks > 1)}",
         "GFLOP an image": f"{dry.flops_per_image / 1e9:,.4g} (forward, backward, targets)",
-        "PFLOP in the run": f"{dry.flops_per_image * plan.samples / 1e15:,.1f}",
+        "PFLOP in the run": f"{dry.flops_per_image * plan.samples / 1e15:,.4g}",
         "memory of a rank": f"about {_size(dry.memory.total)}",
     }
     return Sheet(title=f"{dry.config.run.name}: what will run", columns=("", "value"), rows=tuple(facts.items()))
