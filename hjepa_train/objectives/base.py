@@ -101,9 +101,9 @@ class Objective(nn.Module, ABC):
         return {}
 
     def sketch(self, batch: Batch) -> Sketch | None:
-        """What there is to see of a few images; called without gradient, in evaluation mode, on one rank.
+        """What there is to see of a few images; called without gradient, in evaluation mode, by each rank for itself.
 
-        It must not communicate with other ranks, nor change anything.
+        It must change nothing.
         """
         del batch
         return None
