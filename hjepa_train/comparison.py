@@ -18,7 +18,7 @@ from hjepa_train.backbones import BACKBONES
 from hjepa_train.objectives import OBJECTIVES
 from hjepa_train.page import Section, write_page
 from hjepa_train.plots import compared_charts
-from hjepa_train.report import Run, alarm_steps, last_values, read_run, signals
+from hjepa_train.report import Run, alarm_steps, digits_of, last_values, read_run, signals
 from hjepa_train.sheet import NOTHING, Sheet, as_markdown, count, number, percent
 
 _NAME = "comparison"
@@ -86,7 +86,7 @@ def _training_sheet(runs: Mapping[str, Run]) -> Sheet:
         ("time spent waiting for data", *(percent(_over(fmean, run, "data_wait")) for run in runs.values())),
     ]
     for key in names:
-        rows.append((names[key], *(number(values.get(key), 3) for values in finals)))
+        rows.append((names[key], *(number(values.get(key), digits_of(key)) for values in finals)))
     for source in sorted({name for row in last.values() for name in row.get("sources") or {}}):
         had = [(row.get("sources") or {}).get(source, {}) for row in last.values()]
         rows.append((f"share of {source}", *(percent(one.get("share")) for one in had)))

@@ -233,11 +233,16 @@ def _shares(run: Run) -> Sheet:
     )
 
 
+def digits_of(key: str) -> int:
+    """Behind the point: what is percent of some thousand images has no more."""
+    return 1 if key.startswith(("knn_", "ridge_")) else 3
+
+
 def _signals(run: Run) -> Sheet:
     rows: list[tuple[str, ...]] = []
     for key, (kind, name) in signals(run).items():
         values = [row.get(key) for row in run.metrics]
-        start, end = number(_first(values), 3), number(_first(reversed(values)), 3)
+        start, end = (number(_first(column), digits_of(key)) for column in (values, reversed(values)))
         rows.append((name, start, end, _ALARM_WHEN.get(kind, NOTHING)))
     cap = _first(row.get("rankme_cap") for row in run.metrics)
     return Sheet(
