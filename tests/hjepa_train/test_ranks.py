@@ -82,7 +82,7 @@ def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
     [
         {},
         {"training__micro_batch": 4, "objective__hjepa": EXACT},
-        {"training__parallel": "fsdp"},
+        pytest.param({"training__parallel": "fsdp"}, marks=pytest.mark.slow),
         {
             "training__parallel": "fsdp",
             "training__activation_checkpointing": True,
