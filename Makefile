@@ -2,6 +2,7 @@
 PY := .venv/bin/python
 # two processes of one thread each
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+FAST := $(PYTEST) -m "not slow"
 SETUP := .venv/.ready
 
 .PHONY: quickstart test check simd clean
@@ -15,7 +16,7 @@ check: $(SETUP)        ## format, lint, types, fast tests
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/pyright
-	$(PYTEST) -m "not slow"
+	$(FAST)
 
 simd: $(SETUP)         ## Pillow-SIMD from source in place of Pillow (needs libjpeg and zlib headers)
 	.venv/bin/uv pip uninstall -q --python $(PY) pillow
