@@ -248,7 +248,7 @@ class RemoteTarget(Target):
             yield
         except (InputError, *but):
             raise
-        except Exception as error:
+        except Exception as error:  # as said above
             said = " ".join(str(error).split())
             raise InputError(
                 f"{self.where}: cannot be {what}: {type(error).__name__}: {said}; is the address right, and are the "

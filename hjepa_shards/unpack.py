@@ -215,7 +215,7 @@ def _readable(archive: Path) -> Iterator[None]:
         raise
     except (
         *(tarfile.TarError, zipfile.BadZipFile, zlib.error, OSError, EOFError),
-        *(ValueError, NotImplementedError, RuntimeError, OverflowError),
+        *(ValueError, NotImplementedError, RuntimeError, OverflowError),  # zipfile's, for bad sizes, codecs, passwords
     ) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise ShardError(

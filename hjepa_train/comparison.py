@@ -23,7 +23,9 @@ from hjepa_train.sheet import NOTHING, Sheet, as_markdown, count, number, percen
 
 _NAME = "comparison"
 _WITHOUT_WEIGHT = ("run.name", "run.folder", "logging.", "evaluation.", "data.root", "data.threads", "data.cache")
-_WITHOUT_WEIGHT += tuple(f"training.{name}" for name in ("ranks_timeout_s", "save_every_steps", "keep_checkpoints"))
+_WITHOUT_WEIGHT += tuple(
+    f"training.{name}" for name in ("ranks_timeout_s", "save_every_steps", "keep_checkpoints", "keep_best")
+)
 """Settings that change nothing in what is learnt, nor how fast."""
 _PROBES = {"linear": "linear", "knn": "k-NN", "knn_centred": "k-NN centred", "knn_whitened": "k-NN whitened"}
 _CAUTION = "Losses and signals compare between runs of one mixture and one recipe; between others only the probes do."

@@ -13,14 +13,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hjepa_shards import InputError, ShardError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Value = TypeVar("Value")
 
@@ -146,7 +148,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         return
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for parameter in parameters:
-        if parameter.requires_grad and not isinstance(parameter, DTensor):
+        if parameter.requires_grad and not is_shard(parameter):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             by_dtype.setdefault(parameter.dtype, []).append(parameter.grad)
@@ -159,10 +161,17 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             gradient.copy_(piece.view_as(gradient))
 
 
+def is_shard(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether each rank holds a part of it. By a method's name: to import the type takes seconds."""
+    return hasattr(tensor, "to_local")
+
+
 def as_laid_out(whole: Tensor, like: Tensor) -> Tensor:
     """This rank's part of a tensor that it holds whole, where `like` is sharded over ranks; else all of it."""
-    if not isinstance(like, DTensor):
+    if not is_shard(like):
         return whole
+    from torch.distributed.tensor import distribute_tensor  # only here: seconds
+
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 

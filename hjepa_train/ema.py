@@ -2,7 +2,8 @@
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from hjepa_train.distributed import is_shard
 
 
 @torch.no_grad()
@@ -30,4 +31,4 @@ def lerp_together(ours: list[Tensor], theirs: list[Tensor], share: Tensor) -> No
 
 
 def _local(parameter: nn.Parameter) -> Tensor:
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter.detach()
+    return parameter.to_local() if is_shard(parameter) else parameter.detach()

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from hjepa_shards import Batch as Loaded
 from hjepa_shards import InputError
-from hjepa_train.distributed import gather, rank
+from hjepa_train.distributed import gather, is_shard, rank
 from hjepa_train.journal import append_metrics
 
 
@@ -54,7 +53,7 @@ class Guard:
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = norm.full_tensor() if is_shard(norm) else norm
         is_finite = norm.isfinite()
         self.hear()
         if is_finite.device.type == "cuda":

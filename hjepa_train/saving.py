@@ -1,27 +1,20 @@
 """A run's memory, kept and taken up again: weights, AdamW's moments, and where it stood.
 
 Whole ones are copied to the host and written in a thread while training goes on. Those that are sharded over ranks
-(FSDP2) are written by each rank for its part, by torch.distributed.checkpoint: tensors by name, the objective's
-state_dict() and each parameter's moments. A run goes on from either kind, on any number of ranks, sharded or not. (The
-metadata of a sharded one are a pickle: go on from checkpoints of your own.)
+(FSDP2) are written by each rank for its part (sharded.py): tensors by name, the objective's state_dict() and each
+parameter's moments. A run goes on from either kind, on any number of ranks, sharded or not.
 """
 
-import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from hjepa_train import checkpoint
-from hjepa_train.distributed import as_laid_out, on_first, rank, world_size
+from hjepa_train.distributed import as_laid_out, is_shard, on_first, rank
 from hjepa_train.objectives.base import Objective
 
 _Named = dict[str, Any]
@@ -50,7 +43,7 @@ class Saver:
     def save(self, step: int, state: _Named) -> None:
         """Keep what stands now as the checkpoint of this step. CheckpointError if the one before was not written."""
         self.wait()
-        if any(isinstance(parameter, DTensor) for parameter in self._objective.parameters()):
+        if any(map(is_shard, self._objective.parameters())):
             self._save_sharded(step, state)
         elif rank() == 0:
             model, optimizer = (_on_host(part.state_dict()) for part in (self._objective, self._optimizer))
@@ -68,6 +61,8 @@ class Saver:
         self._thread.shutdown()
 
     def _save_sharded(self, step: int, state: _Named) -> None:
+        from hjepa_train import sharded  # only here: seconds
+
         tensors = {"model": self._objective.state_dict(), "optimizer": _moments(self._objective, self._optimizer)}
         needed = checkpoint.num_bytes(tensors)
 
@@ -81,11 +76,7 @@ class Saver:
 
         saving = on_first(begin)
         with checkpoint.told(self._folder, step, needed):
-            try:
-                state_dict_saver.save(tensors, checkpoint_id=saving)
-            except CheckpointException as error:
-                causes = [cause for cause, _ in error.failures.values()]
-                raise next((one for one in causes if isinstance(one, OSError)), OSError(str(causes[0]))) from error
+            sharded.write(tensors, saving)
         on_first(finish)
 
 
@@ -96,14 +87,14 @@ def restore(saved: checkpoint.Checkpoint, objective: Objective, optimizer: torch
         if optimizer:
             optimizer.load_state_dict(_as_laid_out(saved.optimizer, optimizer))
         return
+    from hjepa_train import sharded  # only here: seconds
+
     weights = objective.state_dict()
-    checkpoint.refuse_other_model(weights, _shapes(saved.path), saved.path)
+    checkpoint.refuse_other_model(weights, sharded.shapes(saved.path, "model"), saved.path)
     tensors: _Named = {"model": weights}
     if optimizer:
         tensors["optimizer"] = _moments(objective, optimizer)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as it is told to be
-        state_dict_loader.load(tensors, checkpoint_id=saved.path, no_dist=world_size() == 1)
+    sharded.read(tensors, saved.path)
     objective.load_state_dict(weights)
     if optimizer:
         for name, parameter in objective.named_parameters():
@@ -140,14 +131,3 @@ def _as_laid_out(state: _Named, optimizer: torch.optim.Optimizer) -> _Named:
         for number, numbers in state["state"].items()
     }
     return {**state, "state": moved}
-
-
-def _shapes(path: Path) -> dict[str, Tensor]:
-    """The weights in a sharded checkpoint, without their values."""
-    prefix = "model."
-    saved = FileSystemReader(path).read_metadata().state_dict_metadata
-    return {
-        name.removeprefix(prefix): torch.empty(about.size, dtype=about.properties.dtype, device="meta")
-        for name, about in saved.items()
-        if name.startswith(prefix) and isinstance(about, TensorStorageMetadata)
-    }

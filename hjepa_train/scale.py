@@ -10,10 +10,9 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from hjepa_shards import Strict
-from hjepa_train.distributed import world_size
+from hjepa_train.distributed import is_shard, world_size
 from hjepa_train.layers import Block
 
 _FORWARDS = ("before_step", "diagnose", "sketch")
@@ -41,7 +40,9 @@ def lay_out(objective: nn.Module, config: ScaleConfig) -> None:
         if config.compile:
             torch._dynamo.config.recompile_limit = _GRAPHS_A_BLOCK  # pyright: ignore[reportPrivateUsage] the public name of it
             block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
-    if is_sharded(config):
+    if config.parallel == "fsdp" and world_size() > 1:
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # only here: seconds
+
         for block in blocks:
             fully_shard(block)
         fully_shard(objective)
@@ -60,14 +61,14 @@ def recompute(objective: nn.Module, wanted: bool) -> None:
         block.recompute = wanted
 
 
-def is_sharded(config: ScaleConfig) -> bool:
-    """Whether weights are shards of the ranks' (DTensors)."""
-    return config.parallel == "fsdp" and world_size() > 1
-
-
 @contextmanager
 def gathered(objective: nn.Module) -> Iterator[None]:
     """Inside, each rank holds all weights, and may run any part of the model by itself. All ranks enter it together."""
+    if not any(map(is_shard, objective.parameters())):
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule  # only here: seconds
+
     shards = [part for part in objective.modules() if isinstance(part, FSDPModule)]
     for part in shards:
         part.set_reshard_after_forward(False, recurse=False)

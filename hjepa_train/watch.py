@@ -113,6 +113,7 @@ class Watch:
         self._checkpoints, self._keep_best, self._say = checkpoints, keep_best, say
         self._kept: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self._last: tuple[int, dict[str, float]] = (0, {})
+        self._best = -math.inf
 
     def __call__(self, step: int) -> tuple[dict[str, float], bool]:
         """Percent right behind `step` updates, nothing where no probe is due; whether they are the best so far."""
@@ -141,8 +142,12 @@ class Watch:
             self._say(f"[yellow]note[/yellow] no probe behind step {step}: {error}")
             return {}, False
         value = values.get(self._keep_best or "", math.nan)
-        before = checkpoint.best(self._checkpoints, self._keep_best, up_to=step - 1) if self._keep_best else None
-        return values, not math.isnan(value) and (before is None or value > before[1])
+        saved = checkpoint.best(self._checkpoints, self._keep_best, up_to=step - 1) if self._keep_best else None
+        before = max(self._best, saved[1] if saved else -math.inf)  # the last one may still be on its way to the disk
+        if not value > before:
+            return values, False
+        self._best = value
+        return values, True
 
     @torch.no_grad()
     def _probe(self) -> dict[str, float]:
