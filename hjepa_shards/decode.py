@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from hjepa_shards.images import Codec, Colour, codec_of, opened, to_rgb
 
 try:
-    from hjepa_shards._resize import bilinear
+    from hjepa_shards._resize import bilinear, mean
 except ImportError:  # no compiler where this was installed, or a processor that it is not written for
-    bilinear = None
+    bilinear = mean = None
 
 cv2.setNumThreads(0)  # the loader's threads are the parallelism
 
@@ -69,12 +69,17 @@ def fitted(crops: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDAr
 def crop_into(slot: NDArray[np.uint8], pixels: NDArray[np.uint8], crop: Iterable[int]) -> None:
     """Resize `crop` (top, left, height, width) of `pixels` into `slot` [R, R, 3], in place."""
     top, left, height, width = crop
-    part = pixels[top : top + height, left : left + width]
+    part, size = pixels[top : top + height, left : left + width], len(slot)
     if part.shape == slot.shape:
         slot[:] = part
-    elif height > 2 * slot.shape[0]:  # bilinear does not antialias: fine up to a factor of two, beyond it averaging is
-        cv2.resize(part, slot.shape[1::-1], dst=slot, interpolation=cv2.INTER_AREA)
+    elif (
+        max(height, width) > 2 * size
+    ):  # bilinear does not antialias: fine up to a factor of two, beyond it averaging is
+        if mean and min(height, width) >= size and (height % size or width % size):
+            mean(part, slot)
+        else:
+            cv2.resize(part, (size, size), dst=slot, interpolation=cv2.INTER_AREA)
     elif bilinear and width >= 3:
         bilinear(part, slot)
     else:
-        cv2.resize(part, slot.shape[1::-1], dst=slot, interpolation=cv2.INTER_LINEAR)
+        cv2.resize(part, (size, size), dst=slot, interpolation=cv2.INTER_LINEAR)

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
-from zlib import crc32
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from hjepa_shards.encode import EXTENSIONS, reason_of
 from hjepa_shards.errors import DecodeError, InputError, ManifestError, ShardError

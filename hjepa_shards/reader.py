@@ -9,10 +9,10 @@ import contextlib
 import json
 from collections.abc import Sequence
 from typing import NamedTuple, final
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
 
 from hjepa_shards.decode import decode
 from hjepa_shards.errors import ChecksumMismatch, DecodeError, ShardTruncated, SidecarError

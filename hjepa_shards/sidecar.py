@@ -11,13 +11,13 @@ import hashlib
 import mmap
 import os
 import struct
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
 
 from hjepa_shards.errors import SidecarError
 
@@ -113,9 +113,9 @@ def pack(rows: NDArray[Any], *, flags: int, tar_bytes: int, keys_digest: bytes) 
     rows = rows.copy()
     body = memoryview(rows.tobytes())
     for i in range(len(rows)):
-        rows["row_crc32"][i] = zlib.crc32(body[i * ROW.itemsize : (i + 1) * ROW.itemsize - 4])
+        rows["row_crc32"][i] = crc32(body[i * ROW.itemsize : (i + 1) * ROW.itemsize - 4])
     head = _HEADER.pack(_MAGIC, VERSION, ROW.itemsize, flags, len(rows), tar_bytes, keys_digest)
-    head += zlib.crc32(head).to_bytes(4, "little")
+    head += crc32(head).to_bytes(4, "little")
     return head.ljust(HEADER_BYTES, b"\0") + rows.tobytes()
 
 
@@ -142,7 +142,7 @@ class Sidecar:
         start = HEADER_BYTES + i * ROW.itemsize
         packed = self._map[start : start + ROW.itemsize]
         row = Row._make(PACKED_ROW.unpack(packed))
-        if zlib.crc32(packed[:-4]) != row.row_crc32:
+        if crc32(packed[:-4]) != row.row_crc32:
             raise SidecarError(f"{self.path}: row {i} does not match its checksum; {self._advice}")
         return row
 
@@ -164,7 +164,7 @@ class Sidecar:
                 f"{version} with {row_bytes} found; use the hjepa-shards that wrote it, or index the tars again"
             )
         crc = int.from_bytes(head[_HEADER.size : _HEADER.size + 4], "little")
-        if crc != zlib.crc32(head[: _HEADER.size]) or any(head[_HEADER.size + 4 :]):
+        if crc != crc32(head[: _HEADER.size]) or any(head[_HEADER.size + 4 :]):
             raise SidecarError(f"{self.path}: the header does not match its checksum; {self._advice}")
         expected = HEADER_BYTES + self.num_samples * ROW.itemsize
         if size != expected:

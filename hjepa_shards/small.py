@@ -65,4 +65,4 @@ def _takes(job: Job, side: int) -> bool:
     is_plain = row.codec == Codec.PNG and row.colour in PLAIN and row.orientation == 1
     if not is_plain or row.height * row.width > _SMALL:
         return False
-    return all(height <= 2 * side and width >= 3 for _, _, height, width in job.crops)  # as in `crop_into`
+    return all(max(height, width) <= 2 * side and width >= 3 for _, _, height, width in job.crops)  # as in `crop_into`

@@ -5,7 +5,7 @@ cut short, and this walk finds those in microseconds; in a PNG it finds every fl
 It gives up flipped bits inside the compressed data of a JPEG or WebP: `hjepa-shards verify --deep` decodes everything.
 """
 
-from zlib import crc32
+from zlib_ng.zlib_ng import crc32
 
 from hjepa_shards.images import MAX_PIXELS, Codec, Colour, ImageInfo, codec_of, too_many_scans
 

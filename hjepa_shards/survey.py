@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from zlib_ng.zlib_ng import crc32
 
 from hjepa_shards.keys import key_in_header
 from hjepa_shards.manifest import Manifest

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
-from zlib import crc32
 
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from hjepa_shards.keys import keys_of
 from hjepa_shards.manifest import FILE_NAME, Manifest, load_manifest

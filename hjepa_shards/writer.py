@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
 
 from hjepa_shards.columns import Slice, Texts
 from hjepa_shards.encode import Encoded, EncodeSettings, encode, moments_of, reason_of

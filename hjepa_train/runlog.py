@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from hjepa_shards import SourceShare, console, flatten
 from hjepa_train.distributed import all_reduce, world_size
@@ -22,6 +21,9 @@ from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.pictures import FILE as PICTURES
 from hjepa_train.pictures import draw, look, save_pictures
 from hjepa_train.scale import uncompiled
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _SAY_EVERY_S = 30
 """Into a file or a pipe, where no bar is drawn, a line in so many seconds."""
@@ -101,7 +103,7 @@ class RunLog:
         self._path, self._silent = folder / "metrics.jsonl", silent
         self._pixels = pixels
         tensorboard = tensorboard and not silent
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start) if tensorboard else None
+        self._board = _board(folder, start) if tensorboard else None
         self._progress = Progress(
             TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
             BarColumn(bar_width=10),
@@ -185,3 +187,9 @@ class RunLog:
         self._progress.stop()
         if self._board:
             self._board.close()
+
+
+def _board(folder: Path, start: int) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter  # only here: seconds
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start)

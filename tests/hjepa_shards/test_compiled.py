@@ -1,7 +1,10 @@
 """The compiled parts give what Python's do, refuse what they are not written for, and survive any bytes."""
 
+import ctypes
+import mmap
 import os
 import struct
+import sys
 import zlib
 from io import BytesIO
 from itertools import pairwise
@@ -41,6 +44,47 @@ def test_our_resize_gives_opencvs_pixels() -> None:
         assert (batch[[0, 2]] == 77).all()
 
 
+def test_our_means_are_opencvs() -> None:
+    rng = np.random.default_rng(0)
+    for attempt in range(600):
+        whole = rng.integers(0, 256, (*rng.integers(2, 400, 2), 3), np.uint8)
+        whole[rng.random(whole.shape) < 0.3] = 255
+        top, left = rng.integers(0, whole.shape[0]), rng.integers(0, whole.shape[1] - 1)
+        part = whole[top : top + rng.integers(1, 400), left : left + rng.integers(2, 400)]
+        height, width = part.shape[:2]
+        rows, columns = rng.integers(1, height + 1), rng.integers(1, width + 1)
+        if attempt % 3:  # as of photographs, and more
+            rows, columns = max(1, int(height / rng.uniform(1, 3))), max(1, int(width / rng.uniform(1, 12)))
+        batch = np.full((3, rows, columns, 3), 77, np.uint8)
+        expected = batch[1]
+        if height % rows or width % columns:
+            _resize.mean(part, batch[1])
+            expected = cv2.resize(part, (int(columns), int(rows)), interpolation=cv2.INTER_AREA)
+        else:
+            with pytest.raises(ValueError, match="not by whole numbers"):
+                _resize.mean(part, batch[1])
+        assert np.array_equal(batch[1], expected), (part.shape, rows, columns)
+        assert (batch[[0, 2]] == 77).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to guard a page of memory")
+@pytest.mark.parametrize("size", [(3, 3), (5, 4), (40, 30), (2, 900)])
+def test_nothing_is_read_behind_an_image(size: tuple[int, int]) -> None:
+    height, width = size
+    page, num_bytes = mmap.PAGESIZE, 3 * height * width
+    pages = -(-num_bytes // page)
+    memory = mmap.mmap(-1, (pages + 1) * page)
+    bytes_of_it = np.frombuffer(memory, np.uint8)
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(bytes_of_it.ctypes.data + pages * page), page, 0) == 0
+    image = bytes_of_it[pages * page - num_bytes : pages * page].reshape(height, width, 3)
+    image[:] = np.random.default_rng(0).integers(0, 256, image.shape)
+    for rows, columns in ((2, 2), (1, 2), (height, width - 1)):
+        out = np.zeros((rows, columns, 3), np.uint8)
+        _resize.bilinear(image, out)
+        if height % rows or width % columns:
+            _resize.mean(image, out)
+
+
 def test_our_resize_refuses_what_it_is_not_written_for() -> None:
     image, slot = np.zeros((9, 9, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)
     for source, out in (
@@ -56,9 +100,14 @@ def test_our_resize_refuses_what_it_is_not_written_for() -> None:
     ):
         with pytest.raises(ValueError, match="at least 3 wide"):
             _resize.bilinear(source, out)
+        with pytest.raises(ValueError, match="larger than what is written to"):
+            _resize.mean(source, out)
     slot.flags.writeable = False
-    with pytest.raises(ValueError, match="read-only"):
-        _resize.bilinear(image, slot)
+    for resize in (_resize.bilinear, _resize.mean):
+        with pytest.raises(ValueError, match="read-only"):
+            resize(image, slot)
+    with pytest.raises(ValueError, match="larger than what is written to"):
+        _resize.mean(image[:3], np.zeros((4, 4, 3), np.uint8))
 
 
 def test_many_crops_are_resized_as_one_by_one() -> None:
@@ -232,6 +281,7 @@ def test_without_the_compiled_parts_batches_are_the_same(shards: Path, monkeypat
     mixture = mix(shards, SOURCES)
     expected = delivered(opener(mixture), 120, global_batch=24)
     monkeypatch.setattr("hjepa_shards.decode.bilinear", None)
+    monkeypatch.setattr("hjepa_shards.decode.mean", None)
     monkeypatch.setattr("hjepa_shards.store.preads", None)
     monkeypatch.setattr("hjepa_shards.small.decode_pngs", None)
     assert delivered(opener(mixture), 120, global_batch=24) == expected

@@ -74,7 +74,7 @@ def test_batches_equal_a_plain_recomputation(shards: Path) -> None:
                 [crop] = random_crops(5, planned.position[i : i + 1], *size, mixture.config.augmentation)
                 top, left, height, width = fitted(crop[None], 16)[0][0]
                 part = pixels[top : top + height, left : left + width]
-                method = cv2.INTER_AREA if height > 32 else cv2.INTER_LINEAR
+                method = cv2.INTER_AREA if max(height, width) > 32 else cv2.INTER_LINEAR
                 assert np.array_equal(batch.images[i], cv2.resize(part, (16, 16), interpolation=method))
     for one in readers:
         one.close()
