@@ -77,7 +77,7 @@ def run_in_process(variant: str, seed: int, arguments: argparse.Namespace) -> No
     command = [sys.executable, __file__, "--job", variant, str(seed)]
     command += ["--out", str(arguments.out), "--runs", str(arguments.runs)]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".log").open("w") as log:
+    with Path(f"{folder}.log").open("w") as log:
         subprocess.run(command, check=True, stdout=log, stderr=log)
 
 

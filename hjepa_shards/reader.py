@@ -142,8 +142,8 @@ class SampleReader:
         row = located.row
         pixels = decode(self.image_bytes(located, data), row.colour, row.orientation, shrink)
         lap("decode")
-        whole = (row.height, row.width)
-        if pixels.shape[:2] not in (whole, tuple(-(-side // shrink) for side in whole)):
+        found = pixels.shape[:2]
+        if found != (row.height, row.width) and found != (-(-row.height // shrink), -(-row.width // shrink)):
             raise DecodeError(
                 f"{self.name}, shard {located.shard}: {located.width} x {located.height} pixels expected, "
                 f"{pixels.shape[1]} x {pixels.shape[0]} found; run `hjepa-shards verify`"

@@ -13,11 +13,13 @@ from typing import final
 import torch
 from torch import nn
 
-from hjepa_shards import Forecast, expected_mixture, forecast
+from hjepa_shards import Forecast, InputError, ShardError, expected_mixture, forecast
 from hjepa_train.checkpoint import latest
 from hjepa_train.hardware import MACHINES, Machine
+from hjepa_train.heldout import held_out_split
 from hjepa_train.memory import Memory, memory_of_a_step
 from hjepa_train.report import Sheet
+from hjepa_train.run import devices_here
 from hjepa_train.runconfig import RunConfig, build_parts
 from hjepa_train.scale import recompute
 
@@ -114,10 +116,23 @@ def _notes(config: RunConfig, plan: Forecast, not_built: tuple[str, ...]) -> Ite
     if not_built:
         yield f"not built yet, so of their published size: {', '.join(not_built)}"
     yield from plan.warnings
+    yield from _about_probes(config)
+    if config.training.device not in ("auto", *devices_here()):
+        yield f"training.device: {config.training.device}: none is on this machine, the run would not begin here"
     folder = config.run.folder / config.run.name
     newest = latest(folder / "checkpoints")
     if newest:
         yield f"{folder} holds checkpoints up to {newest.name}: `--resume auto` goes on there, another run.name begins"
+
+
+def _about_probes(config: RunConfig) -> Iterator[str]:
+    """Where a probe was asked for and there is nothing to probe on."""
+    settings = config.evaluation
+    if settings.source or settings.during_every_epochs or config.training.keep_best:
+        try:
+            held_out_split(config.data, settings.source or config.data.sources[0].name, settings.split)
+        except (InputError, ShardError) as error:
+            yield f"nothing to probe on: {error}"
 
 
 def _run(dry: DryRun) -> Sheet:

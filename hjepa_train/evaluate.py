@@ -34,7 +34,7 @@ from hjepa_train.heldout import (
 from hjepa_train.probe import chance, checked, knn_probe, linear_probe, pca
 from hjepa_train.report import write_report
 from hjepa_train.ridge import ridge_probe
-from hjepa_train.run import choose_device
+from hjepa_train.run import choose_device, devices_here
 from hjepa_train.runconfig import CONFIG_FILE, RunConfig, build_parts, load_run_config
 from hjepa_train.saving import restore
 from hjepa_train.sgd_probe import sgd_probe
@@ -80,7 +80,8 @@ def evaluate(
     )
     name = source or settings.source or config.data.sources[0].name
     path = checkpoint.choose(folder / "checkpoints", which, config.training.keep_best)
-    device = choose_device(config.training.device)
+    asked = config.training.device
+    device = choose_device(asked if asked in devices_here() else "auto")  # it may have been trained elsewhere
     encoders = _encoders(config, path, device)
     data = config.data
     split = held_out_split(data, name, settings.split)

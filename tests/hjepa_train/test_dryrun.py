@@ -9,6 +9,7 @@ from hjepa_train import dry_run, load_run_config, train
 from hjepa_train.cli import main
 from hjepa_train.dryrun import ASSUMED_MFU, as_sheets
 from hjepa_train.journal import read_metrics
+from hjepa_train.run import devices_here
 from hjepa_train.runconfig import build_parts
 from tests.conftest import Command, in_this_process
 from tests.hjepa_train.tiny import STEPS, tiny_run
@@ -114,6 +115,15 @@ def test_a_run_that_has_begun_is_named_and_not_touched(shards: Path, tmp_path: P
     _, out, _ = command("run", path, "--dry-run")
     assert "holds checkpoints up to step-00000003" in " ".join(out.split())
     assert read_metrics(before / "metrics.jsonl") == rows
+
+
+def test_what_the_run_or_its_evaluation_would_miss_is_noted(shards: Path, tmp_path: Path) -> None:
+    assert dry_run(load_run_config(tiny_run(shards, tmp_path))).notes == ()
+    absent = next(name for name in ("mps", "cuda") if name not in devices_here())
+    path = tiny_run(shards, tmp_path, training__device=absent, evaluation={"source": "coco"})
+    probes, device = dry_run(load_run_config(path)).notes
+    assert "coco: a built source expected, none found; build it with" in probes
+    assert f"training.device: {absent}: none is on this machine" in device
 
 
 @pytest.mark.parametrize(

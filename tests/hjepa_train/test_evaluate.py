@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hjepa_shards import BuildOptions, InputError, build
 from hjepa_train import evaluate, load_run_config, train
 from hjepa_train.cli import main
 from hjepa_train.evaluate import PROBES, USUAL, evaluate_all, probes_named
 from hjepa_train.heldout import held_out_split
+from hjepa_train.run import devices_here
 from tests.conftest import Command, in_this_process
 from tests.hjepa_shards.test_loader import mix
 from tests.hjepa_train.tiny import tiny_run
@@ -144,6 +146,15 @@ def test_an_evaluation_killed_with_kill_9_goes_on_behind_its_last_finished_probe
 
     assert named("known already") == done
     assert named("probing") == 5 * len(probes) - done
+
+
+def test_a_run_of_another_machine_is_evaluated_on_this_ones_device(run: Path) -> None:
+    absent = next(name for name in ("mps", "cuda") if name not in devices_here())
+    config = run / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["training"]["device"] = absent
+    config.write_text(yaml.safe_dump(content))
+    assert {row["features"] for row in evaluate(run, probes=("ridge",))["rows"]} >= {"online", "target"}
 
 
 def test_several_sources_are_one_table_and_all_are_looked_for_first(

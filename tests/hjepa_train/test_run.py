@@ -19,6 +19,7 @@ from hjepa_train import evaluate, load_run_config, train
 from hjepa_train.checkpoint import latest, read_state
 from hjepa_train.cli import main
 from hjepa_train.journal import read_metrics
+from hjepa_train.run import devices_here
 from tests.conftest import Command, in_this_process
 from tests.hjepa_shards.bad_server import serving
 from tests.hjepa_train.tiny import STEPS, tiny_run
@@ -103,6 +104,14 @@ def test_a_stop_that_lies_behind_the_run_is_refused_and_a_refused_run_leaves_no_
     with pytest.raises(InputError, match=r"mine.yaml: objective.hjepa.momentum: "):
         train(momentum, where="mine.yaml")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_device_that_is_not_here_is_refused_and_leaves_no_folder(shards: Path, tmp_path: Path) -> None:
+    absent = next(name for name in ("mps", "cuda") if name not in devices_here())
+    path = tiny_run(shards, tmp_path, training__device=absent)
+    with pytest.raises(InputError, match=f"training.device: {absent}: auto or one of .*cpu expected on this machine"):
+        train(load_run_config(path))
+    assert not (tmp_path / "tiny").exists()
 
 
 def test_thread_count_of_the_loader_and_micro_checkpoints_do_not_change_the_losses(
