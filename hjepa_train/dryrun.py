@@ -140,8 +140,8 @@ def _run(dry: DryRun) -> Sheet:
     (backbone,), (objective,) = dry.config.backbone, dry.config.objective
     facts = {
         "objective, backbone": f"{objective}, {backbone}",
-        "images": f"{dry.config.data.image_size} px, {plan.samples:,} in {plan.epochs:,} epochs of "
-        f"{plan.epoch_samples:,} ({dry.config.data.strategy})",
+        "images": f"{dry.config.data.image_size} px, {plan.samples:,} in {plan.epochs:,} "
+        f"epoch{'s' * (plan.epochs != 1)} of {plan.epoch_samples:,} ({dry.config.data.strategy})",
         "optimizer steps": f"{plan.steps:,} of {plan.global_batch:,} images",
         "on each rank": f"{plan.global_batch // plan.ranks:,} images, {dry.micro_batch:,} at once, "
         f"{training.precision}; {plan.ranks} rank{'s' * (plan.ranks > 1)}",
