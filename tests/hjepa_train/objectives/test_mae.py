@@ -68,6 +68,17 @@ def test_nothing_of_a_hidden_patch_reaches_encoder_or_decoder() -> None:
     assert torch.equal(painted(other), painted(one.images_BCHW))
 
 
+def test_the_decoder_knows_where_tokens_stand_and_not_in_which_order_they_come() -> None:
+    mae = build()
+    (visible, hidden), tokens = mae.masks(torch.arange(3)), torch.randn(3, 9, 24)
+    with torch.no_grad():
+        painted = mae.paint(tokens, visible, hidden)
+        assert torch.allclose(mae.paint(tokens.flip(1), visible.flip(1), hidden), painted, atol=1e-5)
+        assert torch.allclose(mae.paint(tokens, visible, hidden.flip(1)), painted.flip(1), atol=1e-5)
+        assert not torch.allclose(mae.paint(tokens, visible.flip(1), hidden), painted, atol=1e-3), "tokens elsewhere"
+        assert not torch.allclose(painted, painted[:, :1].expand_as(painted), atol=1e-3), "hidden places are alike"
+
+
 @pytest.mark.parametrize("normalise", [True, False])
 def test_what_is_asked_for_are_the_pixels_of_hidden_patches(normalise: bool) -> None:
     mae, one = build(normalise_patches=normalise), batch(2)
