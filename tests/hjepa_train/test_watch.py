@@ -12,6 +12,7 @@ from hjepa_train import evaluate, load_run_config, train
 from hjepa_train.checkpoint import best, latest, load, read_state
 from hjepa_train.heldout import EvaluationConfig
 from hjepa_train.journal import read_metrics
+from hjepa_train.runconfig import build_parts
 from hjepa_train.watch import Watch, find_labels
 from tests.hjepa_shards.test_elastic import damage
 from tests.hjepa_train.test_ranks import train_ranks
@@ -163,6 +164,27 @@ def test_the_best_checkpoint_stays_and_says_its_value(shards: Path, tmp_path: Pa
     assert read_state(top[0])["probe"] == found[step]
     assert {path.name for path in (run / "checkpoints").iterdir()} == {top[0].name, f"step-{STEPS:08d}"}
     assert found[step]["knn_target"] == evaluate(run, which="best", bank=60, test=40)["rows"][-1]["knn"]
+
+
+def test_the_best_is_known_before_its_checkpoint_is_on_the_disk(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_run_config(tiny_run(shards, tmp_path, evaluation=often()))
+    _, objective = build_parts(config, STEPS, "test")
+    watch = Watch(
+        find_labels(config.data, config.evaluation, steps_per_epoch=18, global_batch=16),
+        objective,
+        config.data,
+        config.evaluation,
+        num_steps=STEPS,
+        log_every=1,
+        checkpoints=tmp_path / "nothing is here",
+        keep_best="knn_target",
+        say=print,
+    )
+    found = iter([30.0, 40.0, 35.0, 41.0])
+    monkeypatch.setattr(Watch, "_probe", lambda self: {"knn_target": next(found)})
+    assert [watch(step)[1] for step in (1, 9, 18, 27)] == [True, True, False, True]
 
 
 def test_values_that_are_not_finite_are_written_as_null_and_are_never_the_best(
