@@ -129,6 +129,31 @@ def test_resizing_writes_into_the_slot_and_keeps_colours_in_place(side: int) -> 
     assert batch[1][-1, 0].tolist() == [0, 0, 250]
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(
+    ("height", "width", "method"),
+    [
+        (60, 50, cv2.INTER_LINEAR),
+        (64, 64, cv2.INTER_LINEAR),
+        (65, 40, cv2.INTER_AREA),
+        (40, 65, cv2.INTER_AREA),
+        (96, 96, cv2.INTER_AREA),
+        (96, 64, cv2.INTER_AREA),
+        (20, 90, cv2.INTER_AREA),
+        (20, 2, cv2.INTER_LINEAR),
+    ],
+)
+def test_crops_more_than_twice_as_large_on_a_side_are_averaged(
+    compiled: bool, height: int, width: int, method: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr("hjepa_shards.decode.bilinear", None)
+        monkeypatch.setattr("hjepa_shards.decode.mean", None)
+    pixels, slot = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8), np.zeros((32, 32, 3), np.uint8)
+    crop_into(slot, pixels, (3, 4, height, width))
+    assert np.array_equal(slot, cv2.resize(pixels[3 : 3 + height, 4 : 4 + width], (32, 32), interpolation=method))
+
+
 def test_resizing_is_close_to_pillows_antialiased_bilinear(real_data: Path) -> None:
     data = next(iter(sorted((real_data / "photos").rglob("*.jpg")))).read_bytes()
     image = Image.open(io.BytesIO(data)).convert("RGB")
