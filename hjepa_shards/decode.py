@@ -72,9 +72,7 @@ def crop_into(slot: NDArray[np.uint8], pixels: NDArray[np.uint8], crop: Iterable
     part, size = pixels[top : top + height, left : left + width], len(slot)
     if part.shape == slot.shape:
         slot[:] = part
-    elif (
-        max(height, width) > 2 * size
-    ):  # bilinear does not antialias: fine up to a factor of two, beyond it averaging is
+    elif max(height, width) > 2 * size:  # beyond a factor of two bilinear skips pixels
         if mean and min(height, width) >= size and (height % size or width % size):
             mean(part, slot)
         else:
