@@ -1,7 +1,8 @@
 /* Bilinear resize of RGB bytes, pixel for pixel what OpenCV's INTER_LINEAR gives, in half of its time; _area.h: the mean.
 
    Of what a loader does to a photograph only its decode takes longer. OpenCV's code for three channels goes pixel by
-   pixel; here eight bytes hold both neighbours of a pixel, and four pixels are weighed at once (AVX2).
+   pixel; here eight bytes hold both neighbours of a pixel, and four pixels are weighed at once (AVX2). _wide.h weighs
+   five at once, where the processor can.
 
    The arithmetic is OpenCV's (modules/imgproc/src/resize.cpp): weights of 11 bits, rows first. A row's sums lose 4 bits
    to fit 16, each of the two rows is multiplied by its weight and loses 16 bits, their sum is rounded by 2 bits.
@@ -43,15 +44,21 @@ AVX2 static int neighbour(int x, double scale, float *between) {
 
 AVX2 static int weight(float share) { return _mm_cvtss_si32(_mm_set_ss(share * ONE)); /* to nearest, ties to even */ }
 
+/* Left neighbour of output pixel x, one that has another to its right, and the weights of both as 16 bits each. */
+AVX2 static int left_of(int x, double scale, int width, int32_t *pair) {
+    float between;
+    int low = neighbour(x, scale, &between);
+    if (low < 0) low = 0, between = 0;
+    if (low >= width - 1) low = width - 2, between = 1; /* the last column alone */
+    *pair = weight(1 - between) | weight(between) << 16;
+    return low;
+}
+
 AVX2 static void plan_row(Row *row, int width, int size) {
     double scale = 1.0 / ((double)size / width);
     for (int x = 0; x < row->count; x++) {
-        float between;
-        int low = neighbour(x < size ? x : size - 1, scale, &between);
-        if (low < 0) low = 0, between = 0;
-        if (low >= width - 1) low = width - 2, between = 1; /* the last column alone: there is nothing to its right */
-        int32_t pair = weight(1 - between) | weight(between) << 16;
-        row->start[x] = 3 * low;
+        int32_t pair;
+        row->start[x] = 3 * left_of(x < size ? x : size - 1, scale, width, &pair);
         _mm_storeu_si128((__m128i *)(row->weights + 4 * place(x)), _mm_setr_epi32(pair, pair, pair, 0));
     }
 }
@@ -98,30 +105,40 @@ AVX2 static void down(const int16_t *upper, const int16_t *lower, float between,
     }
 }
 
+#include "_wide.h"
+
+static int has_avx512; /* set at import */
+
 /* -1 where there is no memory. source: `stride` bytes a row; out: rows x columns pixels without gaps. */
 AVX2 static int resize(const uint8_t *source, int height, int width, Py_ssize_t stride, uint8_t *out, int rows, int columns) {
-    Row row = {.count = (columns + PAD - 1) / PAD * PAD};
-    size_t count = (size_t)row.count, last_bytes = 3 * (size_t)width;
-    int32_t *memory = malloc(count * (4 + 16 + 2 * 8) + last_bytes + 8);
+    size_t count = ((size_t)columns + PAD - 1) / PAD * PAD, values = wide_count(columns), last_bytes = 3 * (size_t)width;
+    size_t bytes = count * (4 + 16 + 2 * 8) + values * (4 + 4 + 2 * 2) + values / 4 + last_bytes + 8;
+    int32_t *memory = aligned_alloc(BLOCK, (bytes + BLOCK - 1) / BLOCK * BLOCK);
     if (!memory) return -1;
-    row.start = memory, row.weights = memory + count;
-    int16_t *sums[2] = {(int16_t *)(memory + 5 * count), (int16_t *)(memory + 7 * count)};
+    Wide wide = {.count = (int)values, .weights = memory, .pick = memory + values, .start = memory + 3 * values};
+    int16_t *sums[2] = {(int16_t *)(memory + 2 * values), (int16_t *)(memory + 2 * values + values / 2)};
+    int is_wide = has_avx512 && plan_wide(&wide, width, columns);
+    Row row = {.count = (int)count, .start = memory, .weights = memory + count};
     uint8_t *last = (uint8_t *)(memory + 9 * count); /* nothing may be read behind the last row where it stands */
-    memcpy(last, source + (height - 1) * stride, last_bytes);
-    plan_row(&row, width, columns);
+    if (!is_wide) {
+        sums[0] = (int16_t *)(memory + 5 * count), sums[1] = (int16_t *)(memory + 7 * count);
+        memcpy(last, source + (height - 1) * stride, last_bytes);
+        plan_row(&row, width, columns);
+    }
     double scale = 1.0 / ((double)rows / height);
     int held[2] = {-1, -1}; /* which row's sums each slot holds: even rows in one, odd in the other */
-    for (int y = 0; y < rows; y++) {
+    for (int y = 0; y < rows; y++, out += (Py_ssize_t)3 * columns) {
         float between;
         int low = neighbour(y, scale, &between);
         int pair[2] = {low < 0 ? 0 : low, low + 1 < height ? low + 1 : height - 1};
         for (int i = 0; i < 2; i++) {
             int from = pair[i];
             if (held[from & 1] == from) continue;
-            across(&row, from == height - 1 ? last : source + from * stride, sums[from & 1]);
+            if (is_wide) across_wide(&wide, source + from * stride, sums[from & 1]);
+            else across(&row, from == height - 1 ? last : source + from * stride, sums[from & 1]);
             held[from & 1] = from;
         }
-        down(sums[pair[0] & 1], sums[pair[1] & 1], between, columns, out + (Py_ssize_t)3 * columns * y);
+        (is_wide ? down_wide : down)(sums[pair[0] & 1], sums[pair[1] & 1], between, columns, out);
     }
     free(memory);
     return 0;
@@ -247,13 +264,27 @@ done:
     return result;
 }
 
+static int is_possible(void) {
+    has_avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vbmi");
+    return __builtin_cpu_supports("avx2");
+}
+
+static PyObject *use_avx512(PyObject *module, PyObject *wanted) {
+    (void)module;
+    int is_wanted = PyObject_IsTrue(wanted);
+    if (is_wanted < 0) return NULL;
+    is_possible();
+    has_avx512 &= is_wanted;
+    return PyBool_FromLong(has_avx512);
+}
+
 static PyMethodDef methods[] = {
+    {"use_avx512", use_avx512, METH_O, "May `bilinear` use it? Whether it does now; the pixels are the same."},
     {"bilinear_many", bilinear_many, METH_VARARGS, "The same of crops of images as bytes, each into its place of an array [n, R, R, 3]."},
     {"bilinear", bilinear, METH_VARARGS, "Resize bytes [H, W, 3], W >= 3, into all of another array, as cv2.INTER_LINEAR does."},
     {"mean", mean, METH_VARARGS, "Resize bytes [H, W, 3] into all of a smaller array, as cv2.INTER_AREA does; not by whole numbers."},
     {NULL, NULL, 0, NULL},
 };
-static int is_possible(void) { return __builtin_cpu_supports("avx2"); }
 #else
 static PyMethodDef methods[] = {{NULL, NULL, 0, NULL}};
 static int is_possible(void) { return 0; }

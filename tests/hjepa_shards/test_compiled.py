@@ -6,6 +6,7 @@ import os
 import struct
 import sys
 import zlib
+from collections.abc import Iterator
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,16 @@ _png = pytest.importorskip("hjepa_shards._png", reason="not compiled here")
 # ---- resize
 
 
+@pytest.fixture(params=[True, False], ids=["AVX-512", "AVX2"])
+def vectors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What the resize is done with."""
+    if _resize.use_avx512(request.param) != request.param:
+        pytest.skip("no AVX-512 VBMI here")
+    yield
+    _resize.use_avx512(True)
+
+
+@pytest.mark.usefixtures("vectors")
 def test_our_resize_gives_opencvs_pixels() -> None:
     rng = np.random.default_rng(0)
     for attempt in range(600):
@@ -69,6 +80,7 @@ def test_our_means_are_opencvs() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to guard a page of memory")
 @pytest.mark.parametrize("size", [(3, 3), (5, 4), (40, 30), (2, 900)])
+@pytest.mark.usefixtures("vectors")
 def test_nothing_is_read_behind_an_image(size: tuple[int, int]) -> None:
     height, width = size
     page, num_bytes = mmap.PAGESIZE, 3 * height * width
@@ -110,6 +122,7 @@ def test_our_resize_refuses_what_it_is_not_written_for() -> None:
         _resize.mean(image[:3], np.zeros((4, 4, 3), np.uint8))
 
 
+@pytest.mark.usefixtures("vectors")
 def test_many_crops_are_resized_as_one_by_one() -> None:
     rng = np.random.default_rng(0)
     slots, crops, expected = np.full((20, 32, 32, 3), 77, np.uint8), [], np.full((20, 32, 32, 3), 77, np.uint8)
