@@ -68,13 +68,13 @@ def random_crops(
     ratios: torchvision's rule, with every draw made at once.
     """
     share, ratio, place = _draws(seed, positions, view, config.crop_scale, config.crop_ratio)
-    sides = np.stack([heights, widths], 1)
     area = (widths * heights)[:, None] * share
-    attempts = np.rint(np.sqrt(np.stack([area / ratio, area * ratio], 2)))
-    fits = np.all((attempts > 0) & (attempts <= sides[:, None]), 2)
+    high, wide = np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))
+    fits = (high > 0) & (high <= heights[:, None]) & (wide > 0) & (wide <= widths[:, None])
     first = np.arange(len(positions)), fits.argmax(1)
-    crop = attempts[first].astype(np.int64)
-    crops = np.concatenate([(place * (sides - crop + 1)) >> 31, crop], 1)
+    crop = np.stack([high[first], wide[first]], 1).astype(np.int64)
+    room = np.stack([heights, widths], 1) - crop + 1
+    crops = np.concatenate([(place * room) >> 31, crop], 1)
     none = ~fits[first]
     if none.any():
         crops[none] = central_crops(widths[none], heights[none], config.crop_ratio)

@@ -61,7 +61,8 @@ class Draft:
 
     def note(self, row: int, sample: int, located: Located) -> None:
         """It is shown in this row."""
-        self.samples[row], self.labels[row], self.num_bytes[row] = sample, located.label, located.num_bytes
+        found = located.row
+        self.samples[row], self.labels[row], self.num_bytes[row] = sample, found.label, found.image_bytes
 
 
 @final

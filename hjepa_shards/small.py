@@ -44,17 +44,15 @@ def show_small(jobs: Sequence[Job | None], slots: NDArray[np.uint8]) -> list[boo
     if decode_pngs is None or bilinear_many is None:
         return shown
     side = slots.shape[1]
-    chosen = [(i, job) for i, job in enumerate(jobs) if job and _takes(job, side)]
-    rows = [job.row for _, job in chosen]
-    stored = [(job.data, row.image_crc32, row.height, row.width) for (_, job), row in zip(chosen, rows, strict=True)]
-    decoded = decode_pngs(stored)
+    chosen = [(i, job, job.row) for i, job in enumerate(jobs) if job and _takes(job, side)]
+    decoded = decode_pngs([(job.data, row.image_crc32, row.height, row.width) for _, job, row in chosen])
     lap("decode")
     crops = []
-    for (i, job), row, pixels in zip(chosen, rows, decoded, strict=True):
+    for (i, job, row), pixels in zip(chosen, decoded, strict=True):
         if pixels is not None:
             shown[i] = True
-            height, width = row.height, row.width
-            crops += [(pixels, height, width, *crop, job.slot + view) for view, crop in enumerate(job.crops)]
+            for slot, crop in enumerate(job.crops, job.slot):
+                crops.append((pixels, row.height, row.width, *crop, slot))
     bilinear_many(crops, slots)
     lap("resize")
     return shown
@@ -62,7 +60,9 @@ def show_small(jobs: Sequence[Job | None], slots: NDArray[np.uint8]) -> list[boo
 
 def _takes(job: Job, side: int) -> bool:
     row = job.row
-    is_plain = row.codec == Codec.PNG and row.colour in PLAIN and row.orientation == 1
-    if not is_plain or row.height * row.width > _SMALL:
+    if row.codec != Codec.PNG or row.colour not in PLAIN or row.orientation != 1 or row.height * row.width > _SMALL:
         return False
-    return all(max(height, width) <= 2 * side and width >= 3 for _, _, height, width in job.crops)  # as in `crop_into`
+    for _, _, height, width in job.crops:  # noqa: SIM110 -- a generator takes as long as all else here
+        if height > 2 * side or width > 2 * side or width < 3:  # as in `crop_into`
+            return False
+    return True
