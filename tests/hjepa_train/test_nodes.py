@@ -86,12 +86,13 @@ def wait_for_step(processes: list[subprocess.Popen[bytes]], config: Path, step: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["killed", "cut off"])
+@pytest.mark.parametrize(("how", "parallel"), [("killed", "ddp"), ("cut off", "ddp"), ("killed", "fsdp")])
 def test_a_node_that_is_lost_ends_the_other_in_time_and_both_go_on_from_the_checkpoint(
-    shards: Path, tmp_path: Path, nodes: None, how: str
+    shards: Path, tmp_path: Path, nodes: None, how: str, parallel: str
 ) -> None:
     del nodes
-    config = tiny_run(shards, tmp_path, training__save_every_steps=3, training__epochs=60, training__ranks_timeout_s=8)
+    lasting = {"training__epochs": 60, "training__ranks_timeout_s": 8, "training__parallel": parallel}
+    config = tiny_run(shards, tmp_path, training__save_every_steps=3, **lasting)
     with two_nodes(config) as processes:
         wait_for_step(processes, config, 5)
         began = time.monotonic()

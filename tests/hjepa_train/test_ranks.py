@@ -113,6 +113,20 @@ def test_any_number_of_ranks_trains_as_one_and_goes_on_as_any_other(
     assert all(value.isfinite().all() for value in written.values())
 
 
+@pytest.mark.slow  # a minute of compiling
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_compiled_ranks_train_as_one_and_compile_nothing_later(
+    shards: Path, tmp_path: Path, alone: list[dict[str, Any]], parallel: str
+) -> None:
+    config = tiny_run(shards, tmp_path, training__parallel=parallel, training__compile=True)
+    assert train_ranks(config, 2, stop_after=8) == []
+    found = rows(config)
+    assert_alike(found, alone[:8])
+    graphs = [row["graphs"] for row in found]
+    assert graphs[0] > 0
+    assert set(graphs[3:]) == {graphs[3]}
+
+
 def test_statistics_of_other_images_are_refused_and_the_micro_batch_that_goes_on_is_named(
     shards: Path, tmp_path: Path
 ) -> None:
