@@ -1,0 +1,78 @@
+"""What is saved is what stood when it was asked for, and a save that fails behind training's back is told."""
+
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hjepa_train import checkpoint
+from hjepa_train.checkpoint import CheckpointError, load
+from hjepa_train.objectives import HJepa
+from hjepa_train.optim import OptimConfig, build_optimizer
+from hjepa_train.saving import Saver, restore
+from tests.hjepa_train.test_optim import objective
+
+
+def step_of(model: HJepa, optimizer: torch.optim.Optimizer) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+
+
+def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    moments = [numbers["exp_avg"] for numbers in optimizer.state_dict()["state"].values()]
+    return [tensor.clone() for tensor in (*model.state_dict().values(), *moments)]
+
+
+def test_what_is_saved_stood_when_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_write, honest = threading.Event(), checkpoint.save
+
+    def write_late(*arguments: Any, **named: Any) -> Path:
+        assert may_write.wait(60)
+        return honest(*arguments, **named)
+
+    monkeypatch.setattr(checkpoint, "save", write_late)
+    model = objective()
+    optimizer = build_optimizer(model, OptimConfig())
+    step_of(model, optimizer)
+    expected = everything(model, optimizer)
+    with closing(Saver(tmp_path, model, optimizer, keep=1)) as saver:
+        saver.save(1, {"step": 1})
+        step_of(model, optimizer)
+        may_write.set()
+        saver.wait()
+    assert not all(torch.equal(a, b) for a, b in zip(everything(model, optimizer), expected, strict=True))
+    restore(load(tmp_path / "step-00000001"), model, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(everything(model, optimizer), expected, strict=True))
+
+
+@contextmanager
+def files_below(num_bytes: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("when", ["before the next", "at the end"])
+def test_a_save_that_fails_in_the_background_is_told_and_the_last_good_one_stays(tmp_path: Path, when: str) -> None:
+    model = objective()
+    with closing(Saver(tmp_path, model, build_optimizer(model, OptimConfig()), keep=2)) as saver:
+        saver.save(1, {"step": 1})
+        saver.wait()
+        with files_below(1 << 10):
+            saver.save(2, {"step": 2})
+            with pytest.raises(CheckpointError, match=r"File too large.*step-00000001"):
+                saver.wait() if when == "at the end" else saver.save(3, {"step": 3})
+        assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+        saver.save(4, {"step": 4})
+        saver.wait()
+    assert load(tmp_path / "step-00000004").step == 4
