@@ -22,7 +22,7 @@ AVX512 static int plan_wide(Wide *wide, int width, int size) {
     int last_start = 3 * width - BLOCK, fits = last_start >= 0;
     for (int value = 0, x = 0; fits && value < wide->count; x++) {
         int32_t pair;
-        int left = 3 * left_of(x < size ? x : size - 1, scale, width, &pair);
+        int left = 3 * left_of(x, scale, width, &pair);
         for (int colour = 0; colour < 3 && value < wide->count; colour++, value++) {
             int vector = value >> 5 << 1 | (value >> 2 & 1), lane = (value >> 3 & 3) << 2 | (value & 3);
             if (lane == 0) wide->start[vector] = left < last_start ? left : last_start;

@@ -81,20 +81,22 @@ def test_our_means_are_opencvs() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to guard a page of memory")
 @pytest.mark.parametrize("size", [(3, 3), (5, 4), (40, 30), (2, 900)])
 @pytest.mark.usefixtures("vectors")
-def test_nothing_is_read_behind_an_image(size: tuple[int, int]) -> None:
+def test_nothing_is_read_before_or_behind_an_image(size: tuple[int, int]) -> None:
     height, width = size
     page, num_bytes = mmap.PAGESIZE, 3 * height * width
     pages = -(-num_bytes // page)
-    memory = mmap.mmap(-1, (pages + 1) * page)
+    memory = mmap.mmap(-1, (pages + 2) * page)
     bytes_of_it = np.frombuffer(memory, np.uint8)
-    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(bytes_of_it.ctypes.data + pages * page), page, 0) == 0
-    image = bytes_of_it[pages * page - num_bytes : pages * page].reshape(height, width, 3)
-    image[:] = np.random.default_rng(0).integers(0, 256, image.shape)
-    for rows, columns in ((2, 2), (1, 2), (height, width - 1)):
-        out = np.zeros((rows, columns, 3), np.uint8)
-        _resize.bilinear(image, out)
-        if height % rows or width % columns:
-            _resize.mean(image, out)
+    for guard in (0, pages + 1):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(bytes_of_it.ctypes.data + guard * page), page, 0) == 0
+    for start in (page, (pages + 1) * page - num_bytes):
+        image = bytes_of_it[start : start + num_bytes].reshape(height, width, 3)
+        image[:] = np.random.default_rng(0).integers(0, 256, image.shape)
+        for rows, columns in ((2, 2), (1, 2), (height, width - 1)):
+            out = np.zeros((rows, columns, 3), np.uint8)
+            _resize.bilinear(image, out)
+            if height % rows or width % columns:
+                _resize.mean(image, out)
 
 
 def test_our_resize_refuses_what_it_is_not_written_for() -> None:
