@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from hjepa_shards import TooMuchDamage, open_loader
-from hjepa_train.distributed import all_reduce, average_gradients, gather, gather_rows, rank, world_size
+from hjepa_train.distributed import Agreement, all_reduce, average_gradients, gather, gather_rows, rank, world_size
 from tests.hjepa_shards.test_elastic import damage
 from tests.hjepa_shards.test_loader import mix
 from tests.processes import start_ranks
@@ -38,7 +38,9 @@ def rank_main(number: int, folder: str) -> None:
     if number == 0:
         parameters[1].grad = torch.ones(3, dtype=torch.float64)
     average_gradients([*parameters, frozen])
+    agreed = Agreement()
     found = {
+        "agreed": [agreed([0, mine][number]) for mine in (0, 7, 0, 0)],
         "world": (rank(), world_size()),
         "total": total.detach(),
         "gradient": tensor.grad,
@@ -55,6 +57,7 @@ def test_two_ranks_sum_values_and_gradients_and_average_parameters(tmp_path: Pat
     start_ranks(rank_main, tmp_path)
     for number in (0, 1):
         found = torch.load(tmp_path / f"{number}.pt")
+        assert found["agreed"] == [0, 0, 7, 0], "what the other said, one call later"
         assert found["world"] == (number, 2)
         assert found["total"].tolist() == [3, 5]
         # d/dx of (1 + 2) * total^2, which both ranks' losses add up to

@@ -5,15 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from hjepa_train import load_run_config, train
 from hjepa_train.backbones import VitConfig, build_backbone
 from hjepa_train.checkpoint import latest, read_state
+from hjepa_train.distributed import is_shard
 from hjepa_train.ema import lerp_together
 from hjepa_train.journal import read_metrics
 from hjepa_train.objectives import Batch, HJepa, HJepaConfig
-from hjepa_train.scale import ScaleConfig, lay_out
+from hjepa_train.scale import ScaleConfig, gathered, lay_out
 from tests.hjepa_train.tiny import tiny_run
+from tests.processes import start_ranks
 
 
 def rows(shards: Path, folder: Path, stop_after: int = 8, **changes: Any) -> list[dict[str, Any]]:
@@ -121,3 +124,34 @@ def test_many_tensors_move_together_as_they_would_alone() -> None:
     before = [our.clone() for our in ours]
     lerp_together(ours, theirs, torch.tensor(False) * 0.25)
     assert all(torch.equal(our, then) for our, then in zip(ours, before, strict=True))
+
+
+def held_main(number: int, folder: str) -> None:
+    """How many parameters are parts of themselves: laid out, gathered, and behind that; what rank 0 computes alone."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
+    backbone = build_backbone("vit", VitConfig(width=16, depth=2, heads=2, patch=2), 16, seed=0)
+    objective = HJepa(backbone, HJepaConfig(levels=1, momentum=0.8), image_size=16, num_steps=36, seed=0)
+    images = torch.ones(2, 3, 16, 16)
+    held, [expected] = [], objective.level_features(backbone, images)
+
+    def count() -> None:
+        held.append(sum(map(is_shard, objective.parameters())))
+
+    lay_out(objective, ScaleConfig(parallel="fsdp"))
+    count()
+    with gathered(objective):
+        count()
+        if number == 0:
+            [found] = objective.level_features(backbone, images)
+            assert torch.equal(found, expected)
+    count()
+    torch.save(held, f"{folder}/{number}.pt")
+    dist.destroy_process_group()
+
+
+def test_gathered_weights_are_whole_for_each_rank_alone_and_sharded_again(tmp_path: Path) -> None:
+    start_ranks(held_main, tmp_path)
+    for number in (0, 1):
+        before, inside, behind = torch.load(tmp_path / f"{number}.pt")
+        assert (before > 20, inside, behind) == (True, 0, before)
