@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "three levels": {"levels": 3},
     "term x 0.1": {"variance_weight": 0.025, "covariance_weight": 0.001},
     "term x 10": {"variance_weight": 2.5, "covariance_weight": 0.1},
+    "term x 100": {"variance_weight": 25.0, "covariance_weight": 1.0},
     "no term": {"anticollapse": "none"},
     "sigreg": {"anticollapse": "sigreg"},
 }
