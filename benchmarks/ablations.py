@@ -3,8 +3,8 @@
     python benchmarks/ablations.py --raw data/raw/cifar10 [--parallel 2] [--seeds 0 1]
 
 The setting of configs/cifar10_cpu.yaml with a momentum of .99 and a third of its length: 50,048 images; with three
-levels as many as cost the same FLOP. Each run is evaluated as `hjepa-train eval` does. Writes
-benchmarks/results/ablations_<hardware>_<date>.json and prints the table of the README.
+levels as many as cost the same FLOP, with the wide predictor as many at a higher cost. Each run is evaluated as
+`hjepa-train eval` does. Writes benchmarks/results/ablations_<hardware>_<date>.json and prints the table of the README.
 """
 
 import argparse
@@ -35,7 +35,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "term x 100": {"variance_weight": 25.0, "covariance_weight": 1.0},
     "no term": {"anticollapse": "none"},
     "sigreg": {"anticollapse": "sigreg"},
+    "predictor as wide as the encoder": {"predictor": {"width": 96, "depth": 2, "heads": 3}},
 }
+AT_EQUAL_IMAGES = {"predictor as wide as the encoder"}
 COLUMNS = ("linear", "knn")
 
 
@@ -87,8 +89,10 @@ def run_one(variant: str, seed: int, shards: Path, runs: Path) -> None:
     torch.set_num_threads(1)
     plain = config_of("one level (the setting)", seed, shards, runs, NUM_IMAGES)
     asked = config_of(variant, seed, shards, runs, NUM_IMAGES)
-    num_images = NUM_IMAGES * flops(plain) / flops(asked)
-    folder = train(config_of(variant, seed, shards, runs, round(num_images / 64) * 64), resume="auto")
+    if variant not in AT_EQUAL_IMAGES:
+        num_images = NUM_IMAGES * flops(plain) / flops(asked)
+        asked = config_of(variant, seed, shards, runs, round(num_images / 64) * 64)
+    folder = train(asked, resume="auto")
     first = folder_of(runs, "one level (the setting)", 0) / "evaluation.json"
     pixels = json.loads(first.read_bytes())[0]["rows"][:2] if first.exists() else []  # the same for every run
     evaluate(folder, known_rows=pixels)

@@ -8,6 +8,8 @@ every image instead of four in five.
 Axes: B images, H W pixels, C channels (RGB), T taps of a blur.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -64,25 +66,31 @@ def augment(
 
 def normalise(images_BCHW: Tensor, *, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """Float pixels in [0, 255] to zero mean and unit variance."""
-    scale = images_BCHW.new_tensor(std)[:, None, None] * 255
-    return (images_BCHW - images_BCHW.new_tensor(mean)[:, None, None] * 255) / scale
+    device = images_BCHW.device
+    return (images_BCHW - _constant(device, *mean) * 255) / (_constant(device, *std) * 255)
 
 
 def _jitter(images_BCHW: Tensor, factors_B3: Tensor) -> Tensor:
     """uint8 to float in [0, 255]. Contrast keeps the image's mean gray, saturation each pixel's."""
     brightness, contrast, saturation = factors_B3[..., None, None, None].unbind(1)
-    gray = torch.tensor(GRAY, device=images_BCHW.device)[:, None, None]
+    gray = _constant(images_BCHW.device, *GRAY)
     total_B = (images_BCHW.sum((2, 3), dtype=torch.int64)[..., None, None] * gray).sum((1, 2, 3))
-    mean_B111 = (total_B.double() / (1000 * images_BCHW[0, 0].numel())).float()[:, None, None, None]
+    mean_B111 = (total_B / (1000 * images_BCHW[0, 0].numel()))[:, None, None, None]
     images = (contrast * (images_BCHW - mean_B111) + mean_B111) * brightness
     images = images.clamp(0, 255)
     pixel = _luma(images)
     return (saturation * (images - pixel) + pixel).clamp(0, 255)
 
 
+@cache
+def _constant(device: torch.device, *values: float) -> Tensor:
+    """[C, 1, 1]: a number for each channel. Copied once: a copy in each step would have the host wait for the GPU."""
+    return torch.tensor(values, device=device)[:, None, None]
+
+
 def _luma(images_BCHW: Tensor) -> Tensor:
     """[B, 1, H, W]: each pixel's gray."""
-    gray = torch.tensor(GRAY, device=images_BCHW.device)[:, None, None]
+    gray = _constant(images_BCHW.device, *GRAY)
     return (images_BCHW * (gray / 1000)).sum(1, keepdim=True)
 
 

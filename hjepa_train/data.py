@@ -1,6 +1,7 @@
 """From the loader's uint8 arrays to micro-batches on the device: the one place that knows both packages' batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +26,13 @@ def to_micro_batches(
 ) -> list[Batch]:
     """Consecutive parts of a rank's batch, augmented and normalised on the device; its buffers are free again."""
     rows = len(loaded.images)
-    moved = _moved(torch.from_numpy(loaded.images), device)
+    images, labels, positions, entries = _moved(
+        (loaded.images, loaded.labels, loaded.positions, loaded.entries), device
+    )
     first, *others = (
         augment(
             images_BHWC,
-            torch.from_numpy(loaded.positions).to(device),
+            positions,
             seed=seed,
             horizontal_flip=config.augmentation.horizontal_flip,
             color_jitter=config.augmentation.color_jitter,
@@ -39,10 +42,7 @@ def to_micro_batches(
             std=config.pixel_std,
             view=view,
         )
-        for view, images_BHWC in enumerate(moved.unbind(1) if moved.ndim == 5 else [moved])
-    )
-    labels, positions, entries = (
-        torch.from_numpy(column).to(device) for column in (loaded.labels, loaded.positions, loaded.entries)
+        for view, images_BHWC in enumerate(images.unbind(1) if images.ndim == 5 else [images])
     )
     return [
         Batch(
@@ -57,13 +57,15 @@ def to_micro_batches(
     ]
 
 
-def _moved(images: Tensor, device: torch.device) -> Tensor:
-    """On the device; `images` may be overwritten when this returns, though the GPU may still work on earlier steps."""
+def _moved(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
+    """On the device; they may be overwritten when this returns, though the GPU may still work on earlier steps."""
+    tensors = [torch.from_numpy(array) for array in arrays]
     if device.type != "cuda":
-        return images.to(device)
+        return [tensor.to(device) for tensor in tensors]
     stream = torch.cuda.Stream(device)
     with torch.cuda.stream(stream):
-        moved = images.to(device, non_blocking=True)
-    stream.synchronize()  # waits for the copy alone
-    moved.record_stream(torch.cuda.current_stream(device))
+        moved = [tensor.to(device, non_blocking=True) for tensor in tensors]
+    stream.synchronize()  # waits for the copies alone
+    for tensor in moved:
+        tensor.record_stream(torch.cuda.current_stream(device))
     return moved

@@ -37,7 +37,7 @@ def positional_share(targets_BND: Tensor) -> Tensor:
 def within_position_sd(tokens_BKD: Tensor, index_BK: Tensor, num_positions: int) -> Tensor:
     """Standard deviation between images at the same position, pooled over positions, mean over dimensions."""
     tokens, index = tokens_BKD.flatten(0, 1).float(), index_BK.flatten()
-    count_N = torch.bincount(index, minlength=num_positions)
+    count_N = index.new_zeros(num_positions).index_add_(0, index, torch.ones_like(index))
     sum_ND = tokens.new_zeros(num_positions, tokens.shape[1]).index_add_(0, index, tokens)
     residuals = tokens - (sum_ND / count_N.clamp(min=1)[:, None])[index]
     freedom = (count_N - 1).clamp(min=0).sum().clamp(min=1)
@@ -45,8 +45,8 @@ def within_position_sd(tokens_BKD: Tensor, index_BK: Tensor, num_positions: int)
 
 
 def rank_me(features_BD: Tensor) -> Tensor:
-    """Effective rank exp(H(σ/Σσ)) of the centred features (arXiv 2210.02885). At most min(B - 1, D)."""
-    features_BD = features_BD.float()
+    """Effective rank exp(H(σ/Σσ)) of the centred features (arXiv 2210.02885). At most min(B - 1, D). On the CPU."""
+    features_BD = features_BD.float().cpu()  # MPS has no svdvals
     if not features_BD.isfinite().all():
         return features_BD.new_tensor(float("nan"))
     sigma = torch.linalg.svdvals(features_BD - features_BD.mean(0))
@@ -60,8 +60,11 @@ def alignment(first_BD: Tensor, second_BD: Tensor) -> Tensor:
 
 
 def uniformity(features_BD: Tensor) -> Tensor:
-    """Log of the mean of exp(-2 d²) over pairs of images on the unit sphere (arXiv 2005.10242). 0: all are one."""
-    return torch.pdist(features_BD).square().mul(-2).exp().mean().log()
+    """Log of the mean of exp(-2 d²) over pairs of images on the unit sphere (arXiv 2005.10242). 0: all are one.
+
+    On the CPU: MPS has no pdist.
+    """
+    return torch.pdist(features_BD.cpu()).square().mul(-2).exp().mean().log()
 
 
 def parameter_distance(target: nn.Module, online: nn.Module) -> Tensor:

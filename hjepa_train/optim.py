@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from hjepa_shards import Strict
 
+_HOST_LOOKS = ("mps",)
+"""Devices whose fused AdamW overlooks `found_inf`: the host waits for the flag there."""
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -48,6 +51,9 @@ def set_rates(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: floa
             group["weight_decay"] = weight_decay
 
 
-def skip_unless(is_finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Where this is false, on the device, the coming step changes nothing. Fused optimizers look for that name."""
+def update(optimizer: torch.optim.Optimizer, is_finite: Tensor) -> None:
+    """A step of the optimizer; where `is_finite` is false, on the device, nothing moves."""
+    if is_finite.device.type in _HOST_LOOKS and not is_finite:
+        return
     optimizer.found_inf = (~is_finite).float()  # pyright: ignore[reportAttributeAccessIssue] as torch.amp.GradScaler
+    optimizer.step()

@@ -152,7 +152,7 @@ def fit_pca(bank_ND: Tensor, leading: int | None = None) -> Pca:
     In float64 on the CPU: not every device has it, and small variances drown in float32. From the smaller of the two
     products: [D, D], or [N, N] where there are fewer rows than dimensions.
     """
-    exact_ND = bank_ND.detach().to("cpu", torch.float64)
+    exact_ND = bank_ND.detach().cpu().double()  # MPS converts nothing to float64
     mean_D = exact_ND.mean(dim=0)
     exact_ND = (exact_ND - mean_D) / max(len(exact_ND) - 1, 1) ** 0.5
     few_rows = exact_ND.shape[0] < exact_ND.shape[1]

@@ -23,7 +23,7 @@ def ridge_probe(
 ) -> tuple[float, float]:
     """Percent right on the test, and the `l2` chosen for it, of features of `checked`."""
     device = torch.device("cpu") if bank_ND.device.type == "mps" else bank_ND.device
-    bank_ND, test_MD = (features.to(device, torch.float64) for features in standardise(bank_ND, test_MD))
+    bank_ND, test_MD = (features.to(device).double() for features in standardise(bank_ND, test_MD))
     bank_labels_N, test_labels_M = bank_labels_N.to(device), test_labels_M.to(device)
     num_classes = int(torch.maximum(bank_labels_N.max(), test_labels_M.max())) + 1
     held, rest = held_out_tenth(len(bank_ND), seed, device)

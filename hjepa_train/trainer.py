@@ -19,7 +19,7 @@ from hjepa_train.distributed import average_gradients, gather, mean_over_ranks, 
 from hjepa_train.guard import Guard
 from hjepa_train.metrics import Alarms
 from hjepa_train.objectives.base import Batch, Objective
-from hjepa_train.optim import set_rates, skip_unless
+from hjepa_train.optim import set_rates, update
 from hjepa_train.runlog import RunLog, SourceLosses, Stopwatch, source_rows, to_floats
 from hjepa_train.scale import compiled_graphs, uncompiled
 
@@ -88,8 +88,7 @@ def fit(
         average_gradients(objective.parameters())
         scaler.unscale_(optimizer)
         gradient_norm, is_finite = guard.judge(step, objective.parameters(), loaded)
-        skip_unless(is_finite, optimizer)
-        optimizer.step()
+        update(optimizer, is_finite)
         scaler.update()
         objective.after_step(step, is_finite)
         log.advance()

@@ -13,21 +13,26 @@ from hjepa_shards import InputError, SplitView
 from hjepa_train import load_run_config, train
 from hjepa_train.data import to_micro_batches
 from hjepa_train.journal import read_metrics
-from hjepa_train.optim import OptimConfig, build_optimizer, skip_unless
+from hjepa_train.optim import OptimConfig, build_optimizer, update
 from tests.hjepa_train.objectives.test_hjepa import batch, build, images
 from tests.hjepa_train.tiny import STEPS, tiny_run
 
 
-def test_a_step_that_is_not_finite_changes_no_weight_moment_or_target() -> None:
+@pytest.mark.parametrize("overlooked", [False, True], ids=["as CUDA", "as MPS"])
+def test_a_step_that_is_not_finite_changes_no_weight_moment_or_target(
+    overlooked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hjepa = build()
     optimizer = build_optimizer(hjepa, OptimConfig())
+    if overlooked:
+        monkeypatch.setattr("hjepa_train.optim._HOST_LOOKS", ("cpu",))
+        optimizer.register_step_pre_hook(lambda optimizer, *_: setattr(optimizer, "found_inf", None))
 
     def step(number: int, *, is_finite: bool) -> None:
         optimizer.zero_grad()
         loss, _ = hjepa(batch(images(4)))
         (loss if is_finite else loss * torch.inf).backward()
-        skip_unless(torch.tensor(is_finite), optimizer)
-        optimizer.step()
+        update(optimizer, torch.tensor(is_finite))
         hjepa.after_step(number, torch.tensor(is_finite))
 
     step(0, is_finite=True)
