@@ -3,8 +3,9 @@
     python benchmarks/ablations.py --raw data/raw/cifar10 [--parallel 2] [--seeds 0 1]
 
 The setting of configs/cifar10_cpu.yaml with a momentum of .99 and a third of its length: 50,048 images; with three
-levels as many as cost the same FLOP, with the wide predictor as many at a higher cost. Each run is evaluated as
-`hjepa-train eval` does. Writes benchmarks/results/ablations_<hardware>_<date>.json and prints the table of the README.
+levels as many as cost the same FLOP. A predictor as wide as its encoder has as many at a higher cost, beside the
+setting for as many FLOP. Each run is evaluated as `hjepa-train eval` does. Writes
+benchmarks/results/ablations_<hardware>_<date>.json and prints the table of the README.
 """
 
 import argparse
@@ -27,17 +28,20 @@ from hjepa_train.runconfig import build_parts
 
 CONFIG = Path("configs/cifar10_cpu.yaml")
 NUM_IMAGES = 50_048
+SETTING, LONGER, WIDE = "one level (the setting)", "one level for longer", "predictor as wide as the encoder"
 VARIANTS: dict[str, dict[str, Any]] = {
-    "one level (the setting)": {},
+    SETTING: {},
     "three levels": {"levels": 3},
     "term x 0.1": {"variance_weight": 0.025, "covariance_weight": 0.001},
     "term x 10": {"variance_weight": 2.5, "covariance_weight": 0.1},
     "term x 100": {"variance_weight": 25.0, "covariance_weight": 1.0},
     "no term": {"anticollapse": "none"},
     "sigreg": {"anticollapse": "sigreg"},
-    "predictor as wide as the encoder": {"predictor": {"width": 96, "depth": 2, "heads": 3}},
+    LONGER: {},
+    WIDE: {"predictor": {"width": 96, "depth": 2, "heads": 3}},
 }
-AT_EQUAL_IMAGES = {"predictor as wide as the encoder"}
+AS_COSTLY_AS = {LONGER: WIDE, WIDE: WIDE}
+"""Variant -> the one whose FLOP for 50,048 images it has; all others have the setting's."""
 COLUMNS = ("linear", "knn")
 
 
@@ -87,13 +91,12 @@ def run_in_process(variant: str, seed: int, arguments: argparse.Namespace) -> No
 def run_one(variant: str, seed: int, shards: Path, runs: Path) -> None:
     """Train and evaluate one variant, on one thread."""
     torch.set_num_threads(1)
-    plain = config_of("one level (the setting)", seed, shards, runs, NUM_IMAGES)
-    asked = config_of(variant, seed, shards, runs, NUM_IMAGES)
-    if variant not in AT_EQUAL_IMAGES:
-        num_images = NUM_IMAGES * flops(plain) / flops(asked)
-        asked = config_of(variant, seed, shards, runs, round(num_images / 64) * 64)
-    folder = train(asked, resume="auto")
-    first = folder_of(runs, "one level (the setting)", 0) / "evaluation.json"
+    asked, equal = (
+        config_of(name, seed, shards, runs, NUM_IMAGES) for name in (variant, AS_COSTLY_AS.get(variant, SETTING))
+    )
+    num_images = round(NUM_IMAGES * flops(equal) / flops(asked) / 64) * 64
+    folder = train(config_of(variant, seed, shards, runs, num_images), resume="auto")
+    first = folder_of(runs, SETTING, 0) / "evaluation.json"
     pixels = json.loads(first.read_bytes())[0]["rows"][:2] if first.exists() else []  # the same for every run
     evaluate(folder, known_rows=pixels)
 

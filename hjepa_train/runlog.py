@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _SAY_EVERY_S = 30
 """Into a file or a pipe, where no bar is drawn, a line in so many seconds."""
+_PACE = ("position", "lr", "images_per_s", "data_wait", "mfu", "graphs")
 
 
 @final
@@ -145,8 +146,8 @@ class RunLog:
         self._say_alarms(row["step"], set(row["alarms"]))
         if self._board:
             for name, value in flatten(row).items():
-                if isinstance(value, int | float) and name != "step":
-                    self._board.add_scalar(name.replace(".", "/"), value, row["step"])
+                if isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
+                    self._board.add_scalar(_tag(name), value, row["step"])
             sources = row["sources"].values()
             off = np.array([100 * (had["share"] - had["target"]) for had in sources])
             self._board.add_histogram("sources/share minus target, points", off, row["step"])
@@ -187,6 +188,14 @@ class RunLog:
         self._progress.stop()
         if self._board:
             self._board.close()
+
+
+def _tag(name: str) -> str:
+    """Of a number of a row, in TensorBoard: group/name, the groups those of the report."""
+    if "." in name:
+        return name.replace(".", "/")
+    group = "pace" if name in _PACE else "probes" if name.startswith(("knn_", "ridge_")) else "learning"
+    return f"{group}/{name}"
 
 
 def _board(folder: Path, start: int) -> "SummaryWriter":

@@ -241,6 +241,16 @@ def test_a_run_draws_at_its_log_points_and_at_its_end(shards: Path, tmp_path: Pa
         "features/online: deviation of each dimension",
         "features/target: deviation of each dimension",
     }
+    groups: dict[str, set[str]] = {}
+    for tag in tags["scalars"]:
+        group, _, name = tag.partition("/")
+        groups.setdefault(group, set()).add(name)
+    assert set(groups) == {"learning", "pace", "probes", "sources"}
+    assert groups["pace"] == {"position", "lr", "images_per_s", "data_wait"}
+    assert groups["probes"] == {f"{kind}_{encoder}" for kind in ("knn", "ridge") for encoder in ("online", "target")}
+    assert {"digits/loss", "photos/share"} <= groups["sources"]
+    assert {"loss_l1", "rho_l0", "rankme"} <= groups["learning"]
+    assert board.Scalars("pace/position")[-1].value == 16 * 36
     assert [event.step for event in board.Histograms("sources/share minus target, points")] == [
         0,
         5,
