@@ -112,6 +112,13 @@ def on_first(work: Callable[[], Value]) -> Value:
     return shared[0]
 
 
+def on_the_side(timeout_s: float) -> dist.ProcessGroup:
+    """All ranks once more, for what they say to each other in threads of their own. All ranks ask for it together."""
+    group = dist.new_group(timeout=timedelta(seconds=timeout_s), backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
+    return group
+
+
 def mean_over_ranks(numbers: Mapping[str, float]) -> dict[str, float]:
     """Each number's mean over ranks, which all hold the same names."""
     gathered = gather(dict(numbers))

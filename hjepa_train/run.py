@@ -188,6 +188,7 @@ def _train(
             optimizer,
             keep=training.keep_checkpoints,
             keep_best=training.keep_best,
+            timeout_s=training.ranks_timeout_s,
         )
         stack.enter_context(contextlib.closing(saver))
 

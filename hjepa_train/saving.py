@@ -1,20 +1,21 @@
 """A run's memory, kept and taken up again: weights, AdamW's moments, and where it stood.
 
-Whole ones are copied to the host and written in a thread while training goes on. Those that are sharded over ranks
-(FSDP2) are written by each rank for its part (sharded.py): tensors by name, the objective's state_dict() and each
-parameter's moments. A run goes on from either kind, on any number of ranks, sharded or not.
+They are copied to the host and written in a thread while training goes on. Where they are sharded over ranks (FSDP2),
+each rank writes its part (sharded.py): tensors by name, the objective's state_dict() and each parameter's moments. A
+run goes on from either kind, on any number of ranks, sharded or not.
 """
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from hjepa_train import checkpoint
-from hjepa_train.distributed import as_laid_out, is_shard, on_first, rank
+from hjepa_train.distributed import as_laid_out, is_shard, on_first, on_the_side, rank
 from hjepa_train.objectives.base import Objective
 
 _Named = dict[str, Any]
@@ -33,18 +34,20 @@ class Saver:
         *,
         keep: int,
         keep_best: str | None = None,
+        timeout_s: float = 600,
     ) -> None:
-        """keep: how many of the newest stay.  keep_best: by which probe one more does."""
+        """keep: how many of the newest stay.  keep_best: by which probe one more does.  timeout_s: for ranks."""
         self._folder, self._objective, self._optimizer = folder, objective, optimizer
         self._kept: _Named = {"keep": keep, "keep_best": keep_best}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: Future[Path] | None = None
+        self._writing: Future[Path | None] | None = None
+        self._among = on_the_side(timeout_s) if any(map(is_shard, objective.parameters())) else None
 
     def save(self, step: int, state: _Named) -> None:
         """Keep what stands now as the checkpoint of this step. CheckpointError if the one before was not written."""
         self.wait()
-        if any(map(is_shard, self._objective.parameters())):
-            self._save_sharded(step, state)
+        if self._among:
+            self._save_sharded(step, state, self._among)
         elif rank() == 0:
             model, optimizer = (_on_host(part.state_dict()) for part in (self._objective, self._optimizer))
             self._writing = self._thread.submit(
@@ -54,13 +57,15 @@ class Saver:
     def wait(self) -> None:
         """Until what was saved last is on disk. CheckpointError, on all ranks, if it is not."""
         writing, self._writing = self._writing, None
+        if writing:
+            wait([writing])  # by each rank for itself: none begins the next before it has done with this one
         on_first(lambda: writing and writing.result())
 
     def close(self) -> None:
         """What is being written is finished; by each rank for itself, whatever the others do."""
         self._thread.shutdown()
 
-    def _save_sharded(self, step: int, state: _Named) -> None:
+    def _save_sharded(self, step: int, state: _Named, among: dist.ProcessGroup) -> None:
         from hjepa_train import sharded  # only here: seconds
 
         tensors = {"model": self._objective.state_dict(), "optimizer": _moments(self._objective, self._optimizer)}
@@ -70,14 +75,16 @@ class Saver:
             with checkpoint.told(self._folder, step, needed):
                 return checkpoint.begin(self._folder, step)
 
-        def finish() -> Path:
+        writing = sharded.write(tensors, on_first(begin), among)
+
+        def finish() -> Path | None:
+            if rank() > 0:
+                return sharded.written(writing)
             with checkpoint.told(self._folder, step, needed):
+                sharded.written(writing)
                 return checkpoint.finish(self._folder, step, state=state, **self._kept)
 
-        saving = on_first(begin)
-        with checkpoint.told(self._folder, step, needed):
-            sharded.write(tensors, saving)
-        on_first(finish)
+        self._writing = self._thread.submit(finish)
 
 
 def restore(saved: checkpoint.Checkpoint, objective: Objective, optimizer: torch.optim.Optimizer | None = None) -> None:

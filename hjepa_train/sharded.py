@@ -5,10 +5,12 @@ are a pickle: go on from checkpoints of your own.)
 """
 
 import warnings
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
@@ -18,10 +20,21 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from hjepa_train.distributed import world_size
 
 
-def write(tensors: dict[str, Any], folder: Path) -> None:
-    """Each rank's part of nested tensors, by all ranks together. OSError on all where one cannot write."""
+def write(tensors: dict[str, Any], folder: Path, among: dist.ProcessGroup) -> Future[Any]:
+    """Begin to write each rank's part of nested tensors, by all ranks together, behind training's back.
+
+    What is written is a copy made here.  among: the ranks, in a group of their own, so that they may agree on this
+    while they speak of other things. `written` waits.
+    """
+    writing = state_dict_saver.async_save(tensors, checkpoint_id=folder, process_group=among)
+    assert isinstance(writing, Future), "a stager of one's own would be asked for two"
+    return writing
+
+
+def written(writing: Future[Any]) -> None:
+    """Until all ranks have written. OSError on all where one cannot."""
     try:
-        state_dict_saver.save(tensors, checkpoint_id=folder)
+        writing.result()
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         raise next((one for one in causes if isinstance(one, OSError)), OSError(str(causes[0]))) from error

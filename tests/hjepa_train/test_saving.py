@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint import state_dict_saver
 
 from hjepa_train import checkpoint
-from hjepa_train.checkpoint import CheckpointError, load
+from hjepa_train.checkpoint import CheckpointError, is_sharded, load
+from hjepa_train.distributed import is_shard
 from hjepa_train.objectives import HJepa
 from hjepa_train.optim import OptimConfig, build_optimizer
 from hjepa_train.saving import Saver, restore
+from hjepa_train.scale import ScaleConfig, lay_out
 from tests.hjepa_train.test_optim import objective
+from tests.processes import start_ranks
 
 
 def step_of(model: HJepa, optimizer: torch.optim.Optimizer) -> None:
@@ -26,7 +31,7 @@ def step_of(model: HJepa, optimizer: torch.optim.Optimizer) -> None:
 
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    moments = [numbers["exp_avg"] for numbers in optimizer.state_dict()["state"].values()]
+    moments = [numbers["exp_avg"] for _, numbers in sorted(optimizer.state_dict()["state"].items())]
     return [tensor.clone() for tensor in (*model.state_dict().values(), *moments)]
 
 
@@ -76,3 +81,43 @@ def test_a_save_that_fails_in_the_background_is_told_and_the_last_good_one_stays
         saver.save(4, {"step": 4})
         saver.wait()
     assert load(tmp_path / "step-00000004").step == 4
+
+
+def late_main(number: int, folder: str) -> None:
+    """A save of shards that is written once training has gone on."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
+    may_write, honest = threading.Event(), state_dict_saver.save
+
+    def write_late(*arguments: Any, **named: Any) -> Any:
+        assert may_write.wait(60)
+        return honest(*arguments, **named)
+
+    state_dict_saver.save = write_late
+    model = objective()
+    lay_out(model, ScaleConfig(parallel="fsdp"))
+    optimizer = build_optimizer(model, OptimConfig())
+    step_of(model, optimizer)
+    checkpoints = Path(folder, "checkpoints")
+    with closing(Saver(checkpoints, model, optimizer, keep=1)) as saver:
+        saver.save(1, {"step": 1})
+        asked = [tensor.full_tensor() if is_shard(tensor) else tensor for tensor in everything(model, optimizer)]
+        step_of(model, optimizer)
+        assert number > 0 or not (checkpoints / "step-00000001").exists()
+        may_write.set()
+        saver.wait()
+    torch.save(asked, f"{folder}/{number}.pt")
+    dist.destroy_process_group()
+
+
+def test_shards_are_saved_as_they_stood_while_ranks_train_on(tmp_path: Path) -> None:
+    start_ranks(late_main, tmp_path)
+    saved = load(tmp_path / "checkpoints" / "step-00000001")
+    assert is_sharded(saved.path)
+    model = objective()
+    optimizer = build_optimizer(model, OptimConfig())
+    restore(saved, model, optimizer)
+    for number in (0, 1):
+        expected = torch.load(tmp_path / f"{number}.pt")
+        found = everything(model, optimizer)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
