@@ -33,7 +33,7 @@ from hjepa_train.metrics import Alarms
 from hjepa_train.objectives import Objective
 from hjepa_train.objectives.base import Batch
 from hjepa_train.optim import build_optimizer
-from hjepa_train.run import SCALES_TRIED, advice_on_memory, autocast_of, choose_device, preparation, schedule_of
+from hjepa_train.run import SCALES_TRIED, autocast_of, choose_device, full_memory_told, preparation, schedule_of
 from hjepa_train.runconfig import RunConfig, build_parts
 from hjepa_train.runlog import RunLog
 from hjepa_train.scale import lay_out
@@ -155,7 +155,7 @@ def bench(
         lay_out(objective.to(device), training)
         drive = partial(_drive, config, mixture, objective, build_optimizer(objective, training), num_steps, device)
         step_s, waited_s, phases_s = list[float](), list[float](), list[dict[str, float]]()
-        try:
+        with full_memory_told(training, objective, device):
             for number in range(1, _PASSES + 1):
                 say(f"steps as a run has them, pass {number} of {_PASSES}")
                 free = drive(stop, waits=False)
@@ -163,8 +163,6 @@ def bench(
                 phases_s += drive(stop, waits=True)[WARM_UP:]
                 step_s += [sum(step.values()) for step in free[WARM_UP:]]
                 waited_s += [step[WAIT] for step in free[WARM_UP:]]
-        except torch.OutOfMemoryError as error:
-            raise InputError(advice_on_memory(training, objective, device)) from error
         peak_memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
         machine = machine_of(device)
         if machine:
@@ -280,9 +278,11 @@ def _measured_peak(device: torch.device, autocast: Callable[[], Any]) -> tuple[f
 
 
 def _product_s(device: torch.device, autocast: Callable[[], Any], side: int) -> float:
-    left, right = torch.randn(2, side, side, device=device)
     clock = Clock(device, waits=True)
     with autocast():
+        halves = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if halves else torch.float32  # casts are not to be timed
+        left, right = torch.randn(2, side, side, device=device, dtype=dtype)
         torch.mm(left, right)  # its first call chooses a kernel
         clock.end_step()
         torch.mm(left, right)

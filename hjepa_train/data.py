@@ -1,6 +1,7 @@
 """From the loader's uint8 arrays to micro-batches on the device: the one place that knows both packages' batches."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -62,10 +63,16 @@ def _moved(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]
     tensors = [torch.from_numpy(array) for array in arrays]
     if device.type != "cuda":
         return [tensor.to(device) for tensor in tensors]
-    stream = torch.cuda.Stream(device)
+    stream = _copying(device)
     with torch.cuda.stream(stream):
         moved = [tensor.to(device, non_blocking=True) for tensor in tensors]
     stream.synchronize()  # waits for the copies alone
     for tensor in moved:
         tensor.record_stream(torch.cuda.current_stream(device))
     return moved
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """One for all steps: memory is used again only by the stream that it came from."""
+    return torch.cuda.Stream(device)

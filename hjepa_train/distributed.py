@@ -44,11 +44,13 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[torch.device]:
         raise InputError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, {', '.join(missing)} not; start with torchrun, or unset it"
         )
+    is_whole = False
     try:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
         yield device
         dist.barrier()  # none leaves while another may still ask it
+        is_whole = True
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not _LOST.search(str(error)):
             raise
@@ -57,7 +59,7 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[torch.device]:
             f"{timeout_s:.0f} s ({_first_sentence(error)}); look at what the others say, then go on with --resume auto"
         ) from error
     finally:
-        if dist.is_initialized():
+        if dist.is_initialized() and (is_whole or device.type != "cuda"):  # NCCL would wait for ranks that are lost
             dist.destroy_process_group()
 
 
@@ -212,6 +214,10 @@ class _Rows(torch.autograd.Function):
 
 def _own(device: torch.device) -> torch.device:
     """This rank's own GPU, where the run is on GPUs."""
+    if device.type == "mps" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "torchrun: one process expected on MPS, which has no way to add over several; or `device: cpu`"
+        )
     if device.type != "cuda":
         return device
     number, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()

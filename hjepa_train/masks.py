@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from hjepa_shards import InputError, derive_key
 from hjepa_train.draws import below, draw_integers
 
+_SHORT_TOPK = ("mps",)
+"""Devices on which PyTorch 2.11 and 2.12 compare int64 as int32."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cells:
@@ -99,7 +102,7 @@ class Masking(nn.Module):
         tier_BN = tier_BN.scatter(1, kept_BM, M + 2)
 
         order_BN = (tier_BN << (31 + N.bit_length())) | rank_BN
-        context_BK = order_BN.topk(K, 1, largest=False).indices.sort(1).values
+        context_BK = _lowest(order_BN, K).sort(1).values
         block_BMN = block_BMN & torch.ones_like(square_BN).scatter(1, context_BK, False)[:, None]
         tier_BK = tier_BN.gather(1, context_BK)
         return Masks(
@@ -118,6 +121,12 @@ class Masking(nn.Module):
         rows = (line_G >= top_BM[..., None]) & (line_G < (top_BM + height_BM)[..., None])
         columns = (line_G >= left_BM[..., None]) & (line_G < (left_BM + width_BM)[..., None])
         return (rows[..., :, None] & columns[..., None, :]).flatten(-2)
+
+
+def _lowest(order_BN: Tensor, num: int) -> Tensor:
+    """[B, num]: the cells that come first. On the CPU where the device is MPS, whose topk once kept 32 bits of 64."""
+    device = order_BN.device
+    return (order_BN.cpu() if device.type in _SHORT_TOPK else order_BN).topk(num, 1, largest=False).indices.to(device)
 
 
 def block_shapes(grid: int) -> list[tuple[int, int]]:

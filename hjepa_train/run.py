@@ -6,6 +6,7 @@ runs/<name>/  config.yaml  metrics.jsonl  report.md  report.html  pictures.png  
 
 import contextlib
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -50,6 +51,8 @@ from hjepa_train.watch import Watch, find_labels
 
 _HALVES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SKIPPED = "skipped.jsonl"
+_FULL = re.compile("MPS backend out of memory|can't allocate memory")
+"""What PyTorch says on MPS and on a CPU, where it has no type of error for it."""
 SCALES_TRIED = 24
 """Halvings of fp16's first loss scale, 2^16, before a run is given up."""
 
@@ -205,7 +208,7 @@ def _train(
             saver.save(step, state)
 
         came, agreed = stack.enter_context(interrupts()), Agreement()
-        try:
+        with full_memory_told(training, objective, device):
             reached = fit(
                 objective,
                 optimizer,
@@ -230,8 +233,6 @@ def _train(
                 save=save,
                 stopping=lambda: agreed(came()) > 0,
             )
-        except torch.OutOfMemoryError as error:
-            raise InputError(advice_on_memory(training, objective, device)) from error
         saver.wait()
         if reached < num_steps:
             log.say(f"stopped after step {reached} of {num_steps}, saved; --resume auto goes on")
@@ -364,8 +365,18 @@ def micro_batch_of(training: TrainingConfig, world: int) -> int:
     return training.micro_batch or training.global_batch // world
 
 
-def advice_on_memory(training: TrainingConfig, objective: Objective, device: torch.device) -> str:
-    """What to say where the device's memory is full."""
+@contextlib.contextmanager
+def full_memory_told(training: TrainingConfig, objective: Objective, device: torch.device) -> Iterator[None]:
+    """InputError where the device's memory is full, with the micro-batch to try."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not _FULL.search(str(error)):
+            raise
+        raise InputError(_advice_on_memory(training, objective, device)) from error
+
+
+def _advice_on_memory(training: TrainingConfig, objective: Objective, device: torch.device) -> str:
     now, rows = micro_batch_of(training, world_size()), training.global_batch // world_size()
     smaller = max((size for size in range(2, now // 2 + 1) if rows % size == 0), default=None)
     advice = f"set `training.micro_batch: {smaller}`" if smaller else "choose a smaller backbone or data.image_size"

@@ -41,11 +41,14 @@ def lay_out(objective: nn.Module, config: ScaleConfig) -> None:
             torch._dynamo.config.recompile_limit = _GRAPHS_A_BLOCK  # pyright: ignore[reportPrivateUsage] the public name of it
             block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
     if config.parallel == "fsdp" and world_size() > 1:
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # only here: seconds
+        from torch.distributed.device_mesh import init_device_mesh  # only here: seconds
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        device = next(objective.parameters()).device
+        mesh = init_device_mesh(device.type, (world_size(),))  # by default that of the machine's accelerator
         for block in blocks:
-            fully_shard(block)
-        fully_shard(objective)
+            fully_shard(block, mesh=mesh)
+        fully_shard(objective, mesh=mesh)
         for name in _FORWARDS:
             register_fsdp_forward_method(objective, name)
 

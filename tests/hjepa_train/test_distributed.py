@@ -1,14 +1,30 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from hjepa_shards import TooMuchDamage, open_loader
-from hjepa_train.distributed import Agreement, all_reduce, average_gradients, gather, gather_rows, rank, world_size
+from hjepa_shards import InputError, TooMuchDamage, open_loader
+from hjepa_train.distributed import (
+    Agreement,
+    all_reduce,
+    average_gradients,
+    gather,
+    gather_rows,
+    joined,
+    rank,
+    world_size,
+)
 from tests.hjepa_shards.test_elastic import damage
 from tests.hjepa_shards.test_loader import mix
 from tests.processes import start_ranks
+
+
+def test_ranks_on_mps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"torchrun: one process expected on MPS"), joined(torch.device("mps"), 1):
+        pass
 
 
 def test_one_process_is_left_alone() -> None:

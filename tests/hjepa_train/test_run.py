@@ -291,6 +291,15 @@ def test_a_wrong_configuration_is_one_line_and_exit_code_2(shards: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 60 GiB, other allocations: 2 GiB)."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+    ids=["CUDA", "MPS", "CPU"],
+)
+@pytest.mark.parametrize(
     ("changes", "advice"),
     [
         ({}, "of 16 images; set `training.micro_batch: 8`, and `statistics: exact`"),
@@ -298,12 +307,17 @@ def test_a_wrong_configuration_is_one_line_and_exit_code_2(shards: Path, tmp_pat
     ],
 )
 def test_a_device_whose_memory_is_full_has_the_micro_batch_to_try(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], advice: str
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    advice: str,
+    error: RuntimeError,
 ) -> None:
-    """The device is a CPU, which has no such error: PyTorch's is raised where a GPU would."""
+    """No device is filled here: what PyTorch raises on each is raised where it would be."""
 
     def run_out(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr("hjepa_train.objectives.hjepa.HJepa.forward", run_out)
     with pytest.raises(InputError) as raised:
