@@ -44,7 +44,7 @@ from hjepa_shards.shares import SourceShare, SourceStats, dataset_stats, source_
 from hjepa_shards.sources import SOURCES
 from hjepa_shards.stages import LoaderStats
 from hjepa_shards.state import state_dict as plan_state
-from hjepa_shards.terminal import console, run_app
+from hjepa_shards.terminal import console, run_app, say_error
 from hjepa_shards.unbuilt import expected_mixture
 from hjepa_shards.verify import Problem, verify
 from hjepa_shards.view import SplitView
@@ -123,6 +123,7 @@ __all__ = [
     "read_split",
     "render_page",
     "run_app",
+    "say_error",
     "source_shares",
     "space_needed",
     "splits_at",

@@ -41,18 +41,18 @@ def run_app(app: typer.Typer, *, interrupted: str) -> None:
     except (InputError, ShardError) as error:
         if os.environ.get("HJEPA_TRACEBACK"):
             raise
-        _say_error(f"error: {error}")
+        say_error(f"error: {error}")
         raise SystemExit(2) from error
     except PermissionError as error:  # pathlib asks whether a place is a folder, and raises where it may not look
-        _say_error(f"error: {error.filename}: {error.strerror}; change its permissions, or choose another")
+        say_error(f"error: {error.filename}: {error.strerror}; change its permissions, or choose another")
         raise SystemExit(2) from error
     except SystemExit as left:
         if left.code in _INTERRUPTED:
-            _say_error(f"interrupted; {interrupted}")
+            say_error(f"interrupted; {interrupted}")
         raise
 
 
-def _say_error(text: str) -> None:
+def say_error(text: str) -> None:
     """On one line; wrapped between words where a terminal is narrower. By rank, where torchrun started several."""
     if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ:
         text = f"rank {os.environ['RANK']}: {text}"

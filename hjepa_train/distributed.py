@@ -131,8 +131,9 @@ def mean_over_ranks(numbers: Mapping[str, float]) -> dict[str, float]:
 class Agreement:
     """The largest of the numbers that the ranks hold, known to all one call later: no rank waits for another."""
 
-    def __init__(self) -> None:
-        self.last = 0
+    def __init__(self, watch: Callable[[dist.Work], None] = lambda message: None) -> None:
+        """watch: is given each message when it is sent."""
+        self.last, self._watch = 0, watch
         self._asked: tuple[Tensor, Any] | None = None
 
     def __call__(self, mine: int) -> int:
@@ -140,7 +141,10 @@ class Agreement:
             self.last = mine
             return mine
         number = torch.tensor([mine])
-        before, self._asked = self._asked, (number, dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True))
+        message = dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True)
+        assert message, "asked for"
+        self._watch(message)
+        before, self._asked = self._asked, (number, message)
         if before:
             before[1].wait()
             self.last = int(before[0])

@@ -38,6 +38,7 @@ from hjepa_train.guard import Guard
 from hjepa_train.hardware import images_per_s_at_peak
 from hjepa_train.interrupts import interrupts, leave
 from hjepa_train.journal import truncate_metrics
+from hjepa_train.lookout import Lookout
 from hjepa_train.metrics import Alarms
 from hjepa_train.objectives import Objective
 from hjepa_train.objectives.base import Batch
@@ -208,6 +209,8 @@ def _train(
             saver.save(step, state)
 
         came, agreed = stack.enter_context(interrupts()), Agreement()
+        if device.type == "cuda" and world_size() > 1:
+            agreed = Agreement(stack.enter_context(contextlib.closing(Lookout())).watch)
         with full_memory_told(training, objective, device):
             reached = fit(
                 objective,

@@ -26,8 +26,8 @@ _ORDER = {
         "distributed draws schedules flops hardware layers ema scale backbones.base backbones.vit backbones masks "
         "augment anticollapse metrics objectives.base objectives.predictor objectives.hjepa objectives.mae "
         "objectives.simclr objectives memory optim data dataset journal checkpoint probe ridge sgd_probe attentive "
-        "heldout finished sheet plots pictures page report comparison runlog interrupts guard sharded saving watch "
-        "trainer runconfig run dryrun clock bench bench_report evaluate export cli __main__ "
+        "heldout finished sheet plots pictures page report comparison runlog interrupts lookout guard sharded saving "
+        "watch trainer runconfig run dryrun clock bench bench_report evaluate export cli __main__ "
     ),
 }
 ORDER = {package: names.split() for package, names in _ORDER.items()}
