@@ -85,7 +85,8 @@ class ShardCache:
             if _fill(descriptor, num_bytes, fetch()) != sha256:
                 raise _NotWhatWasAskedForError
             os.fsync(descriptor)
-            with self._alone():  # who counts must see it under one name
+            with self._alone():  # who counts must see it under one name, and who sees it may open it
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
                 os.rename(part, self.folder / sha256)
         except BaseException as error:
             part.unlink(missing_ok=True)
@@ -93,10 +94,6 @@ class ShardCache:
             if isinstance(error, _NotWhatWasAskedForError):
                 return None
             raise
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if os.fstat(descriptor).st_nlink == 0:  # somebody made room between the two locks
-            os.close(descriptor)
-            return None
         return descriptor
 
     def forget(self, sha256: str) -> None:

@@ -70,6 +70,25 @@ def test_what_another_job_has_just_finished_is_not_fetched_again(
     assert cache.num_bytes() == len(data)
 
 
+def test_a_file_can_be_opened_from_the_moment_that_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that waited for it may look before the one that fetched it does anything more."""
+    cache, data, found, honest = ShardCache(tmp_path, 5000), content(0), list[int | None](), os.rename
+
+    def rename_and_look(*paths: Any) -> None:
+        honest(*paths)
+        found.append(cache.open(sha256(data)))
+
+    monkeypatch.setattr("hjepa_shards.cache.os.rename", rename_and_look)
+    descriptors = [admit(cache, data), *found]
+    assert len(descriptors) == 2
+    for descriptor in descriptors:
+        assert descriptor is not None
+        assert os.pread(descriptor, 2000, 0) == data
+        os.close(descriptor)
+
+
 @pytest.mark.parametrize("sent", [b"", content(0)[:-1], content(0) + b"x", content(1)])
 def test_other_bytes_than_asked_for_are_not_kept(tmp_path: Path, sent: bytes) -> None:
     cache = ShardCache(tmp_path, 5000)
