@@ -20,7 +20,7 @@ from hjepa_shards.sources import SOURCES, open_split
 from tests.hjepa_shards.bad_server import Answer, Server, serving
 from tests.hjepa_shards.small_downloads import ARCHIVE, pinned
 
-QUICK = Patience(tries=4, first_wait_s=0.01, timeout_s=1)
+QUICK = Patience(tries=4, first_wait_s=0.01, timeout_s=5)
 
 
 def get(raw: Path, **more: object) -> list[Path]:
