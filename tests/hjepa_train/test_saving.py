@@ -121,3 +121,33 @@ def test_shards_are_saved_as_they_stood_while_ranks_train_on(tmp_path: Path) -> 
         expected = torch.load(tmp_path / f"{number}.pt")
         found = everything(model, optimizer)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def full_main(number: int, folder: str) -> None:
+    """The second save finds no room on rank 1's disk."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
+    model = objective()
+    lay_out(model, ScaleConfig(parallel="fsdp"))
+    with closing(Saver(Path(folder, "checkpoints"), model, build_optimizer(model, OptimConfig()), keep=2)) as saver:
+        saver.save(1, {"step": 1})
+        saver.wait()
+        with files_below(1 << 10 if number == 1 else 1 << 40):
+            saver.save(2, {"step": 2})
+            with pytest.raises((CheckpointError, SystemExit)) as raised:
+                saver.wait()
+        Path(folder, f"{number}.txt").write_text(f"{raised.typename}: {raised.value}")
+        saver.save(3, {"step": 3})
+        saver.wait()
+    dist.destroy_process_group()
+
+
+def test_shards_that_one_rank_cannot_write_end_all_and_the_last_good_ones_stay(tmp_path: Path) -> None:
+    start_ranks(full_main, tmp_path)
+    said = [(tmp_path / f"{number}.txt").read_text() for number in (0, 1)]
+    assert said[0].startswith("CheckpointError:")
+    assert "step-00000001" in said[0]
+    assert said[1] == "SystemExit: 2"
+    checkpoints = tmp_path / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000001", "step-00000003"]
+    assert load(checkpoints / "step-00000003").step == 3
