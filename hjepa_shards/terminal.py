@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -31,7 +30,7 @@ _INTERRUPTED = (130, 138, 143)
 console = Console(width=None if sys.stdout.isatty() else 140)
 
 
-def run_app(app: typer.Typer, *, interrupted: str) -> None:
+def run_app(app: Callable[[], object], *, interrupted: str) -> None:
     """Run a command; what its user can mend is one line on stderr and exit code 2 (HJEPA_TRACEBACK=1 shows more).
 
     interrupted: how to go on after Ctrl-C.

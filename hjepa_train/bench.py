@@ -27,16 +27,16 @@ from hjepa_train.checkpoint import recipe_facts
 from hjepa_train.clock import PHASES, PREPARE, WAIT, Clock, mark_borders
 from hjepa_train.data import page_locked
 from hjepa_train.distributed import joined
+from hjepa_train.full_memory import full_memory_told, smaller_steps
 from hjepa_train.guard import Guard
 from hjepa_train.hardware import MACHINES, device_name, machine_of
 from hjepa_train.metrics import Alarms
 from hjepa_train.objectives import Objective
 from hjepa_train.objectives.base import Batch
 from hjepa_train.optim import build_optimizer
-from hjepa_train.run import SCALES_TRIED, autocast_of, choose_device, full_memory_told, preparation, schedule_of
-from hjepa_train.runconfig import RunConfig, build_parts
+from hjepa_train.run import SCALES_TRIED, autocast_of, choose_device, objective_of, preparation, schedule_of
+from hjepa_train.runconfig import RunConfig
 from hjepa_train.runlog import RunLog
-from hjepa_train.scale import lay_out
 from hjepa_train.trainer import fit
 
 WARM_UP = 5
@@ -151,11 +151,10 @@ def bench(
         if training.threads:
             torch.set_num_threads(training.threads)
         say("building")
-        _, objective = build_parts(config, num_steps, where)
-        lay_out(objective.to(device), training)
+        objective = objective_of(config, num_steps, where, device)
         drive = partial(_drive, config, mixture, objective, build_optimizer(objective, training), num_steps, device)
         step_s, waited_s, phases_s = list[float](), list[float](), list[dict[str, float]]()
-        with full_memory_told(training, objective, device):
+        with full_memory_told(partial(smaller_steps, training, objective, device)):
             for number in range(1, _PASSES + 1):
                 say(f"steps as a run has them, pass {number} of {_PASSES}")
                 free = drive(stop, waits=False)

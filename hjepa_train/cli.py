@@ -15,6 +15,7 @@ from hjepa_train.distributed import is_first
 from hjepa_train.dryrun import DryRun, as_sheets, dry_run
 from hjepa_train.evaluate import PROBES, USUAL, evaluate_all, probes_named
 from hjepa_train.export import FORMS, Form, export
+from hjepa_train.full_memory import full_memory_told
 from hjepa_train.report import did_it_learn, did_it_run_right, probed, read_run, what_ran, write_report
 from hjepa_train.run import train
 from hjepa_train.runconfig import load_run_config
@@ -31,7 +32,14 @@ app = typer.Typer(
 
 
 def main() -> None:
-    run_app(app, interrupted="`hjepa-train run ... --resume auto` goes on from the last checkpoint")
+    run_app(_app_in_memory, interrupted="`hjepa-train run ... --resume auto` goes on from the last checkpoint")
+
+
+def _app_in_memory() -> None:
+    with full_memory_told(
+        "the memory of this machine or of its device is full; end what else runs there, or try one with more"
+    ):
+        app()
 
 
 @app.command("run")

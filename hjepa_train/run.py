@@ -6,7 +6,6 @@ runs/<name>/  config.yaml  metrics.jsonl  report.md  report.html  pictures.png  
 
 import contextlib
 import math
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -34,6 +33,7 @@ from hjepa_shards import (
 from hjepa_train import checkpoint, schedules
 from hjepa_train.data import page_locked, to_micro_batches
 from hjepa_train.distributed import Agreement, gather, joined, on_first, rank, world_size
+from hjepa_train.full_memory import full_memory_told, micro_batch_of, smaller_steps
 from hjepa_train.guard import Guard
 from hjepa_train.hardware import images_per_s_at_peak
 from hjepa_train.interrupts import interrupts, leave
@@ -52,8 +52,6 @@ from hjepa_train.watch import Watch, find_labels
 
 _HALVES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SKIPPED = "skipped.jsonl"
-_FULL = re.compile("MPS backend out of memory|can't allocate memory")
-"""What PyTorch says on MPS and on a CPU, where it has no type of error for it."""
 SCALES_TRIED = 24
 """Halvings of fp16's first loss scale, 2^16, before a run is given up."""
 
@@ -122,8 +120,7 @@ def _train(
     if training.threads:
         torch.set_num_threads(training.threads)
     num_steps = mixture.make_plan(seed).num_steps(training.epochs, training.global_batch)
-    _, objective = build_parts(config, num_steps, where)
-    lay_out(objective.to(device), training)
+    objective = objective_of(config, num_steps, where, device)
     optimizer = build_optimizer(objective, training)
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
     alarms = Alarms(warmup_steps=_warmup_steps(config, mixture, num_steps))
@@ -211,7 +208,7 @@ def _train(
         came, agreed = stack.enter_context(interrupts()), Agreement()
         if device.type == "cuda" and world_size() > 1:
             agreed = Agreement(stack.enter_context(contextlib.closing(Lookout())).watch)
-        with full_memory_told(training, objective, device):
+        with full_memory_told(partial(smaller_steps, training, objective, device)):
             reached = fit(
                 objective,
                 optimizer,
@@ -255,6 +252,14 @@ def choose_device(name: str) -> torch.device:
     if name not in (*here, "auto"):
         raise InputError(f"training.device: {name}: auto or one of {', '.join(here)} expected on this machine")
     return torch.device(here[0] if name == "auto" else name)
+
+
+def objective_of(config: RunConfig, num_steps: int, where: str, device: torch.device) -> Objective:
+    """What a run trains, on its device, laid out over its ranks."""
+    with full_memory_told(f"{device}: its memory is full with the weights alone; choose a smaller backbone"):
+        _, objective = build_parts(config, num_steps, where)
+        lay_out(objective.to(device), config.training)
+    return objective
 
 
 def preparation(config: RunConfig, device: torch.device) -> Callable[[Loaded], list[Batch]]:
@@ -361,35 +366,6 @@ def _refuse_other_statistics(saved: checkpoint.Checkpoint, config: RunConfig, ob
             f"{saved.path}: this run was begun otherwise: its statistics are those of {together} images (micro-batches "
             f"of all ranks), {now} here; set `training.micro_batch: {together // world}`, or another number of ranks"
         )
-
-
-def micro_batch_of(training: TrainingConfig, world: int) -> int:
-    """Images that a rank works on at once."""
-    return training.micro_batch or training.global_batch // world
-
-
-@contextlib.contextmanager
-def full_memory_told(training: TrainingConfig, objective: Objective, device: torch.device) -> Iterator[None]:
-    """InputError where the device's memory is full, with the micro-batch to try."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and not _FULL.search(str(error)):
-            raise
-        raise InputError(_advice_on_memory(training, objective, device)) from error
-
-
-def _advice_on_memory(training: TrainingConfig, objective: Objective, device: torch.device) -> str:
-    now, rows = micro_batch_of(training, world_size()), training.global_batch // world_size()
-    smaller = max((size for size in range(2, now // 2 + 1) if rows % size == 0), default=None)
-    advice = f"set `training.micro_batch: {smaller}`" if smaller else "choose a smaller backbone or data.image_size"
-    if smaller and not objective.is_additive:
-        advice += (
-            f", and {objective.additive_with}, with which the loss is that of any other micro-batch"
-            if objective.additive_with
-            else ", another recipe, in which fewer images meet in the loss"
-        )
-    return f"{device}: its memory is full with micro-batches of {now} images; {advice}"
 
 
 @contextlib.contextmanager

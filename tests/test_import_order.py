@@ -27,7 +27,7 @@ _ORDER = {
         "augment anticollapse metrics objectives.base objectives.predictor objectives.hjepa objectives.mae "
         "objectives.simclr objectives memory optim data dataset journal checkpoint probe ridge sgd_probe attentive "
         "heldout finished sheet plots pictures page report comparison runlog interrupts lookout guard sharded saving "
-        "watch trainer runconfig run dryrun clock bench bench_report evaluate export cli __main__ "
+        "watch trainer runconfig full_memory run dryrun clock bench bench_report evaluate export cli __main__ "
     ),
 }
 ORDER = {package: names.split() for package, names in _ORDER.items()}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from hjepa_shards import InputError, ResumeMismatch
 from hjepa_train import evaluate, load_run_config, train
@@ -288,41 +287,6 @@ def test_a_wrong_configuration_is_one_line_and_exit_code_2(shards: Path, tmp_pat
     assert said.count("\n") == 1
     assert "learning_rat" in said
     assert not (tmp_path / "tiny").exists()
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
-        RuntimeError("MPS backend out of memory (MPS allocated: 60 GiB, other allocations: 2 GiB)."),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
-    ],
-    ids=["CUDA", "MPS", "CPU"],
-)
-@pytest.mark.parametrize(
-    ("changes", "advice"),
-    [
-        ({}, "of 16 images; set `training.micro_batch: 8`, and `statistics: exact`"),
-        ({"training__micro_batch": 2}, "of 2 images; choose a smaller backbone or data.image_size"),
-    ],
-)
-def test_a_device_whose_memory_is_full_has_the_micro_batch_to_try(
-    shards: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    changes: dict[str, Any],
-    advice: str,
-    error: RuntimeError,
-) -> None:
-    """No device is filled here: what PyTorch raises on each is raised where it would be."""
-
-    def run_out(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr("hjepa_train.objectives.hjepa.HJepa.forward", run_out)
-    with pytest.raises(InputError) as raised:
-        train(load_run_config(tiny_run(shards, tmp_path, **changes)))
-    assert str(raised.value).startswith(f"cpu: its memory is full with micro-batches {advice}")
 
 
 def test_a_diverging_run_stops_by_name(shards: Path, tmp_path: Path) -> None:
