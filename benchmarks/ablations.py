@@ -29,18 +29,35 @@ from hjepa_train.runconfig import build_parts
 CONFIG = Path("configs/cifar10_cpu.yaml")
 NUM_IMAGES = 50_048
 SETTING, LONGER, WIDE = "one level (the setting)", "one level for longer", "predictor as wide as the encoder"
+SMALL, SMALL_LONGER, SMALL_WIDE = (f"ViT-S predictor {text}" for text in ("192", "192 for longer", "384"))
+
+
+def small(width: int) -> dict[str, Any]:
+    """A ViT-S/8 whose predictor has this width."""
+    return {
+        "backbone": "{vit: {size: small, patch: 8}}",
+        "objective.hjepa.num_blocks": 2,  # four could cover a grid of 4 x 4
+        "objective.hjepa.predictor": f"{{width: {width}, depth: 6, heads: 6}}",
+        "training.lr": 5e-4,
+        "training.precision": "bf16",
+    }
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     SETTING: {},
-    "three levels": {"levels": 3},
-    "term x 0.1": {"variance_weight": 0.025, "covariance_weight": 0.001},
-    "term x 10": {"variance_weight": 2.5, "covariance_weight": 0.1},
-    "term x 100": {"variance_weight": 25.0, "covariance_weight": 1.0},
-    "no term": {"anticollapse": "none"},
-    "sigreg": {"anticollapse": "sigreg"},
+    "three levels": {"objective.hjepa.levels": 3},
+    "term x 0.1": {"objective.hjepa.variance_weight": 0.025, "objective.hjepa.covariance_weight": 0.001},
+    "term x 10": {"objective.hjepa.variance_weight": 2.5, "objective.hjepa.covariance_weight": 0.1},
+    "term x 100": {"objective.hjepa.variance_weight": 25.0, "objective.hjepa.covariance_weight": 1.0},
+    "no term": {"objective.hjepa.anticollapse": "none"},
+    "sigreg": {"objective.hjepa.anticollapse": "sigreg"},
     LONGER: {},
-    WIDE: {"predictor": {"width": 96, "depth": 2, "heads": 3}},
+    WIDE: {"objective.hjepa.predictor": "{width: 96, depth: 2, heads: 3}"},
+    SMALL: small(192),
+    SMALL_LONGER: small(192),
+    SMALL_WIDE: small(384),
 }
-AS_COSTLY_AS = {LONGER: WIDE, WIDE: WIDE}
+AS_COSTLY_AS = {LONGER: WIDE, WIDE: WIDE, SMALL: SMALL, SMALL_LONGER: SMALL_WIDE, SMALL_WIDE: SMALL_WIDE}
 """Variant -> the one whose FLOP for 50,048 images it has; all others have the setting's."""
 COLUMNS = ("linear", "knn")
 
@@ -106,7 +123,7 @@ def config_of(variant: str, seed: int, shards: Path, runs: Path, num_images: int
         *(f"run.{key}={value}" for key, value in {"name": folder_of(runs, variant, seed).name, "seed": seed}.items()),
         *(f"run.folder={runs}", f"data.root={shards}", "data.threads=1", f"data.epoch_samples={num_images}"),
         *("training.threads=1", "training.epochs=1", "objective.hjepa.momentum=0.99"),
-        *(f"objective.hjepa.{key}={value}" for key, value in VARIANTS[variant].items()),
+        *(f"{key}={value}" for key, value in VARIANTS[variant].items()),
     ]
     return load_run_config(CONFIG, changes)
 

@@ -152,14 +152,14 @@ def bench(
             torch.set_num_threads(training.threads)
         say("building")
         objective = objective_of(config, num_steps, where, device)
-        drive = partial(_drive, config, mixture, objective, build_optimizer(objective, training), num_steps, device)
+        timed = partial(drive, config, mixture, objective, build_optimizer(objective, training), num_steps, device)
         step_s, waited_s, phases_s = list[float](), list[float](), list[dict[str, float]]()
         with full_memory_told(partial(smaller_steps, training, objective, device)):
             for number in range(1, _PASSES + 1):
                 say(f"steps as a run has them, pass {number} of {_PASSES}")
-                free = drive(stop, waits=False)
+                free = timed(stop, waits=False)
                 say(f"steps by phases, pass {number} of {_PASSES}")
-                phases_s += drive(stop, waits=True)[WARM_UP:]
+                phases_s += timed(stop, waits=True)[WARM_UP:]
                 step_s += [sum(step.values()) for step in free[WARM_UP:]]
                 waited_s += [step[WAIT] for step in free[WARM_UP:]]
         peak_memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
@@ -192,7 +192,7 @@ def bench(
     )
 
 
-def _drive(
+def drive(
     config: RunConfig,
     mixture: Mixture,
     objective: Objective,

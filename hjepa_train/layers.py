@@ -5,7 +5,7 @@ Parameter names are timm's, so a state_dict() made of these loads there.
 Axes: B sequences, S tokens, Q the last of them, D width, H heads.
 """
 
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hjepa_shards import Strict
+
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 class StackConfig(Strict):
@@ -31,6 +33,29 @@ class StackConfig(Strict):
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width must be divisible by 4 and by heads; {self.width} with {self.heads} heads found")
         return self
+
+
+@final
+class _HalvesOnCpu(torch.autograd.Function):
+    """Attention of bfloat16 or float16 on a CPU, where the backward pass of PyTorch's takes two to seven times as long.
+
+    As much is kept for it: queries, keys and values; no probabilities.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, mask = ctx.saved_tensors
+        (gradient,), scaled = gradients, q * q.shape[-1] ** -0.5
+        logits = scaled @ k.mT
+        shares = (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)
+        wanted = gradient @ v.mT
+        to_logits = shares * (wanted - (wanted * shares).sum(-1, keepdim=True))
+        return (to_logits @ k) * q.shape[-1] ** -0.5, to_logits.mT @ scaled, shares.mT @ gradient, None
 
 
 @final
@@ -54,7 +79,9 @@ class Attention(nn.Module):
             q_BQD, k_BSD, v_BSD = self.qkv(tokens_BSD).view(B, S, 3, D).unbind(2)
         q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q_BQD, k_BSD, v_BSD))
         mask = None if visible_BS is None else visible_BS[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        slow_backward = q.device.type == "cpu" and q.dtype in _HALVES and q.requires_grad
+        attend = _HalvesOnCpu.apply if slow_backward else F.scaled_dot_product_attention
+        mixed: Tensor = attend(q, k, v, mask)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 

@@ -63,14 +63,14 @@ def test_its_steps_are_those_of_the_run(shards: Path, tmp_path: Path, monkeypatc
     """Weights behind the free pass are those of a run that stops there, bit for bit."""
     config = load_run_config(tiny_run(shards, tmp_path, training__global_batch=16, training__micro_batch=8))
     seen: list[dict[str, torch.Tensor]] = []
-    drive = bench_module._drive
+    original = bench_module.drive
 
     def watched(config: Any, mixture: Any, objective: Any, *rest: Any, **options: Any) -> Any:
-        steps = drive(config, mixture, objective, *rest, **options)
+        steps = original(config, mixture, objective, *rest, **options)
         seen.append({name: value.clone() for name, value in objective.state_dict().items()})
         return steps
 
-    monkeypatch.setattr(bench_module, "_drive", watched)
+    monkeypatch.setattr(bench_module, "drive", watched)
     bench(config, steps=9)
     folder = train(config, stop_after=WARM_UP + 3)
     _, objective = build_parts(config, STEPS, "test")
