@@ -22,7 +22,7 @@ simd: $(SETUP)         ## Pillow-SIMD from source in place of Pillow (needs libj
 	.venv/bin/uv pip uninstall -q --python $(PY) pillow
 	.venv/bin/uv pip install --python $(PY) --no-binary pillow-simd pillow-simd
 
-$(SETUP): pyproject.toml constraints.txt $(wildcard hjepa_shards/*.[ch])
+$(SETUP): pyproject.toml constraints.txt $(wildcard hjepa_shards/*/*.[ch])
 	test -x $(PY) || python3 -m venv .venv
 	$(PY) -m pip install -q "uv>=0.9"
 	.venv/bin/uv pip install -q --python $(PY) -c constraints.txt -e ".[train]" --group dev

@@ -22,9 +22,9 @@ import torch
 
 from hjepa_shards import build
 from hjepa_train import RunConfig, evaluate, load_run_config, train
-from hjepa_train.checkpoint import recipe_facts
-from hjepa_train.journal import read_metrics
-from hjepa_train.runconfig import build_parts
+from hjepa_train.base.metrics_file import read_metrics
+from hjepa_train.checkpoints.checkpoint_files import recipe_facts
+from hjepa_train.training.config import build_parts
 
 CONFIG = Path("configs/cifar10_cpu.yaml")
 NUM_IMAGES = 50_048

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hjepa_shards import derive_key
-from hjepa_shards.tar import TarWriter
+from hjepa_shards.base.keyed_random import derive_key
+from hjepa_shards.shards.tar import TarWriter
 
 PER_TAR = 10_000
 COMMAND = [sys.executable, "-c", "from hjepa_shards.cli import main; main()"]

@@ -26,7 +26,8 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-from hjepa_shards import BuildOptions, EncodeSettings, build, derive_key
+from hjepa_shards import BuildOptions, EncodeSettings, build
+from hjepa_shards.base.keyed_random import derive_key
 
 SIZE = (500, 375)
 SHORTER_SIDE, QUALITY = 256, 90

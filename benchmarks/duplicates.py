@@ -16,15 +16,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from hjepa_shards.base.thread_map import num_cores
 from hjepa_shards.commands.tables import splits_below
-from hjepa_shards.duplicates import DEFAULT_NEAR, Duplicates, find_duplicates
-from hjepa_shards.hamming import near_pairs
-from hjepa_shards.manifest import load_manifest
-from hjepa_shards.reader import SampleReader
-from hjepa_shards.sample import plain_key
-from hjepa_shards.sources import open_split
-from hjepa_shards.store import LocalStore
-from hjepa_shards.threads import num_cores
+from hjepa_shards.duplicates.find_duplicates import DEFAULT_NEAR, Duplicates, find_duplicates
+from hjepa_shards.duplicates.hamming_pairs import near_pairs
+from hjepa_shards.loader.sample_reader import SampleReader
+from hjepa_shards.loader.shard_store import LocalStore
+from hjepa_shards.shards.manifest import load_manifest
+from hjepa_shards.shards.raw_sample import plain_key
+from hjepa_shards.sources.registry import open_split
 
 _SIDE, _COLUMNS = 64, 10
 

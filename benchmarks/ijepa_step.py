@@ -26,16 +26,17 @@ from torch import Tensor, nn
 from hjepa_shards import Mixture, load_mixture, open_loader
 from hjepa_train import RunConfig, load_run_config
 from hjepa_train.backbones.vit import ViT
-from hjepa_train.bench import WARM_UP, drive
-from hjepa_train.checkpoint import recipe_facts
-from hjepa_train.clock import PREPARE, WAIT, Clock
-from hjepa_train.data import page_locked
-from hjepa_train.hardware import device_name
-from hjepa_train.layers import sincos_positions
-from hjepa_train.masks import block_shapes
-from hjepa_train.objectives.hjepa import HJepa
-from hjepa_train.optim import build_optimizer
-from hjepa_train.run import autocast_of, choose_device, objective_of, preparation
+from hjepa_train.base.device import choose_device
+from hjepa_train.base.device_peaks import device_name
+from hjepa_train.base.phase_clock import PREPARE, WAIT, Clock
+from hjepa_train.checkpoints.checkpoint_files import recipe_facts
+from hjepa_train.data.micro_batches import page_locked
+from hjepa_train.jobs.bench import WARM_UP, drive
+from hjepa_train.jobs.run import autocast_of, objective_of, preparation
+from hjepa_train.modules.block_masks import block_shapes
+from hjepa_train.modules.layers import sincos_positions
+from hjepa_train.objectives.joint.hjepa import HJepa
+from hjepa_train.training.optimizer import build_optimizer
 
 NUM_MASKS = 8
 """Batches of masks that are drawn beforehand, and used in turn."""
@@ -161,7 +162,7 @@ def collated(like: HJepa, batch: int, seed: int) -> list[Tensor]:
 
 
 def drive_ijepa(config: RunConfig, mixture: Mixture, steps: Steps, stop: int) -> list[dict[str, float]]:
-    """As hjepa_train.bench.drive: the times of steps [0, stop)."""
+    """As hjepa_train.jobs.bench.drive: the times of steps [0, stop)."""
     clock, prepare = Clock(steps.device, waits=False), preparation(config, steps.device)
     batch = config.training.global_batch
     with open_loader(

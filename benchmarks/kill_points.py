@@ -28,8 +28,8 @@ from typing import Any
 import yaml
 
 from hjepa_shards import BuildOptions, build
-from hjepa_train.checkpoint import latest, read_state
-from hjepa_train.journal import read_metrics
+from hjepa_train.base.metrics_file import read_metrics
+from hjepa_train.checkpoints.checkpoint_files import latest, read_state
 
 STAGES = ("folder", "model.safetensors", "optimizer.pt", "state.json", "files.json", "renamed")
 """Of a save, in their order: what has just appeared when the kill is sent."""

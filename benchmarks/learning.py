@@ -26,9 +26,9 @@ import torch
 
 from hjepa_shards import build
 from hjepa_train import evaluate, load_run_config, train
-from hjepa_train.checkpoint import recipe_facts
-from hjepa_train.journal import read_metrics
-from hjepa_train.objectives import HJepa
+from hjepa_train.base.metrics_file import read_metrics
+from hjepa_train.checkpoints.checkpoint_files import recipe_facts
+from hjepa_train.objectives.joint.hjepa import HJepa
 
 CONFIG = Path("configs/cifar10_cpu.yaml")
 SEEDS = (0, 1, 2)

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from hjepa_shards import BuildOptions, DataConfig, EncodeSettings, build, load_mixture
-from hjepa_shards.bench import bench
+from hjepa_shards.loader.bench import bench_loader
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
             "threads": arguments.threads,
         }
     )
-    found = bench(load_mixture(config, "benchmark"), rounds=arguments.rounds)
+    found = bench_loader(load_mixture(config, "benchmark"), rounds=arguments.rounds)
     print(f"{found.threads} threads: loader {found.loader:,.0f}/s, decoder alone {found.decoder:,.0f}/s")
     print(f"loader / decoder: {found.share:.0%}; {found.limit}")
 

@@ -27,8 +27,9 @@ from pathlib import Path
 from peers import PEERS
 from PIL import Image
 
-from hjepa_shards import DecodeError, EncodeSettings
-from hjepa_shards.encode import encode
+from hjepa_shards import EncodeSettings
+from hjepa_shards.errors import DecodeError
+from hjepa_shards.images.encode import encode
 
 HERE = Path(__file__).parent
 FILES = 4608

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hjepa_shards.counting import first_segment
-from hjepa_shards.plan import Entry, OrderSettings, Plan
+from hjepa_shards.mixture.sample_order import Entry, OrderSettings, Plan
+from hjepa_shards.mixture.source_counts import first_segment
 
 POSITIONS = 4096
 

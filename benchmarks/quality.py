@@ -18,11 +18,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from hjepa_shards import AugmentationConfig, DecodeError, EncodeSettings
-from hjepa_shards.crop import random_crops
-from hjepa_shards.decode import crop_into, decode, fitted
-from hjepa_shards.encode import encode
-from hjepa_train.probe import knn_predict
+from hjepa_shards import AugmentationConfig, EncodeSettings
+from hjepa_shards.errors import DecodeError
+from hjepa_shards.images.crop import random_crops
+from hjepa_shards.images.decode import crop_into, decode, fitted
+from hjepa_shards.images.encode import encode
+from hjepa_train.evaluation.linear_knn_probes import knn_predict
 
 SIZE = 224
 SEEDS = range(5)

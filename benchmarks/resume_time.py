@@ -23,7 +23,7 @@ import numpy as np
 from build_memory import prepare
 
 from hjepa_shards import BuildOptions, DataConfig, EncodeSettings, Mixture, build, load_mixture, open_loader, plan_state
-from hjepa_shards.manifest import FILE_NAME, load_manifest, manifest_bytes
+from hjepa_shards.shards.manifest import FILE_NAME, load_manifest, manifest_bytes
 
 BATCH = 256
 PER_SHARD = 2048

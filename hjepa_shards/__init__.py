@@ -1,137 +1,99 @@
 """A streaming shard engine for large image mixtures: plain tars, exact order, exact resume. No torch in here."""
 
-from hjepa_shards.batch import Batch
-from hjepa_shards.bench import Speed as LoaderSpeed
-from hjepa_shards.bench import bench as bench_loader
-from hjepa_shards.build import BuildOptions, build
-from hjepa_shards.capacity import cores
-from hjepa_shards.charts import stack as stacked_bar
-from hjepa_shards.config import Strict, flatten, load_yaml, overridden, parse
-from hjepa_shards.crop import AugmentationConfig
-from hjepa_shards.curves import Band, Curve, line_chart
-from hjepa_shards.doctor import Advice, Examination, examine, versions
-from hjepa_shards.download import download, space_needed
-from hjepa_shards.dryrun import EntryForecast, Forecast, forecast
-from hjepa_shards.encode import EncodeSettings
-from hjepa_shards.errors import (
-    BuildMismatch,
-    ChecksumMismatch,
-    DecodeError,
-    InputError,
-    ManifestError,
-    ResumeMismatch,
-    ShardError,
-    ShardTruncated,
-    SidecarError,
-    TooMuchDamage,
-)
-from hjepa_shards.evaluation import read_split
-from hjepa_shards.fetch import Patience, Watcher
-from hjepa_shards.files import exclusive, sync_folder, write_atomically
-from hjepa_shards.index import index_tars
-from hjepa_shards.loader import Loader, open_loader
-from hjepa_shards.manifest import Manifest, load_manifest
-from hjepa_shards.mixfile import MixtureFile, parse_source, write_mixture
-from hjepa_shards.mixture import DataConfig, Mixture, SourceConfig, load_mixture, load_mixture_file
-from hjepa_shards.page import render_page
-from hjepa_shards.pictures import Budget, Picture
-from hjepa_shards.places import manifest_at, place_of, splits_at
-from hjepa_shards.plan import Plan, Planned, add_proofs, order_proof
-from hjepa_shards.rawcheck import check_raw_files, check_raw_splits
-from hjepa_shards.report import write_report
-from hjepa_shards.rng import derive_key, permutation
-from hjepa_shards.shares import SourceShare, SourceStats, dataset_stats, source_shares
-from hjepa_shards.sources import SOURCES
-from hjepa_shards.stages import LoaderStats
-from hjepa_shards.state import state_dict as plan_state
-from hjepa_shards.terminal import console, run_app, say_error
-from hjepa_shards.unbuilt import expected_mixture
-from hjepa_shards.verify import Problem, verify
-from hjepa_shards.view import SplitView
+from typing import TYPE_CHECKING
+
+from hjepa_shards.base.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from hjepa_shards.building.build import BuildOptions, build
+    from hjepa_shards.building.index_tars import index_tars
+    from hjepa_shards.building.merge_parts import merge
+    from hjepa_shards.commands.doctor import examine
+    from hjepa_shards.downloading.published_files import download
+    from hjepa_shards.downloading.verify_raw import check_raw_splits
+    from hjepa_shards.duplicates.find_duplicates import find_duplicates
+    from hjepa_shards.images.crop import AugmentationConfig
+    from hjepa_shards.images.encode import EncodeSettings
+    from hjepa_shards.loader.batch import Batch
+    from hjepa_shards.loader.bench import LoaderSpeed, bench_loader
+    from hjepa_shards.loader.loader import Loader, open_loader
+    from hjepa_shards.loader.read_split import read_split
+    from hjepa_shards.loader.split_view import SplitView
+    from hjepa_shards.mixture.expected_sources import expected_mixture
+    from hjepa_shards.mixture.forecast import Forecast, forecast
+    from hjepa_shards.mixture.mixture import DataConfig, Mixture, SourceConfig, load_mixture, load_mixture_file
+    from hjepa_shards.mixture.resume_state import plan_state
+    from hjepa_shards.mixture.source_shares import dataset_stats
+    from hjepa_shards.mixture.write_mixture import write_mixture
+    from hjepa_shards.reports.shards_report import write_report
+    from hjepa_shards.shards.location import manifest_at, place_of, splits_at
+    from hjepa_shards.sources.registry import SOURCES
+    from hjepa_shards.verifying.repair import repair
+    from hjepa_shards.verifying.verify_split import verify
 
 __all__ = [
     "SOURCES",
-    "Advice",
     "AugmentationConfig",
-    "Band",
     "Batch",
-    "Budget",
-    "BuildMismatch",
     "BuildOptions",
-    "ChecksumMismatch",
-    "Curve",
     "DataConfig",
-    "DecodeError",
     "EncodeSettings",
-    "EntryForecast",
-    "Examination",
     "Forecast",
-    "InputError",
     "Loader",
     "LoaderSpeed",
-    "LoaderStats",
-    "Manifest",
-    "ManifestError",
     "Mixture",
-    "MixtureFile",
-    "Patience",
-    "Picture",
-    "Plan",
-    "Planned",
-    "Problem",
-    "ResumeMismatch",
-    "ShardError",
-    "ShardTruncated",
-    "SidecarError",
     "SourceConfig",
-    "SourceShare",
-    "SourceStats",
     "SplitView",
-    "Strict",
-    "TooMuchDamage",
-    "Watcher",
-    "add_proofs",
     "bench_loader",
     "build",
-    "check_raw_files",
     "check_raw_splits",
-    "console",
-    "cores",
     "dataset_stats",
-    "derive_key",
     "download",
     "examine",
-    "exclusive",
     "expected_mixture",
-    "flatten",
+    "find_duplicates",
     "forecast",
     "index_tars",
-    "line_chart",
-    "load_manifest",
     "load_mixture",
     "load_mixture_file",
-    "load_yaml",
     "manifest_at",
+    "merge",
     "open_loader",
-    "order_proof",
-    "overridden",
-    "parse",
-    "parse_source",
-    "permutation",
     "place_of",
     "plan_state",
     "read_split",
-    "render_page",
-    "run_app",
-    "say_error",
-    "source_shares",
-    "space_needed",
+    "repair",
     "splits_at",
-    "stacked_bar",
-    "sync_folder",
     "verify",
-    "versions",
-    "write_atomically",
     "write_mixture",
     "write_report",
 ]
+
+_HOMES = {
+    "building.build": "BuildOptions build",
+    "building.index_tars": "index_tars",
+    "building.merge_parts": "merge",
+    "commands.doctor": "examine",
+    "downloading.published_files": "download",
+    "downloading.verify_raw": "check_raw_splits",
+    "duplicates.find_duplicates": "find_duplicates",
+    "images.crop": "AugmentationConfig",
+    "images.encode": "EncodeSettings",
+    "loader.batch": "Batch",
+    "loader.bench": "LoaderSpeed bench_loader",
+    "loader.loader": "Loader open_loader",
+    "loader.read_split": "read_split",
+    "loader.split_view": "SplitView",
+    "mixture.expected_sources": "expected_mixture",
+    "mixture.forecast": "Forecast forecast",
+    "mixture.mixture": "DataConfig Mixture SourceConfig load_mixture load_mixture_file",
+    "mixture.resume_state": "plan_state",
+    "mixture.source_shares": "dataset_stats",
+    "mixture.write_mixture": "write_mixture",
+    "reports.shards_report": "write_report",
+    "shards.location": "manifest_at place_of splits_at",
+    "sources.registry": "SOURCES",
+    "verifying.repair": "repair",
+    "verifying.verify_split": "verify",
+}
+__getattr__ = lazy_names(__name__, _HOMES)

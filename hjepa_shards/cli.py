@@ -2,13 +2,13 @@
 
 import typer
 
+from hjepa_shards.base.terminal import run_app, version_option
 from hjepa_shards.commands.checking import duplicates_command, verify_command
 from hjepa_shards.commands.fetching import download_command, verify_raw_command
 from hjepa_shards.commands.machine import bench_command, doctor_command
 from hjepa_shards.commands.making import build_command, index_command, merge_command, repair_command
 from hjepa_shards.commands.reporting import mix_command, report_command
 from hjepa_shards.commands.showing import info_command, plan_command, sources_command
-from hjepa_shards.terminal import run_app
 
 _COMMANDS = {
     "sources": sources_command,
@@ -31,9 +31,9 @@ _COMMANDS = {
 app = typer.Typer(
     help="Raw image datasets to tar shards, and what can be known about them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.callback()(version_option)
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
 

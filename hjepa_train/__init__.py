@@ -1,13 +1,18 @@
 """A trainer for H-JEPA and its relatives: exact resume, and numbers that tell whether it learns."""
 
-from hjepa_train.comparison import compare
-from hjepa_train.dataset import MixtureDataset
-from hjepa_train.dryrun import dry_run
-from hjepa_train.evaluate import evaluate
-from hjepa_train.export import export
-from hjepa_train.report import write_report
-from hjepa_train.run import train
-from hjepa_train.runconfig import RunConfig, load_run_config
+from typing import TYPE_CHECKING
+
+from hjepa_shards.base.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from hjepa_train.data.torch_dataset import MixtureDataset
+    from hjepa_train.jobs.dry_run import dry_run
+    from hjepa_train.jobs.evaluate import evaluate
+    from hjepa_train.jobs.export import export
+    from hjepa_train.jobs.run import train
+    from hjepa_train.reports.compare_runs import compare
+    from hjepa_train.reports.run_report import write_report
+    from hjepa_train.training.config import RunConfig, load_run_config
 
 __all__ = [
     "MixtureDataset",
@@ -20,3 +25,15 @@ __all__ = [
     "train",
     "write_report",
 ]
+
+_HOMES = {
+    "data.torch_dataset": "MixtureDataset",
+    "jobs.dry_run": "dry_run",
+    "jobs.evaluate": "evaluate",
+    "jobs.export": "export",
+    "jobs.run": "train",
+    "reports.compare_runs": "compare",
+    "reports.run_report": "write_report",
+    "training.config": "RunConfig load_run_config",
+}
+__getattr__ = lazy_names(__name__, _HOMES)

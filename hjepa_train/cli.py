@@ -1,45 +1,52 @@
-"""hjepa-train: every command is one call of a public function and a table of what it returned."""
+"""hjepa-train: every command is one call of a public function and a table of what it returned.
+
+What a command runs is imported in its body: `--help`, completion and a mistyped option load no PyTorch.
+"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 
-from hjepa_shards import InputError, console, run_app
-from hjepa_train.bench import bench
-from hjepa_train.bench_report import as_sheets as as_bench_sheets
-from hjepa_train.bench_report import compared, make_folder, write_bench
-from hjepa_train.comparison import compare
-from hjepa_train.distributed import is_first
-from hjepa_train.dryrun import DryRun, as_sheets, dry_run
-from hjepa_train.evaluate import PROBES, USUAL, evaluate_all, probes_named
-from hjepa_train.export import FORMS, Form, export
-from hjepa_train.full_memory import full_memory_told
-from hjepa_train.report import did_it_learn, did_it_run_right, probed, read_run, what_ran, write_report
-from hjepa_train.run import train
-from hjepa_train.runconfig import load_run_config
-from hjepa_train.sheet import as_rich
+from hjepa_shards.base.terminal import console, run_app, version_option
+from hjepa_shards.errors import InputError
+
+if TYPE_CHECKING:
+    from hjepa_train.jobs.dry_run import DryRun
 
 _WHICH = "latest, best (by the probe that training.keep_best names), or a checkpoint's folder"
+_EXTRA = ("torch", "safetensors", "tensorboard")
+"""What `pip install 'hjepa[train]'` brings."""
 
 app = typer.Typer(
     help="Train on mixtures of shards, go on after any kill, and see whether it learnt.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.callback()(version_option)
 
 
 def main() -> None:
-    run_app(_app_in_memory, interrupted="`hjepa-train run ... --resume auto` goes on from the last checkpoint")
+    run_app(_app_in_its_place, interrupted="`hjepa-train run ... --resume auto` goes on from the last checkpoint")
 
 
-def _app_in_memory() -> None:
-    with full_memory_told(
-        "the memory of this machine or of its device is full; end what else runs there, or try one with more"
-    ):
+def _app_in_its_place() -> None:
+    """A memory that is full and a PyTorch that is not there are the user's to mend, wherever they are met."""
+    try:
         app()
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in _EXTRA:
+            raise
+        raise InputError(f"{error.name} is not installed; training needs it: pip install 'hjepa[train]'") from error
+    except (RuntimeError, MemoryError) as error:
+        from hjepa_train.training.out_of_memory import is_full_memory
+
+        if not is_full_memory(error):
+            raise
+        raise InputError(
+            "the memory of this machine or of its device is full; end what else runs there, or try one with more"
+        ) from error
 
 
 @app.command("run")
@@ -59,6 +66,13 @@ def run_command(
     ] = False,
 ) -> None:
     """Train. Killed at any moment, `--resume auto` goes on in the middle of the epoch."""
+    from hjepa_train.base.distributed import is_first
+    from hjepa_train.jobs.dry_run import dry_run
+    from hjepa_train.jobs.run import train
+    from hjepa_train.reports.run_report import did_it_run_right, read_run, write_report
+    from hjepa_train.reports.text_table import as_rich
+    from hjepa_train.training.config import load_run_config
+
     loaded = load_run_config(config, changes or ())
     if only_check:
         return _print_dry_run(dry_run(loaded, where=str(config)))
@@ -80,7 +94,10 @@ def run_command(
     )
 
 
-def _print_dry_run(dry: DryRun) -> None:
+def _print_dry_run(dry: "DryRun") -> None:
+    from hjepa_train.jobs.dry_run import as_sheets
+    from hjepa_train.reports.text_table import as_rich
+
     for sheet in as_sheets(dry):
         console.print(as_rich(sheet))
     for note in dry.notes:
@@ -96,13 +113,17 @@ def eval_command(
     split: Annotated[str | None, typer.Option(help="split to test on [default: test, else val]")] = None,
     bank: Annotated[int | None, typer.Option(help="labelled images that the probes learn from")] = None,
     test: Annotated[int | None, typer.Option(help="images they are tested on")] = None,
-    probe: Annotated[str, typer.Option(help=f"some of {', '.join(PROBES)}")] = ",".join(USUAL),
+    probe: Annotated[str, typer.Option(help="some of linear, knn, ridge, sgd, attentive")] = "linear,knn,ridge",
     checkpoint: Annotated[str, typer.Option(help=_WHICH)] = "latest",
 ) -> None:
     """Probe a run's encoders on frozen features, beside chance, raw pixels, PCA-30 and the untrained encoder.
 
     Killed at any moment, the same command goes on behind the last finished probe.
     """
+    from hjepa_train.jobs.evaluate import evaluate_all, probes_named
+    from hjepa_train.reports.run_report import probed
+    from hjepa_train.reports.text_table import as_rich
+
     results = evaluate_all(
         folder,
         source or [],
@@ -125,6 +146,10 @@ def report_command(
     ] = None,
 ) -> None:
     """One run: its tables, report.md and report.html written anew. Several: side by side, also as a page and JSON."""
+    from hjepa_train.reports.compare_runs import compare
+    from hjepa_train.reports.run_report import did_it_learn, did_it_run_right, read_run, what_ran, write_report
+    from hjepa_train.reports.text_table import as_rich
+
     if len(folders) > 1:
         place, sheets = compare(folders, out)
         written = ", ".join(str(place / f"comparison.{kind}") for kind in ("md", "html", "json"))
@@ -153,6 +178,11 @@ def bench_command(
     side_by_side: Annotated[bool, typer.Option("--compare", help="show results side by side; measure nothing")] = False,
 ) -> None:
     """Measure training on this machine: images/s, a step by its phases, the device's peak, the loader's speed."""
+    from hjepa_train.jobs.bench import bench
+    from hjepa_train.jobs.bench_report import as_sheets, compared, make_folder, write_bench
+    from hjepa_train.reports.text_table import as_rich
+    from hjepa_train.training.config import load_run_config
+
     if side_by_side:
         for sheet in compared(files):
             console.print(as_rich(sheet))
@@ -166,7 +196,7 @@ def bench_command(
             config, where=str(files[0]), steps=steps, say=lambda what: status.update(f"measuring: {escape(what)}")
         )
     written = write_bench(found, out)
-    for sheet in as_bench_sheets(found):
+    for sheet in as_sheets(found):
         console.print(as_rich(sheet))
     console.print(f"written  {written}, .md, .html", soft_wrap=True)
 
@@ -174,7 +204,7 @@ def bench_command(
 @app.command("export")
 def export_command(
     folder: Annotated[Path, typer.Argument(help="runs/<name>")],
-    to: Annotated[Form, typer.Option(help=f"{', '.join(FORMS)}")],
+    to: Annotated[Literal["safetensors", "torch", "timm", "onnx"], typer.Option(help="for which programs")],
     out: Annotated[Path | None, typer.Option(help="folder to make [default: RUN/export/<encoder>-<to>]")] = None,
     encoder: Annotated[
         str | None, typer.Option(help="which of the run's encoders [default: the target, where there is one]")
@@ -182,4 +212,6 @@ def export_command(
     checkpoint: Annotated[str, typer.Option(help=_WHICH)] = "latest",
 ) -> None:
     """The encoder for other programs: weights, a folder for timm.create_model("local-dir:..."), an ONNX graph."""
+    from hjepa_train.jobs.export import export
+
     console.print(f"written  {export(folder, to, out, encoder=encoder, which=checkpoint)}")

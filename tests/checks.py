@@ -10,10 +10,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hjepa_shards.loader import Loader
-from hjepa_shards.plan import add_proofs
-from hjepa_train.backbones import Backbone
-from hjepa_train.objectives import Batch, Objective
+from hjepa_shards.loader.loader import Loader
+from hjepa_shards.mixture.sample_order import add_proofs
+from hjepa_train.backbones.base import Backbone
+from hjepa_train.objectives.base import Batch, Objective
 
 
 def assert_backbone_contract(build: Callable[[], Backbone], image_size: int) -> None:

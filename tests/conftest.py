@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hjepa_shards.build import BuildOptions, build
+from hjepa_shards.building.build import BuildOptions, build
 from hjepa_shards.cli import main
 
 SAMPLES_PER_SHARD = 48
@@ -20,7 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # a shell's job in the background is deaf to Ctrl-C, and so would be all that the tests start
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # hjepa_shards.images says so at its import; pytest forgets that before each test
+    # hjepa_shards.images.image_formats says so at its import; pytest forgets that before each test
     config.addinivalue_line("filterwarnings", r"ignore:::PIL\.")
 
 

@@ -1,6 +1,7 @@
-"""Imports follow the data: a module imports only what stands above it here."""
+"""The house: every file in its folder, folders in the order of the data, and imports only from what stands above."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,97 +9,158 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-_ORDER = {
-    "hjepa_shards": (
-        "errors exclusions config files cache target threads fetch unpack rng sample tar images structure shrink "
-        "sidecar table columns listing keys encode manifest sources.base sources.pickles sources.cifar sources.tree "
-        "sources.folder sources.tar_members sources.raw_files sources.matlab sources.imagenet_val sources.imagenet "
-        "sources.places365 sources.coco sources.offline sources.stl10 sources.remote sources.inflate "
-        "sources.tar_patterns sources.archives sources.captions sources.split_words sources.tar_table "
-        "sources.webdataset sources.caption_lists sources.image_text sources writer blueprint tasks cluster merge "
-        "build index verify repair counting staircase permutation plan crop places mixture shares state stages store "
-        "remote_store prefetch decode contents reader perceptual hamming fingerprints duplicates batch small filling "
-        "loader evaluation bench view dryrun mixfile download rawcheck unbuilt terminal charts curves page survey "
-        "pictures copies leftout report capacity doctor commands commands.tables commands.making commands.checking "
-        "commands.fetching commands.showing commands.reporting commands.machine cli "
-    ),
-    "hjepa_train": (
-        "distributed draws schedules flops hardware layers ema scale backbones.base backbones.vit backbones masks "
-        "augment anticollapse metrics objectives.base objectives.predictor objectives.hjepa objectives.mae "
-        "objectives.simclr objectives memory optim data dataset journal checkpoint probe ridge sgd_probe attentive "
-        "heldout finished sheet plots pictures page report comparison runlog interrupts lookout guard sharded saving "
-        "watch trainer runconfig full_memory run dryrun clock bench bench_report evaluate export cli __main__ "
-    ),
+MOST_MODULES = 13
+"""In a folder, `__init__` left out: what a reader takes in at a glance."""
+_HOUSES = {
+    "hjepa_shards": """
+        : errors config
+        base: lazy_names atomic_files thread_map keyed_random terminal progress_bar machine_limits
+        storage: remote_files decompress http_download safe_unpack shard_cache build_output
+        images: image_formats image_integrity downscale encode decode crop
+        shards: raw_sample sample_table tar sidecar manifest sample_keys location exclusions
+        sources: base
+        sources.formats: class_folders tar_members image_files tar_patterns tar_archives tar_table pickles matlab
+            captions caption_lists split_from_name
+        sources.published: cifar stl10 imagenet_val imagenet places365 coco
+        sources.own: folder webdataset image_text bundled
+        sources: registry
+        downloading: published_files verify_raw
+        building: shard_columns sample_list shard_writer build_plan shard_tasks ray_cluster merge_parts build index_tars
+        verifying: verify_split verify_images repair
+        mixture: source_counts weight_schedule permutation sample_order mixture source_shares resume_state forecast
+            expected_sources write_mixture
+        loader: stage_times shard_store remote_store shard_prefetch sample_reader batch png_batch fill_batch loader
+            read_split split_view bench
+        duplicates: perceptual_hash hamming_pairs fingerprints find_duplicates
+        reports: svg_bars svg_curves html_page split_survey inline_images duplicates_section exclusions_section
+            shards_report
+        commands: doctor tables making checking fetching showing reporting machine
+        : cli __main__
+    """,
+    "hjepa_train": """
+        base: device distributed keyed_integers device_peaks metrics_file stop_signals phase_clock schedules
+        modules: layers ema flop_count learning_signals block_masks anticollapse
+        backbones: base vit registry
+        objectives: base
+        objectives.joint: predictor hjepa
+        objectives.masked: mae
+        objectives.contrast: simclr
+        objectives: registry
+        data: augment micro_batches torch_dataset labelled_images
+        parallel: layout rank_watchdog memory_estimate
+        checkpoints: checkpoint_files sharded_files background_saver
+        evaluation: linear_knn_probes ridge_probe sgd_probe attentive_probe finished_probes online_probes
+        reports: text_table metric_charts image_panels run_page run_report compare_runs run_log
+        training: optimizer config nonfinite_guard out_of_memory trainer
+        jobs: run dry_run evaluate bench bench_report export
+        : cli __main__
+    """,
 }
-ORDER = {package: names.split() for package, names in _ORDER.items()}
+"""A folder: its modules; both in order. '' is the package itself."""
+OF_SHARDS = ("errors", "config", "base", "reports")
+"""What the trainer imports of hjepa_shards besides its top."""
+
+
+def order_of(house: str) -> list[str]:
+    """Modules as dotted names below the package, the lowest first."""
+    order, folder = [], ""
+    for word in house.split():
+        if word.endswith(":"):
+            folder = word[:-1] + "." if word != ":" else ""
+        else:
+            order.append(folder + word)
+    return order
+
+
+ORDER = {package: order_of(house) for package, house in _HOUSES.items()}
 
 
 def modules_of(package: str) -> dict[str, Path]:
-    """Module name below the package -> its file; the package's own `__init__` is ''."""
-    files = {}
-    for path in sorted((ROOT / package).rglob("*.py")):
-        parts = path.relative_to(ROOT / package).with_suffix("").parts
-        files[".".join(part for part in parts if part != "__init__")] = path
-    return files
+    """Module name below the package -> its file, no `__init__` among them."""
+    files = (path for path in sorted((ROOT / package).rglob("*.py")) if path.name != "__init__.py")
+    return {".".join(path.relative_to(ROOT / package).with_suffix("").parts): path for path in files}
 
 
-def imports_of(path: Path, modules: set[str], package: str) -> set[str]:
-    """Dotted names imported anywhere in a file; a name taken from a package counts as a module where it is one."""
+def imports_of(path: Path) -> set[str]:
+    """Dotted names imported anywhere in a file: modules, not what is taken from them."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
-            source = str(node.module)
-            below = source.removeprefix(package).removeprefix(".")
-            inner = {f"{below}.{alias.name}".removeprefix(".") for alias in node.names} & modules
-            whole = source.startswith(package) and len(inner) == len(node.names)
-            found |= {f"{package}.{name}" for name in inner}
-            found |= set() if whole else {source}
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in inner if (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()}
+            found |= modules if modules == inner else modules | {str(node.module)}
     return found
 
 
 @pytest.mark.parametrize("package", ORDER)
 def test_every_module_has_its_place_in_the_order(package: str) -> None:
-    assert sorted(ORDER[package]) == sorted(set(modules_of(package)) - {""})
+    assert sorted(ORDER[package]) == sorted(modules_of(package))
 
 
 @pytest.mark.parametrize("package", ORDER)
 def test_modules_import_only_what_stands_above_them(package: str) -> None:
     modules = modules_of(package)
     wrong = []
-    compiled = {f"{package}.{path.stem}" for path in (ROOT / package).glob("*.c")}
+    compiled = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / package).rglob("*.c")}
     for place, module in enumerate(ORDER[package]):
         allowed = compiled | {f"{package}.{above}" for above in ORDER[package][:place]}
-        for name in imports_of(modules[module], set(modules), package):
+        for name in imports_of(modules[module]):
             if (name == package or name.startswith(f"{package}.")) and name not in allowed:
                 wrong.append(f"{package}.{module} imports {name}")
     assert not wrong
 
 
 @pytest.mark.parametrize("package", ORDER)
+def test_a_folder_is_taken_in_at_a_glance(package: str) -> None:
+    counts: dict[Path, int] = {}
+    for path in modules_of(package).values():
+        counts[path.parent] = counts.get(path.parent, 0) + 1
+    assert {str(folder): count for folder, count in counts.items() if count > MOST_MODULES} == {}
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_a_folder_says_in_one_docstring_what_is_in_it(package: str) -> None:
+    for folder in {path.parent for path in modules_of(package).values()} - {ROOT / package}:
+        [only] = ast.parse((folder / "__init__.py").read_text(encoding="utf-8")).body
+        assert isinstance(only, ast.Expr), f"{folder}: more than a docstring; literals that name rooms are registries"
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_no_folder_has_the_name_of_something_public(package: str) -> None:
+    """`from hjepa_shards import build` would give the folder as soon as anything in it was imported."""
+    top = importlib.import_module(package)
+    folders = {path.name for path in (ROOT / package).iterdir() if path.is_dir()}
+    assert folders.isdisjoint(top.__all__)
+    assert {path.stem for path in (ROOT / package).glob("*.py")}.isdisjoint(top.__all__)
+
+
+@pytest.mark.parametrize("package", ORDER)
 def test_packages_import_no_tools_tests_or_benchmarks(package: str) -> None:
-    modules = modules_of(package)
-    strangers = {"tools", "tests", "benchmarks"} | ({"hjepa_train"} if package == "hjepa_shards" else set())
-    for path in modules.values():
-        assert not {name.split(".")[0] for name in imports_of(path, set(modules), package)} & strangers, path
+    forbidden = {"tools", "tests", "benchmarks"} | ({"hjepa_train"} if package == "hjepa_shards" else set())
+    for path in modules_of(package).values():
+        assert not {name.split(".")[0] for name in imports_of(path)} & forbidden, path
 
 
 def test_shards_import_no_torch() -> None:
-    modules = modules_of("hjepa_shards")
-    for path in modules.values():
-        names = {name.split(".")[0] for name in imports_of(path, set(modules), "hjepa_shards")}
+    for path in modules_of("hjepa_shards").values():
+        names = {name.split(".")[0] for name in imports_of(path)}
         assert not names & {"torch", "torchvision", "tensorboard", "safetensors"}, path
-    everything = ", ".join(f"hjepa_shards.{name}" for name in ORDER["hjepa_shards"])
+    everything = ", ".join(f"hjepa_shards.{name}" for name in ORDER["hjepa_shards"] if name != "__main__")
     code = f"import sys, {everything}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_the_trainer_uses_the_shard_engine_through_its_public_names_only() -> None:
-    public = set(ast.literal_eval((ROOT / "hjepa_shards/__init__.py").read_text().partition("__all__ = ")[2]))
+def test_the_trainer_uses_little_of_the_shard_engine_besides_its_top() -> None:
+    public = set(importlib.import_module("hjepa_shards").__all__)
     for path in modules_of("hjepa_train").values():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "hjepa_shards":
-                assert node.module == "hjepa_shards", f"{path}: {node.module}"
+            if not isinstance(node, ast.ImportFrom) or str(node.module).partition(".")[0] != "hjepa_shards":
+                continue
+            below = str(node.module).split(".")[1:]
+            if below:
+                assert below[0] in OF_SHARDS, f"{path}: {node.module}"
+            else:
                 assert {alias.name for alias in node.names} <= public, path

@@ -14,10 +14,10 @@ from typing import Any
 
 from rich.console import Console
 
-from hjepa_train.checkpoint import latest, read_state
-from hjepa_train.journal import read_metrics
-from hjepa_train.report import read_run
-from hjepa_train.sheet import Sheet, as_rich
+from hjepa_train.base.metrics_file import read_metrics
+from hjepa_train.checkpoints.checkpoint_files import latest, read_state
+from hjepa_train.reports.run_report import read_run
+from hjepa_train.reports.text_table import Sheet, as_rich
 
 CONFIG = Path("configs/quickstart.yaml")
 RUN = Path("runs/quickstart")

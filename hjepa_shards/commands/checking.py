@@ -2,20 +2,22 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hjepa_shards.base.atomic_files import require_writable
+from hjepa_shards.base.progress_bar import progress_bar
+from hjepa_shards.base.terminal import console
+from hjepa_shards.base.thread_map import num_cores
 from hjepa_shards.commands.tables import splits_below
-from hjepa_shards.contents import verify_deep
-from hjepa_shards.duplicates import DEFAULT_NEAR, KINDS, Duplicates, find_duplicates
 from hjepa_shards.errors import InputError, ShardError
-from hjepa_shards.files import require_writable
-from hjepa_shards.terminal import console, progress_bar
-from hjepa_shards.threads import num_cores
-from hjepa_shards.verify import Problem, verify, without_manifest
+
+if TYPE_CHECKING:
+    from hjepa_shards.duplicates.find_duplicates import Duplicates
+    from hjepa_shards.verifying.verify_split import Problem
 
 
 def verify_command(
@@ -24,6 +26,9 @@ def verify_command(
     workers: Annotated[int | None, typer.Option(help="threads (default: cores)")] = None,
 ) -> None:
     """Compare every file with its manifest; name lost samples. Exit code 1: something is wrong; 2: cannot be judged."""
+    from hjepa_shards.verifying.verify_images import verify_deep
+    from hjepa_shards.verifying.verify_split import verify, without_manifest
+
     workers = _checked(workers)
     unfinished = list({problem.path: problem for folder in folders for problem in without_manifest(folder)}.values())
     try:
@@ -60,14 +65,14 @@ def duplicates_command(
     folders: Annotated[
         list[Path], typer.Argument(help="built splits, or folders above them; the first ones keep theirs")
     ],
-    near: Annotated[
-        int, typer.Option(help="bits of 64 that two pictures' hashes may differ in, 0 to 15")
-    ] = DEFAULT_NEAR,
+    near: Annotated[int, typer.Option(help="bits of 64 that two pictures' hashes may differ in, 0 to 15")] = 11,
     out: Annotated[Path | None, typer.Option(help="list of copies to leave out, for `build --exclude`")] = None,
     report: Annotated[Path | None, typer.Option(help="all groups of copies as JSON, for `report`")] = None,
     workers: Annotated[int | None, typer.Option(help="threads (default: cores)")] = None,
 ) -> None:
     """Find copies of images (exact, near, mirrored) in splits, across them, and leaks into val and test."""
+    from hjepa_shards.duplicates.find_duplicates import find_duplicates
+
     splits = splits_below(folders)
     for path in (out, report):
         if path is not None:
@@ -88,7 +93,9 @@ def duplicates_command(
         console.print(f"{escape(str(report))}: {len(found.groups):,} groups of copies")
 
 
-def _print_relations(found: Duplicates) -> None:
+def _print_relations(found: "Duplicates") -> None:
+    from hjepa_shards.duplicates.find_duplicates import KINDS
+
     if not found.relations:
         console.print(f"[green]no copies[/green] among {found.num_samples:,} images")
         return
@@ -121,7 +128,7 @@ def _checked(workers: int | None) -> int:
     return workers
 
 
-def _print_problems(problems: list[Problem], most: int = 10) -> None:
+def _print_problems(problems: list["Problem"], most: int = 10) -> None:
     for problem in problems:
         lost = list(zip(problem.lost_samples, problem.lost_keys, strict=True))
         names = ", ".join(f"{sample} ({key})" if key else str(sample) for sample, key in lost[:most])

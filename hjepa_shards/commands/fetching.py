@@ -4,19 +4,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hjepa_shards.download import download, imagenet_instructions, space_needed
+from hjepa_shards.base.progress_bar import progress_bar
+from hjepa_shards.base.terminal import console, size
+from hjepa_shards.base.thread_map import num_cores
 from hjepa_shards.errors import InputError
-from hjepa_shards.fetch import Watcher
-from hjepa_shards.rawcheck import FilesCheck, SplitCheck, check_raw_files, check_raw_splits
-from hjepa_shards.sources import SOURCES
-from hjepa_shards.terminal import console, progress_bar, size
-from hjepa_shards.threads import num_cores
+
+if TYPE_CHECKING:
+    from hjepa_shards.downloading.verify_raw import FilesCheck, SplitCheck
+    from hjepa_shards.storage.http_download import Watcher
 
 
 def download_command(
@@ -28,6 +29,9 @@ def download_command(
     url_base: Annotated[str | None, typer.Option(help="mirror: an address below which the files stand")] = None,
 ) -> None:
     """Fetch a raw dataset, check it against its published digest, unpack it. Killed? The same command goes on."""
+    from hjepa_shards.downloading.published_files import download, imagenet_instructions, space_needed
+    from hjepa_shards.sources.registry import SOURCES
+
     folder = raw or Path("data/raw") / source
     known = SOURCES.get(source)
     if known and known.download == "manual":
@@ -67,6 +71,9 @@ def verify_raw_command(
     workers: Annotated[int | None, typer.Option(help="threads [default: cores]")] = None,
 ) -> None:
     """Is raw data what was published? Exit code 1 if anything is wrong, 2 if nobody can say."""
+    from hjepa_shards.downloading.verify_raw import check_raw_files, check_raw_splits
+    from hjepa_shards.sources.registry import SOURCES
+
     if workers is not None and workers < 1:
         raise InputError(f"--workers: a positive number expected, {workers} found")
     known = SOURCES.get(source)
@@ -97,7 +104,7 @@ def verify_raw_command(
     raise typer.Exit(1 if (files and files.wrong) or any(check.wrong for check in checks) else 0)
 
 
-def _print_splits(source: str, checks: list[SplitCheck]) -> None:
+def _print_splits(source: str, checks: list["SplitCheck"]) -> None:
     table = Table("split", "images", "published", "classes", "decoded")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -118,7 +125,7 @@ def _print_splits(source: str, checks: list[SplitCheck]) -> None:
             )
 
 
-def _print_files(files: FilesCheck, most: int = 10) -> None:
+def _print_files(files: "FilesCheck", most: int = 10) -> None:
     for line in files.wrong[:most]:
         console.print(f"[red]wrong[/red] {escape(line)}")
     if len(files.wrong) > most:
@@ -128,7 +135,9 @@ def _print_files(files: FilesCheck, most: int = 10) -> None:
 
 
 @contextmanager
-def _watcher(unit: str) -> Iterator[Watcher]:
+def _watcher(unit: str) -> Iterator["Watcher"]:
     """Bars and lines on the terminal."""
+    from hjepa_shards.storage.http_download import Watcher
+
     with progress_bar(unit) as start:
         yield Watcher(bar=start, note=lambda line: console.print(f"[yellow]note[/yellow] {escape(line)}"))

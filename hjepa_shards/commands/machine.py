@@ -3,17 +3,17 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hjepa_shards.bench import TARGETS, bench
-from hjepa_shards.capacity import Disk
-from hjepa_shards.doctor import Examination, Speed, examine
-from hjepa_shards.mixture import load_mixture_file
-from hjepa_shards.terminal import console, size
+from hjepa_shards.base.terminal import console, size
+
+if TYPE_CHECKING:
+    from hjepa_shards.base.machine_limits import Disk
+    from hjepa_shards.commands.doctor import Examination, Speed
 
 
 def doctor_command(
@@ -21,6 +21,8 @@ def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Versions, decoders and their speed, cores, memory, disk, GPU; and what would make it faster. Takes 20 seconds."""
+    from hjepa_shards.commands.doctor import examine
+
     if as_json:
         print(json.dumps(asdict(examine(folder)), indent=1, default=str))
         return
@@ -42,12 +44,17 @@ def bench_command(
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Images a second that the loader delivers of this mixture, beside the decoder alone, and what limits it."""
+    from hjepa_shards.loader.bench import TARGETS, bench_loader
+    from hjepa_shards.mixture.mixture import load_mixture_file
+
     mixture = load_mixture_file(config)
     if as_json:
-        print(json.dumps(asdict(bench(mixture, images=images, rounds=rounds)), indent=1))
+        print(json.dumps(asdict(bench_loader(mixture, images=images, rounds=rounds)), indent=1))
         return
     with console.status("measuring") as status:
-        found = bench(mixture, images=images, rounds=rounds, say=lambda what: status.update(f"measuring: {what}"))
+        found = bench_loader(
+            mixture, images=images, rounds=rounds, say=lambda what: status.update(f"measuring: {what}")
+        )
     table = Table("", "images/s", "of the decoder")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -63,7 +70,7 @@ def bench_command(
         console.print(f"{enough} for {name}: {needed:,} images/s, {found.loader / needed:.1f}x", highlight=False)
 
 
-def _print_speeds(found: Examination) -> None:
+def _print_speeds(found: "Examination") -> None:
     table = Table("a JPEG of 500 x 375", "images/s a core", "")
     table.columns[1].justify = "right"
     parts = (("decode", found.decoders), ("crop to 224", found.resizers), ("build, 256 pixels", found.encoders))
@@ -74,11 +81,11 @@ def _print_speeds(found: Examination) -> None:
     console.print(table)
 
 
-def _rate(speed: Speed) -> str:
+def _rate(speed: "Speed") -> str:
     return "-" if speed.images_per_s is None else f"{speed.images_per_s:,.0f}"
 
 
-def _print_machine(found: Examination) -> None:
+def _print_machine(found: "Examination") -> None:
     table = Table("this process has", "")
     cores, files = found.cores, found.open_files
     quota = "" if cores.quota is None else f", time of {cores.quota:g}"
@@ -93,14 +100,14 @@ def _print_machine(found: Examination) -> None:
     console.print(table)
 
 
-def _disk(disk: Disk) -> str:
+def _disk(disk: "Disk") -> str:
     parts = [f"{disk.folder}:", disk.kind, f"{size(disk.free_bytes)} free"]
     parts += [f"reads {size(disk.read_bytes_per_s)}/s"] if disk.read_bytes_per_s is not None else []
     parts += [f"({disk.remark})"] if disk.remark else []
     return escape(" ".join(part for part in parts if part))
 
 
-def _gpu(found: Examination) -> str:
+def _gpu(found: "Examination") -> str:
     torch = found.torch
     seen = "; ".join(found.gpus) or ("Apple's, through MPS" if torch.get("mps") else "none")
     if not torch or "error" in torch:

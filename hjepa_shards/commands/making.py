@@ -1,27 +1,24 @@
 """Commands that make shards or what stands beside them: build, merge, repair, index."""
 
-import os
 import re
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 
-from hjepa_shards.build import DEFAULT_SHARD_MB, BuildOptions, Part, build, build_part, default_settings
+from hjepa_shards.base.progress_bar import Advance, progress_bar
+from hjepa_shards.base.terminal import console, size
+from hjepa_shards.base.thread_map import num_cores
 from hjepa_shards.commands.tables import print_manifests, print_remarks
-from hjepa_shards.config import parse
-from hjepa_shards.encode import EncodeSettings
 from hjepa_shards.errors import InputError
-from hjepa_shards.index import index_tars
-from hjepa_shards.manifest import Manifest
-from hjepa_shards.merge import merge, unmerged_below
-from hjepa_shards.repair import repair
-from hjepa_shards.target import target_at
-from hjepa_shards.terminal import Advance, console, progress_bar, size
+
+if TYPE_CHECKING:
+    from hjepa_shards.images.encode import EncodeSettings
+    from hjepa_shards.shards.manifest import Manifest
 
 BUILT_WITH_EXCLUSIONS = 3
 """Exit code: all is built, but for images that no decoder reads."""
@@ -30,7 +27,7 @@ _Raw = Annotated[str | None, typer.Option(help="folder of the raw data; or tars,
 _Classes = Annotated[Path | None, typer.Option(help="file with one class a line")]
 _ListFile = Annotated[Path | None, typer.Option("--list", help="file of images and captions")]
 _Workers = Annotated[int, typer.Option(help="processes")]
-_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_CORES = num_cores()
 
 
 def build_command(
@@ -48,7 +45,7 @@ def build_command(
     encoder: Annotated[
         Literal["turbo", "pillow", "pillow-simd"], typer.Option(help="what decodes and scales; their bytes differ")
     ] = "turbo",
-    shard_mb: Annotated[int, typer.Option(help="aimed size of a shard, MiB")] = DEFAULT_SHARD_MB,
+    shard_mb: Annotated[int, typer.Option(help="aimed size of a shard, MiB")] = 180,
     samples_per_shard: Annotated[int | None, typer.Option(help="instead of --shard-mb")] = None,
     seed: Annotated[int, typer.Option(help="of the shuffle over shards")] = 0,
     limit: Annotated[int | None, typer.Option(help="only so many samples of each split, drawn over all of it")] = None,
@@ -67,6 +64,9 @@ def build_command(
     part: Annotated[str | None, typer.Option(help="i/n: only the i-th of n parts; `merge` puts them together")] = None,
 ) -> None:
     """Turn a raw dataset into shards. Killed? The same command goes on. Exit code 3: images had to be left out."""
+    from hjepa_shards.building.build import BuildOptions, Part, build, build_part
+    from hjepa_shards.storage.build_output import target_at
+
     options = BuildOptions(
         settings=_settings(source, "keep" if keep and pixels is None else pixels, shorter_side, quality, encoder),
         shard_mb=shard_mb,
@@ -105,6 +105,8 @@ def merge_command(
     folders: Annotated[list[str], typer.Argument(help="splits that were built in parts, or what stands above them")],
 ) -> None:
     """Write the manifests of splits of which all parts are built."""
+    from hjepa_shards.building.merge_parts import merge, unmerged_below
+
     _end([(where, merge(where)) for folder in folders for where in unmerged_below(folder)])
 
 
@@ -116,6 +118,8 @@ def repair_command(
     workers: _Workers = _CORES,
 ) -> None:
     """Make broken and missing shards again, from raw, byte for byte what the manifest says."""
+    from hjepa_shards.verifying.repair import repair
+
     with progress_bar("images") as start:
         done = repair(
             folder,
@@ -140,6 +144,8 @@ def index_command(
     split: Annotated[str | None, typer.Option(help="name [default: this folder]")] = None,
 ) -> None:
     """Make WebDataset tars usable: sidecars and a manifest beside them, the tars untouched."""
+    from hjepa_shards.building.index_tars import index_tars
+
     with progress_bar("shards") as start:
         manifest = index_tars(folder, source=source, split=split, progress=start(f"index {folder}"))
     print_manifests([(folder, manifest)])
@@ -148,8 +154,12 @@ def index_command(
 
 def _settings(
     source: str, pixels: str | None, shorter_side: int | None, quality: int | None, encoder: str
-) -> EncodeSettings:
+) -> "EncodeSettings":
     """The source's own way of storing pixels, or the one asked for."""
+    from hjepa_shards.building.build import default_settings
+    from hjepa_shards.config import parse
+    from hjepa_shards.images.encode import EncodeSettings
+
     chosen: dict[str, Any] = default_settings(source).model_dump() if pixels is None else {"pixels": pixels}
     for name, value in (("shorter_side", shorter_side), ("quality", quality)):
         if value is None:
@@ -186,7 +196,7 @@ class _Timed:
             )
 
 
-def _end(built: Sequence[tuple[str, Manifest]]) -> None:
+def _end(built: Sequence[tuple[str, "Manifest"]]) -> None:
     """The summary of a build; leaves with its own exit code where images had to be left out."""
     print_manifests(built)
     failed = 0

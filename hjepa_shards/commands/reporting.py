@@ -1,21 +1,18 @@
 """Commands that write files for people: mix (a run's configuration), report (a page about built splits)."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
+from hjepa_shards.base.terminal import console, size
 from hjepa_shards.commands.tables import splits_below
-from hjepa_shards.config import parse
 from hjepa_shards.errors import InputError
-from hjepa_shards.manifest import load_manifest
-from hjepa_shards.mixfile import SCALES, default_image_size, parse_source, write_mixture
-from hjepa_shards.mixture import DataConfig, load_mixture_file
-from hjepa_shards.report import write_report
-from hjepa_shards.shares import SourceStats
-from hjepa_shards.terminal import console, size
+
+if TYPE_CHECKING:
+    from hjepa_shards.mixture.source_shares import SourceStats
 
 
 def mix_command(
@@ -35,6 +32,10 @@ def mix_command(
     force: Annotated[bool, typer.Option("--force", help="replace a file that stands there")] = False,
 ) -> None:
     """Write a commented run configuration around a mixture of sources, built or not yet."""
+    from hjepa_shards.config import parse
+    from hjepa_shards.mixture.mixture import DataConfig
+    from hjepa_shards.mixture.write_mixture import SCALES, default_image_size, parse_source, write_mixture
+
     if (scale is None) == (not source):
         found = "neither" if scale is None else "both"
         raise InputError(
@@ -81,6 +82,10 @@ def report_command(
     ] = None,
 ) -> None:
     """Write one self-contained page: images, classes, sizes, exclusions, duplicates, provenance, shares."""
+    from hjepa_shards.mixture.mixture import load_mixture_file
+    from hjepa_shards.reports.shards_report import write_report
+    from hjepa_shards.shards.manifest import load_manifest
+
     splits = splits_below(folders)
     sources = sorted({load_manifest(folder).source for folder in splits})
     notes = write_report(
@@ -106,7 +111,7 @@ def _raw_of(text: str, sources: list[str]) -> tuple[str, str]:
     raise InputError(f"--raw {text}: source=folder expected, the sources here are {', '.join(sources)}")
 
 
-def _print_stats(stats: dict[str, SourceStats]) -> None:
+def _print_stats(stats: dict[str, "SourceStats"]) -> None:
     table = Table("source")
     for name in ("share", "samples", "an epoch", "passes"):
         table.add_column(name, justify="right")

@@ -3,21 +3,21 @@
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from hjepa_shards.base.terminal import console, size
 from hjepa_shards.commands.tables import print_manifests, print_remarks, splits_below
-from hjepa_shards.config import flatten, load_yaml, overridden
-from hjepa_shards.dryrun import Forecast, forecast, planned_proof
 from hjepa_shards.errors import InputError
-from hjepa_shards.manifest import Manifest, load_manifest
-from hjepa_shards.mixture import Mixture, mixture_of
-from hjepa_shards.sources import SOURCES
-from hjepa_shards.terminal import console, size
+
+if TYPE_CHECKING:
+    from hjepa_shards.mixture.forecast import Forecast
+    from hjepa_shards.mixture.mixture import Mixture
+    from hjepa_shards.shards.manifest import Manifest
 
 _SECTIONS = ("run", "data", "backbone", "objective", "training", "evaluation", "logging")
 """Of a run's file. `hjepa-train run` refuses every unknown key in them."""
@@ -27,6 +27,8 @@ _NUMBERS = ("epochs", "global_batch")
 
 def sources_command() -> None:
     """The raw datasets that `build` knows."""
+    from hjepa_shards.sources.registry import SOURCES
+
     for source in SOURCES.values():
         console.print(f"[bold]{source.name}[/bold]  {escape(source.description)}")
         facts = {
@@ -46,6 +48,8 @@ def info_command(
     folders: Annotated[list[Path], typer.Argument(help="built splits, or folders above them")],
 ) -> None:
     """What is in built splits."""
+    from hjepa_shards.shards.manifest import load_manifest
+
     found = [(folder, load_manifest(folder)) for folder in splits_below(folders)]
     print_manifests(found)
     for folder, manifest in found if len(found) == 1 else ():
@@ -66,6 +70,10 @@ def plan_command(
     ] = None,
 ) -> None:
     """What a run will see, before it starts: steps, and samples, passes, repeats, never seen by source."""
+    from hjepa_shards.config import load_yaml, overridden
+    from hjepa_shards.mixture.forecast import forecast
+    from hjepa_shards.mixture.mixture import mixture_of
+
     content = overridden(load_yaml(config), changes or (), str(config))
     mixture = mixture_of(content, str(config))
     _require_known_keys(content, config)
@@ -93,7 +101,9 @@ def _require_known_keys(content: dict[str, Any], config: Path) -> None:
             raise InputError(f"{config}: unknown key `{section}{key}`; did you mean `{section}{near[0]}`?")
 
 
-def _print_proof(mixture: Mixture, seed: int, samples: int | None, expected: str | None) -> None:
+def _print_proof(mixture: "Mixture", seed: int, samples: int | None, expected: str | None) -> None:
+    from hjepa_shards.mixture.forecast import planned_proof
+
     if samples is None:
         raise InputError("--expect: belongs to --proof IMAGES, which is missing")
     found = f"{planned_proof(mixture, seed=seed, samples=samples):032x}"
@@ -116,7 +126,7 @@ def _number(content: dict[str, Any], config: Path, section: str, key: str, other
     return value
 
 
-def print_forecast(plan: Forecast, mixture: Mixture) -> None:
+def print_forecast(plan: "Forecast", mixture: "Mixture") -> None:
     """The dry run as a table with its warnings."""
     console.print(
         f"{plan.epochs:,} epochs of {plan.epoch_samples:,} samples ({mixture.config.strategy}): {plan.steps:,} steps "
@@ -156,10 +166,12 @@ def print_forecast(plan: Forecast, mixture: Mixture) -> None:
 
 
 def _words(facts: Mapping[str, object]) -> str:
+    from hjepa_shards.config import flatten
+
     return ", ".join(f"{name} {value}" for name, value in flatten(facts).items())
 
 
-def _print_details(folder: Path, manifest: Manifest) -> None:
+def _print_details(folder: Path, manifest: "Manifest") -> None:
     facts = {
         "members of a sample": ", ".join(manifest.members),
         **{key.replace("_", " "): value for key, value in manifest.settings.items()},

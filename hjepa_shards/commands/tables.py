@@ -3,18 +3,23 @@
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
+from hjepa_shards.base.terminal import console, size
 from hjepa_shards.errors import InputError
-from hjepa_shards.manifest import FILE_NAME, Manifest
-from hjepa_shards.terminal import console, size
+
+if TYPE_CHECKING:
+    from hjepa_shards.shards.manifest import Manifest
 
 
 def splits_below(folders: list[Path]) -> list[Path]:
     """Every folder with a manifest, here or below. InputError where there is none, or a folder cannot be read."""
-    found = [inner for folder in folders for inner in sorted(_with_manifest(folder))]
+    from hjepa_shards.shards.manifest import FILE_NAME
+
+    found = [inner for folder in folders for inner in sorted(_below(folder, FILE_NAME))]
     if not found:
         names = ", ".join(str(folder) for folder in folders)
         raise InputError(
@@ -24,17 +29,17 @@ def splits_below(folders: list[Path]) -> list[Path]:
     return found
 
 
-def _with_manifest(folder: Path) -> Iterator[Path]:
+def _below(folder: Path, file_name: str) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
     for inner, _, names in os.walk(folder, onerror=refuse, followlinks=True):
-        if FILE_NAME in names:
+        if file_name in names:
             yield Path(inner)
 
 
-def print_manifests(found: Iterable[tuple[str | Path, Manifest]]) -> None:
+def print_manifests(found: Iterable[tuple[str | Path, "Manifest"]]) -> None:
     """A line a split, with its folder or URL."""
     table = Table("split", "samples", "shards", "bytes", "classes", "excluded")
     table.columns[0].overflow = "fold"
@@ -52,7 +57,7 @@ def print_manifests(found: Iterable[tuple[str | Path, Manifest]]) -> None:
     console.print(table)
 
 
-def print_remarks(manifest: Manifest, most: int = 10) -> None:
+def print_remarks(manifest: "Manifest", most: int = 10) -> None:
     """Notes and exclusions of a split."""
     for note in manifest.notes:
         console.print(f"[yellow]note[/yellow] {escape(note)}")

@@ -1,6 +1,6 @@
 """What every source of raw images offers: a split that lists its samples and reads one.
 
-A source module opens its raw data as a `RawSplit` and describes itself as a `Source`; `sources/__init__.py` has
+A source module opens its raw data as a `RawSplit` and describes itself as a `Source`; `registry.py` has
 them all in one literal. Listing and reading are apart because they happen in different processes: the builder
 lists once, workers read. So a split travels as its settings and loads again what it needs on arrival.
 """
@@ -17,8 +17,8 @@ from typing import Any, Literal, final
 import numpy as np
 
 from hjepa_shards.errors import InputError
-from hjepa_shards.sample import RawSample
-from hjepa_shards.table import SampleTable
+from hjepa_shards.shards.raw_sample import RawSample
+from hjepa_shards.shards.sample_table import SampleTable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

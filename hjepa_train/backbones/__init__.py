@@ -1,17 +1,4 @@
-"""The backbones a configuration can name."""
+"""Encoders: images to patches, patches to features, a file each.
 
-import torch
-
-from hjepa_shards import Strict, derive_key
-from hjepa_train.backbones.base import Backbone, Features, Patches
-from hjepa_train.backbones.vit import ViT, VitConfig
-
-__all__ = ["BACKBONES", "Backbone", "Features", "Patches", "ViT", "VitConfig", "build_backbone"]
-
-BACKBONES: dict[str, tuple[type[Strict], type]] = {"vit": (VitConfig, ViT)}
-
-
-def build_backbone(name: str, config: Strict, image_size: int, *, seed: int) -> Backbone:
-    """The backbone of that name for square images of `image_size` pixels; its weights depend on `seed` alone."""
-    generator = torch.Generator().manual_seed(derive_key(seed, "backbone") >> 65)
-    return BACKBONES[name][1](config, image_size, generator)
+`base.py` is the contract, `registry.py` names them all. What is learnt with them: `objectives`, next.
+"""

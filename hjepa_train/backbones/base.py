@@ -70,7 +70,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def embed_flops(self, num_patches: int) -> int:
-        """Of one image's `embed`, forward, as flops.py counts."""
+        """Of one image's `embed`, forward, as flop_count.py counts."""
 
     @abstractmethod
     def encode_flops(self, num_tokens: int) -> int:

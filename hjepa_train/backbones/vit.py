@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from hjepa_shards import InputError, Strict
-from hjepa_train import flops
+from hjepa_shards.config import Strict
+from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone, Features, Patches
-from hjepa_train.layers import Block, initialise, sincos_positions
+from hjepa_train.modules import flop_count
+from hjepa_train.modules.layers import Block, initialise, sincos_positions
 
 # width, depth, heads
 SIZES = {
@@ -110,10 +111,10 @@ class ViT(Backbone):
         return Features(tokens_BND=tokens, pooled_BD=tokens.mean(1), stages=tuple(kept))
 
     def embed_flops(self, num_patches: int) -> int:
-        return flops.matrix(num_patches, 3 * self.patch_size**2, self.width)
+        return flop_count.matrix(num_patches, 3 * self.patch_size**2, self.width)
 
     def encode_flops(self, num_tokens: int) -> int:
-        return flops.stack(num_tokens, self.width, self.num_stages)
+        return flop_count.stack(num_tokens, self.width, self.num_stages)
 
     def _positions(self, grid: int) -> Tensor:
         if grid == self.grid:

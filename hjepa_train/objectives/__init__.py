@@ -1,26 +1,5 @@
-"""The objectives a configuration can name."""
+"""What is learnt: a batch to a loss and numbers, a family a file.
 
-from hjepa_shards import Strict
-from hjepa_train.objectives.base import Batch, Objective, Sketch
-from hjepa_train.objectives.hjepa import HJepa, HJepaConfig
-from hjepa_train.objectives.mae import Mae, MaeConfig
-from hjepa_train.objectives.simclr import Simclr, SimclrConfig
-
-__all__ = [
-    "OBJECTIVES",
-    "Batch",
-    "HJepa",
-    "HJepaConfig",
-    "Mae",
-    "MaeConfig",
-    "Objective",
-    "Simclr",
-    "SimclrConfig",
-    "Sketch",
-]
-
-OBJECTIVES: dict[str, tuple[type[Strict], type]] = {
-    "hjepa": (HJepaConfig, HJepa),
-    "mae": (MaeConfig, Mae),
-    "simclr": (SimclrConfig, Simclr),
-}
+`base.py` is the contract, `registry.py` names them all; `joint` predicts features, `masked` pixels, `contrast` tells
+images apart. Batches come from `data`, next.
+"""

@@ -42,7 +42,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sketch:
-    """What there is to see of a batch (pictures.py draws it). N patches, G a side; what a family has not, is None."""
+    """What there is to see of a batch (image_panels.py draws it). N patches, G a side; None is what a family lacks."""
 
     grid: int
     """G"""
@@ -110,7 +110,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def flops_per_image(self) -> int:
-        """Of an optimizer step, for each of its images: forward, backward and targets, as flops.py counts.
+        """Of an optimizer step, for each of its images: forward, backward and targets, as flop_count.py counts.
 
         `diagnose` is not among them: it runs at log points only.
         """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from hjepa_train.masks import Masking
+from hjepa_train.modules.block_masks import Masking
 
 SEED = 20
 POSITIONS = (0, 1, 49_999, 10**12)

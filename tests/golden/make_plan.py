@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from hjepa_shards.counting import first_segment
-from hjepa_shards.permutation import EntryOrder
-from hjepa_shards.plan import Entry, OrderSettings, Plan, order_proof, slice_of
-from hjepa_shards.rng import derive_key, philox_words
+from hjepa_shards.base.keyed_random import derive_key, philox_words
+from hjepa_shards.mixture.permutation import EntryOrder
+from hjepa_shards.mixture.sample_order import Entry, OrderSettings, Plan, order_proof, slice_of
+from hjepa_shards.mixture.source_counts import first_segment
 
 SEED = 20_260_101
 SHARDS = {"cifar10": [300, 0, 250, 7, 443], "digits": [97], "photos": [64] * 40}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hjepa_shards.download import DOWNLOADS
-from tests.hjepa_shards.bad_server import Server, serving
+from hjepa_shards.downloading.published_files import DOWNLOADS
 from tests.hjepa_shards.small_downloads import ARCHIVE, cifar10_archive, pinned
+from tests.hjepa_shards.storage.bad_server import Server, serving
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hjepa_shards.build import BuildOptions, build
-from tests.hjepa_shards.sources import test_cifar, test_coco, test_places365, test_stl10
+from hjepa_shards.building.build import BuildOptions, build
 from tests.hjepa_shards.sources.layouts import jpeg, put, tarred
+from tests.hjepa_shards.sources.published import test_cifar, test_coco, test_places365, test_stl10
 
 SAMPLES_PER_SHARD = 2
 

@@ -5,9 +5,9 @@ import io
 import tarfile
 from pathlib import Path
 
-from hjepa_shards.download import RemoteFile
-from tests.hjepa_shards.bad_server import Server
-from tests.hjepa_shards.sources.test_cifar import BATCHES, make_pickles
+from hjepa_shards.downloading.published_files import RemoteFile
+from tests.hjepa_shards.sources.published.test_cifar import BATCHES, make_pickles
+from tests.hjepa_shards.storage.bad_server import Server
 
 ARCHIVE = "cifar-10-python.tar.gz"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hjepa_shards.manifest import Manifest, save_manifest, shard_pattern
+from hjepa_shards.shards.manifest import Manifest, save_manifest, shard_pattern
 
 
 def save_stand_in(

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hjepa_shards.build import BuildOptions, build
-from hjepa_shards.loader import open_loader
-from hjepa_shards.manifest import load_manifest
-from hjepa_shards.mixture import load_mixture_file
+from hjepa_shards.building.build import BuildOptions, build
+from hjepa_shards.loader.loader import open_loader
+from hjepa_shards.mixture.mixture import load_mixture_file
+from hjepa_shards.shards.manifest import load_manifest
 from tests.conftest import Command
-from tests.hjepa_shards.test_build import files_of
-from tests.hjepa_shards.test_verify import flip
+from tests.hjepa_shards.building.test_build import files_of
+from tests.hjepa_shards.verifying.test_verify_split import flip
 from tests.processes import running
 
 HJEPA_SHARDS = str(Path(sys.executable).parent / "hjepa-shards")
@@ -281,7 +281,7 @@ def test_a_truncated_pickle_is_one_line_and_nothing_is_half_written(command: Com
 def test_a_build_under_way_keeps_others_out(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "digits" / "train"
     code = (
-        "import sys, pathlib\nfrom hjepa_shards.files import exclusive\n"
+        "import sys, pathlib\nfrom hjepa_shards.base.atomic_files import exclusive\n"
         f"folder = pathlib.Path({str(folder)!r}) / '.journal'\nfolder.mkdir(parents=True)\n"
         "with exclusive(folder, ''): print('in', flush=True); sys.stdin.read()"
     )

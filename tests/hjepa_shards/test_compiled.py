@@ -17,11 +17,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.hjepa_shards.test_loader import SOURCES, delivered, mix, opener
+from tests.hjepa_shards.loader.test_loader import SOURCES, delivered, mix, opener
 
-_resize = pytest.importorskip("hjepa_shards._resize", reason="not compiled here, or no AVX2", exc_type=ImportError)
-_pread = pytest.importorskip("hjepa_shards._pread", reason="not compiled here")
-_png = pytest.importorskip("hjepa_shards._png", reason="not compiled here")
+_resize = pytest.importorskip(
+    "hjepa_shards.images._resize", reason="not compiled here, or no AVX2", exc_type=ImportError
+)
+_pread = pytest.importorskip("hjepa_shards.loader._pread", reason="not compiled here")
+_png = pytest.importorskip("hjepa_shards.images._png", reason="not compiled here")
 
 
 # ---- resize
@@ -295,8 +297,8 @@ def test_any_bytes_are_survived() -> None:
 def test_without_the_compiled_parts_batches_are_the_same(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mixture = mix(shards, SOURCES)
     expected = delivered(opener(mixture), 120, global_batch=24)
-    monkeypatch.setattr("hjepa_shards.decode.bilinear", None)
-    monkeypatch.setattr("hjepa_shards.decode.mean", None)
-    monkeypatch.setattr("hjepa_shards.store.preads", None)
-    monkeypatch.setattr("hjepa_shards.small.decode_pngs", None)
+    monkeypatch.setattr("hjepa_shards.images.decode.bilinear", None)
+    monkeypatch.setattr("hjepa_shards.images.decode.mean", None)
+    monkeypatch.setattr("hjepa_shards.loader.shard_store.preads", None)
+    monkeypatch.setattr("hjepa_shards.loader.png_batch.decode_pngs", None)
     assert delivered(opener(mixture), 120, global_batch=24) == expected

@@ -15,22 +15,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hjepa_shards.blueprint import PLAN
-from hjepa_shards.duplicates import find_duplicates
+from hjepa_shards.building.build_plan import PLAN
+from hjepa_shards.building.index_tars import index_tars
+from hjepa_shards.building.merge_parts import merge
+from hjepa_shards.duplicates.find_duplicates import find_duplicates
 from hjepa_shards.errors import InputError, ShardError
-from hjepa_shards.exclusions import read_exclusions
-from hjepa_shards.index import index_tars
-from hjepa_shards.manifest import _CHECKSUM_LINE, FILE_NAME, _checked_body, _checksum, load_manifest
-from hjepa_shards.merge import merge
-from hjepa_shards.report import write_report
-from hjepa_shards.sidecar import Sidecar
-from hjepa_shards.sources import open_split
-from hjepa_shards.sources.imagenet import read_classes
-from hjepa_shards.target import JOURNAL
-from hjepa_shards.verify import verify
-from tests.hjepa_shards.sources import test_coco, test_places365
+from hjepa_shards.reports.shards_report import write_report
+from hjepa_shards.shards.exclusions import read_exclusions
+from hjepa_shards.shards.manifest import _CHECKSUM_LINE, FILE_NAME, _checked_body, _checksum, load_manifest
+from hjepa_shards.shards.sidecar import Sidecar
+from hjepa_shards.sources.published.imagenet import read_classes
+from hjepa_shards.sources.registry import open_split
+from hjepa_shards.storage.build_output import JOURNAL
+from hjepa_shards.verifying.verify_split import verify
 from tests.hjepa_shards.sources.layouts import jpeg, put, tarred
-from tests.hjepa_shards.sources.test_cifar import make_pickles
+from tests.hjepa_shards.sources.published import test_coco, test_places365
+from tests.hjepa_shards.sources.published.test_cifar import make_pickles
 
 EXAMPLES = int(os.environ.get("HJEPA_FUZZ_EXAMPLES", "40"))
 Edit = tuple[float, int, bytes]

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from hjepa_shards.keys import keys_of
-from hjepa_shards.manifest import load_manifest
-from hjepa_shards.sidecar import Sidecar
-from hjepa_shards.sources import SOURCES
+from hjepa_shards.shards.manifest import load_manifest
+from hjepa_shards.shards.sample_keys import keys_of
+from hjepa_shards.shards.sidecar import Sidecar
+from hjepa_shards.sources.registry import SOURCES
 from tests.hjepa_shards.raw_sets import RAW_SETS, build_every_source
 
 PEERS = Path(__file__).parent / "peers"

@@ -17,13 +17,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hjepa_shards import AugmentationConfig, DataConfig, SourceConfig
-from hjepa_train import augment, data
-from hjepa_train.backbones import VitConfig, build_backbone
-from hjepa_train.data import to_micro_batches
-from hjepa_train.objectives import Batch, HJepa, HJepaConfig, Mae, MaeConfig, Objective, Simclr, SimclrConfig
-from hjepa_train.optim import OptimConfig, build_optimizer, set_rates, update
-from hjepa_train.runlog import SourceLosses
-from tests.hjepa_train.test_data import loaded
+from hjepa_train.backbones.registry import build_backbone
+from hjepa_train.backbones.vit import VitConfig
+from hjepa_train.data import augment, micro_batches
+from hjepa_train.data.micro_batches import to_micro_batches
+from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.objectives.contrast.simclr import Simclr, SimclrConfig
+from hjepa_train.objectives.joint.hjepa import HJepa, HJepaConfig
+from hjepa_train.objectives.masked.mae import Mae, MaeConfig
+from hjepa_train.reports.run_log import SourceLosses
+from hjepa_train.training.optimizer import OptimConfig, build_optimizer, set_rates, update
+from tests.hjepa_train.data.test_micro_batches import loaded
 
 GPU = torch.device("cuda", 0)
 SMALL = {"width": 16, "depth": 1, "heads": 2}
@@ -97,7 +101,9 @@ def prepared(num_views: int, monkeypatch: pytest.MonkeyPatch) -> Batch:
     views = (num_views,) if num_views > 1 else ()
     images = torch.empty(ROWS, *views, SIDE, SIDE, 3, dtype=torch.uint8, device=GPU)
     numbers = torch.empty(3, ROWS, dtype=torch.int64, device=GPU).unbind()
-    monkeypatch.setattr(data, "_moved", lambda arrays, device: (images, *numbers))  # the copy itself needs a GPU
+    monkeypatch.setattr(
+        micro_batches, "_moved", lambda arrays, device: (images, *numbers)
+    )  # the copy itself needs a GPU
     config = DataConfig(
         root="unused",
         strategy="balanced",

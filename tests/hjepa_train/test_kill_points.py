@@ -24,8 +24,8 @@ from benchmarks.kill_points import (
     write_config,
 )
 from hjepa_train import load_run_config, train
-from hjepa_train.checkpoint import latest
-from hjepa_train.journal import read_metrics
+from hjepa_train.base.metrics_file import read_metrics
+from hjepa_train.checkpoints.checkpoint_files import latest
 
 
 def test_the_points_are_spread_over_the_run_and_most_are_in_saves() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from hjepa_train import load_run_config, train
-from hjepa_train.journal import read_metrics
+from hjepa_train.base.metrics_file import read_metrics
 from tests.hjepa_train.tiny import tiny_run
 from tests.processes import running
 

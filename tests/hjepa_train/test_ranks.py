@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hjepa_shards import InputError, ResumeMismatch, ShardError
+from hjepa_shards.errors import InputError, ResumeMismatch, ShardError
 from hjepa_train import load_run_config, train
-from hjepa_train.checkpoint import is_sharded, latest, read_state
-from hjepa_train.export import export
-from hjepa_train.journal import read_metrics
-from tests.hjepa_shards.test_elastic import damage
+from hjepa_train.base.metrics_file import read_metrics
+from hjepa_train.checkpoints.checkpoint_files import is_sharded, latest, read_state
+from hjepa_train.jobs.export import export
+from tests.hjepa_shards.loader.test_elastic import damage
 from tests.hjepa_train.tiny import STEPS, tiny_run
 from tests.processes import free_port, running, start_ranks
 

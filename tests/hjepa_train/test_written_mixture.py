@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from hjepa_shards import DataConfig, load_mixture, load_yaml, parse
-from hjepa_shards.mixfile import SCALES, parse_source, write_mixture
+from hjepa_shards import DataConfig, load_mixture
+from hjepa_shards.config import load_yaml, parse
+from hjepa_shards.mixture.write_mixture import SCALES, parse_source, write_mixture
 from hjepa_train import load_run_config, train
-from hjepa_train.journal import read_metrics
-from hjepa_train.runconfig import build_parts
+from hjepa_train.base.metrics_file import read_metrics
+from hjepa_train.training.config import build_parts
 from tests.hjepa_shards.stand_in import save_stand_in
 
 

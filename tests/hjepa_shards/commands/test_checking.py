@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command
-from tests.hjepa_shards.test_contents import changed, forge
-from tests.hjepa_shards.test_duplicates import photos, png, split_of
-from tests.hjepa_shards.test_perceptual import tile
-from tests.hjepa_shards.test_verify import flip, index_of, keys, shard, swap
+from tests.hjepa_shards.duplicates.test_find_duplicates import photos, png, split_of
+from tests.hjepa_shards.duplicates.test_perceptual_hash import tile
+from tests.hjepa_shards.verifying.test_verify_images import changed, forge
+from tests.hjepa_shards.verifying.test_verify_split import flip, index_of, keys, shard, swap
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hjepa_shards.download import DOWNLOADS
-from hjepa_shards.manifest import load_manifest
+from hjepa_shards.downloading.published_files import DOWNLOADS
+from hjepa_shards.shards.manifest import load_manifest
 from tests.conftest import Command
-from tests.hjepa_shards.bad_server import Answer, Server, serving
 from tests.hjepa_shards.small_downloads import ARCHIVE
-from tests.hjepa_shards.test_verify import flip
+from tests.hjepa_shards.storage.bad_server import Answer, Server, serving
+from tests.hjepa_shards.verifying.test_verify_split import flip
 
 
 def test_download_verify_raw_and_build_end_well(server: Server, command: Command, tmp_path: Path) -> None:

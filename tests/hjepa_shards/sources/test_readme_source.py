@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hjepa_shards.build import BuildOptions, build
+from hjepa_shards.building.build import BuildOptions, build
 from hjepa_shards.errors import InputError
-from hjepa_shards.manifest import load_manifest
-from hjepa_shards.reader import SampleReader
-from hjepa_shards.sources import SOURCES
-from hjepa_shards.store import LocalStore
-from hjepa_shards.verify import verify
+from hjepa_shards.loader.sample_reader import SampleReader
+from hjepa_shards.loader.shard_store import LocalStore
+from hjepa_shards.shards.manifest import load_manifest
+from hjepa_shards.sources.registry import SOURCES
+from hjepa_shards.verifying.verify_split import verify
 
 README = Path(__file__).resolve().parents[3] / "README.md"
 

@@ -3,7 +3,8 @@ import torch
 
 from hjepa_shards.config import parse
 from hjepa_shards.errors import InputError
-from hjepa_train.backbones import BACKBONES, VitConfig, build_backbone
+from hjepa_train.backbones.registry import BACKBONES, build_backbone
+from hjepa_train.backbones.vit import VitConfig
 from tests.checks import assert_backbone_contract
 
 NANO = VitConfig(width=32, depth=3, heads=2, patch=4)

@@ -8,12 +8,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from hjepa_train.backbones import VitConfig, build_backbone
-from hjepa_train.distributed import average_gradients, rank, world_size
-from hjepa_train.objectives import Batch, HJepa, HJepaConfig
-from hjepa_train.objectives.predictor import PredictorConfig
-from hjepa_train.optim import OptimConfig, build_optimizer
-from hjepa_train.scale import ScaleConfig, lay_out
+from hjepa_train.backbones.registry import build_backbone
+from hjepa_train.backbones.vit import VitConfig
+from hjepa_train.base.distributed import average_gradients, rank, world_size
+from hjepa_train.objectives.base import Batch
+from hjepa_train.objectives.joint.hjepa import HJepa, HJepaConfig
+from hjepa_train.objectives.joint.predictor import PredictorConfig
+from hjepa_train.parallel.layout import ScaleConfig, lay_out
+from hjepa_train.training.optimizer import OptimConfig, build_optimizer
 from tests.processes import start_ranks
 
 IMAGE_SIZE, GLOBAL_BATCH, NUM_STEPS = 24, 8, 20

@@ -1,0 +1,177 @@
+"""Somebody else's tars, made usable by one pass: sidecars and a manifest beside them, the tars untouched.
+
+webdataset's rules: a member's key is its name up to the first dot, members of one key are one sample. Samples without
+an image that a decoder can open are left out by name. Members need not stand in key order.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from zlib_ng.zlib_ng import crc32
+
+from hjepa_shards.base.atomic_files import write_atomically
+from hjepa_shards.building.shard_writer import JOURNAL, sha256_of
+from hjepa_shards.errors import DecodeError, InputError, ManifestError, ShardError
+from hjepa_shards.images.encode import EXTENSIONS, reason_of
+from hjepa_shards.images.image_formats import inspect
+from hjepa_shards.shards.manifest import Manifest, load_manifest, save_manifest
+from hjepa_shards.shards.raw_sample import IMAGE_EXTENSIONS
+from hjepa_shards.shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, ROW, digest_of_keys, key_hash, pack
+from hjepa_shards.shards.tar import Member, scan
+
+_FLAGS = {"cls": HAS_LABELS, "txt": HAS_TEXT, "json": HAS_JSON}
+
+
+def index_tars(
+    folder: Path,
+    *,
+    source: str | None = None,
+    split: str | None = None,
+    class_names: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Index every *.tar in `folder`. Source and split are the last two parts of its path unless named.
+
+    InputError if there are none, or if `hjepa-shards build` made them; ShardError for a tar that cannot be read.
+    """
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        found = ", ".join(sorted(path.name for path in folder.glob("*"))[:5]) if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: *.tar files expected, found: {found or 'nothing'}")
+    if (folder / JOURNAL).exists() or _is_built(folder):
+        raise InputError(f"{folder}: made by `hjepa-shards build`, which wrote its index; run `hjepa-shards verify`")
+    resolved = folder.resolve()
+    shards = []
+    for done, path in enumerate(paths, start=1):
+        shards.append(index_tar(path))
+        if progress:
+            progress(done, len(paths))
+    extensions = Counter(extension for shard in shards for extension in shard.extensions)
+    if not extensions:
+        raise ShardError(f"{folder}: no images in {len(paths)} tars; members like <key>.jpg expected")
+    for path, shard in zip(paths, shards, strict=True):
+        write_atomically(path.with_name(path.name + ".index"), shard.index)
+    flags = [name for name, flag in _FLAGS.items() if all(shard.flags & flag for shard in shards)]
+    manifest = Manifest(
+        source=source or resolved.parent.name,
+        split=split or resolved.name,
+        class_names=tuple(class_names),
+        class_groups=(),
+        notes=(),
+        members=[extensions.most_common(1)[0][0], *flags],
+        shard_names=[path.name for path in paths],
+        shard_samples=np.array([len(shard.rows) for shard in shards], dtype=np.int64),
+        shard_bytes=np.array([shard.tar_bytes for shard in shards], dtype=np.int64),
+        shard_sha256=[shard.sha256 for shard in shards],
+        index_sha256=[hashlib.sha256(shard.index).hexdigest() for shard in shards],
+        keys_digest=[shard.keys_digest.hex() for shard in shards],
+        encoder=None,
+        settings={"pixels": "keep"},
+        provenance={"upstream": "tars written by somebody else", "licence": "", "citation": ""},
+        exclusions=[exclusion for shard in shards for exclusion in shard.exclusions],
+        renamed={},
+        statistics={"images": sum(len(shard.rows) for shard in shards)},
+    )
+    save_manifest(folder, manifest)
+    return manifest
+
+
+def _is_built(folder: Path) -> bool:
+    try:
+        return load_manifest(folder).encoder is not None
+    except ManifestError:
+        return False  # none, or one that has to be made again
+
+
+@final
+class Indexed:
+    """What one pass over a tar found."""
+
+    def __init__(self, path: Path) -> None:
+        self.tar_bytes = path.stat().st_size
+        self.sha256 = sha256_of(path)
+        self.keys: list[str] = []
+        self.rows: list[tuple[int, ...]] = []
+        self.extensions: list[str] = []
+        self.exclusions: list[dict[str, Any]] = []
+        self.flags = HAS_LABELS | HAS_TEXT | HAS_JSON
+
+    def finish(self) -> None:
+        self.keys_digest = digest_of_keys(self.keys)
+        self.index = pack(
+            np.array(self.rows, dtype=ROW),
+            flags=self.flags,
+            tar_bytes=self.tar_bytes,
+            keys_digest=self.keys_digest,
+        )
+
+
+def index_tar(path: Path) -> Indexed:
+    """One pass over one tar."""
+    samples: dict[str, dict[str, Member]] = {}
+    for member in scan(path):
+        parts = samples.setdefault(member.key, {})
+        if member.extension in parts:
+            raise ShardError(
+                f"{path}: {member.key}.{member.extension} occurs twice; webdataset refuses that too. Write the "
+                "shard again with unique keys"
+            )
+        parts[member.extension] = member
+    indexed = Indexed(path)
+    with path.open("rb") as file:
+
+        def read(member: Member | None) -> bytes:
+            if member is None:
+                return b""
+            file.seek(member.offset)
+            return file.read(member.num_bytes)
+
+        for number, (key, parts) in enumerate(samples.items()):
+            image = next((parts[e] for e in parts if e in IMAGE_EXTENSIONS), None)
+            data = read(image)
+            try:
+                if image is None:
+                    raise DecodeError(f"no image among its members: {', '.join(parts)}")
+                info = inspect(data)
+            except DecodeError as error:
+                indexed.exclusions.append({"name": key, "index": number, "reason": reason_of(error)})
+                continue
+            text, json_text = parts.get("txt"), parts.get("json")
+            text_data, json_data = read(text), read(json_text)
+            label = _label(path, key, read(parts.get("cls")))
+            for extension, flag in _FLAGS.items():
+                if extension not in parts:
+                    indexed.flags &= ~flag
+            indexed.keys.append(key)
+            indexed.extensions.append(EXTENSIONS.get(info.codec, image.extension))
+            indexed.rows.append(
+                (
+                    image.offset,
+                    text.offset if text else 0,
+                    json_text.offset if json_text else 0,
+                    key_hash(key),
+                )
+                + (len(data), crc32(data), len(text_data), crc32(text_data))
+                + (len(json_data), crc32(json_data), info.width, info.height, label)
+                + (info.codec, info.colour, info.orientation, 0, 0, 0)
+            )
+    indexed.finish()
+    return indexed
+
+
+def _label(path: Path, key: str, data: bytes) -> int:
+    """The class of a .cls member, -1 where there is none."""
+    if not data:
+        return -1
+    try:
+        label = json.loads(data)
+    except ValueError:
+        label = None
+    if type(label) is not int or not -1 <= label < 2**31:
+        raise ShardError(f"{path}: {key}.cls: a class number expected, {data[:40]!r} found; write numbers")
+    return label

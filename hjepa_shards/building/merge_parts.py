@@ -1,0 +1,166 @@
+"""The manifest of a build, from its plan and its shards' records alone.
+
+So it is the same whoever built the shards, and wherever: one machine, a cluster, or parts that never met.
+"""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import fsspec
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from hjepa_shards.building.build_plan import PLAN, BuildPlan, read_plan
+from hjepa_shards.building.shard_writer import Members, add_statistics, record_name
+from hjepa_shards.config import first_problem
+from hjepa_shards.errors import BuildMismatch, InputError
+from hjepa_shards.shards.manifest import FILE_NAME, Manifest, manifest_bytes, shard_pattern
+from hjepa_shards.storage.build_output import JOURNAL, Target, is_url, target_of
+
+_MARK = re.compile(rf"{re.escape(JOURNAL)}/\.part-(\d+)-of-(\d+)")
+
+
+def mark_of(number: int, of: int) -> str:
+    """The file in the journal that says: this part has been here."""
+    return f".part-{number}-of-{of}"
+
+
+def merge(folder: str | Path) -> Manifest:
+    """Write the manifest of a split of which all shards are there. InputError naming those that are not."""
+    target = target_of(folder)
+    plan = read_plan(target)
+    if plan is None:
+        raise InputError(f"{folder}: no build here ({PLAN} is missing); `hjepa-shards build` begins one")
+    with target.alone():
+        return finish(target, plan)
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**48)]
+_Sides = Annotated[list[_Count], Field(min_length=3, max_length=3)]
+_Moments = Annotated[list[Annotated[int, Field(ge=0, lt=2**62)]], Field(min_length=3, max_length=3)]
+
+
+class _Statistics(BaseModel, strict=True):
+    images: _Count
+    width: _Sides
+    height: _Sides
+    channel_moments: Annotated[list[_Moments], Field(min_length=3, max_length=3)]
+
+
+class _Record(BaseModel, strict=True):
+    """What `write_shard` leaves of a shard."""
+
+    samples: _Count
+    bytes: _Count
+    sha256: str
+    index_sha256: str
+    keys_digest: str
+    raw_digest: str
+    exclusions: list[dict[str, Any]]
+    statistics: _Statistics
+
+
+def unmerged_below(folder: str | Path) -> list[str]:
+    """Every split with a build's plan, here or below. InputError where there is none."""
+    if is_url(folder):
+        fs, path = fsspec.url_to_fs(str(folder))
+        fs.invalidate_cache()
+        found = [fs.unstrip_protocol(name) for name in fs.find(path) if name.endswith(f"/{PLAN}")]
+    else:
+        found = [str(path) for path in Path(folder).glob(f"**/{PLAN}")]
+    if not found:
+        raise InputError(f"{folder}: no {PLAN} here or below; `hjepa-shards build --part i/n` begins a build")
+    return sorted(name.removesuffix(f"/{PLAN}") for name in found)
+
+
+def finish(target: Target, plan: BuildPlan) -> Manifest:
+    """The same for whoever is alone in the target."""
+    names = target.names()
+    missing = [shard for shard in range(plan.num_shards) if not is_finished(names, plan.shard_name(shard))]
+    if missing:
+        raise InputError(_what_is_missing(target.where, plan, names, missing))
+    manifest = _manifest_of(plan, _records(target, plan))
+    shutil.rmtree(target.scratch, ignore_errors=True)
+    target.remove_leftovers()
+    for name in names:
+        if _MARK.fullmatch(name):
+            target.remove(name)
+    data = manifest_bytes(manifest)
+    if FILE_NAME not in names or target.read(FILE_NAME) != data:
+        target.write(FILE_NAME, data)
+    return manifest
+
+
+def is_finished(names: set[str], shard_name: str) -> bool:
+    """Whether a shard was written and still stands; one that was removed since is written again.
+
+    names: what stands in the target.
+    """
+    return {record_name(shard_name), shard_name, f"{shard_name}.index"} <= names
+
+
+def _what_is_missing(where: str, plan: BuildPlan, names: set[str], missing: Sequence[int]) -> str:
+    marks = [mark for mark in map(_MARK.fullmatch, names) if mark]
+    ways = {int(mark[2]) for mark in marks}
+    parts = ""
+    if len(ways) == 1:
+        of = ways.pop()
+        numbers = sorted({shard % of + 1 for shard in missing})
+        parts = f", of part{'s' * (len(numbers) > 1)} {', '.join(f'{number}/{of}' for number in numbers)}"
+    shown = ", ".join(map(str, missing[:10])) + ", ..." * (len(missing) > 10)
+    return (
+        f"{where}: {plan.num_shards} shards expected, {len(missing)} missing{parts}: {shown}; run those parts again, "
+        "or the same build without --part"
+    )
+
+
+def _records(target: Target, plan: BuildPlan) -> list[dict[str, Any]]:
+    names = [record_name(plan.shard_name(shard)) for shard in range(plan.num_shards)]
+    records = []
+    for name, data in zip(names, target.read_all(names), strict=True):
+        try:
+            records.append(_Record.model_validate_json(data).model_dump())
+        except ValidationError as error:
+            raise BuildMismatch(
+                f"{target.where}/{name}: not the record that was written ({first_problem(error)}); remove it and run "
+                "the same build again"
+            ) from error
+    return records
+
+
+def _manifest_of(plan: BuildPlan, records: Sequence[dict[str, Any]]) -> Manifest:
+    raw_digest = hashlib.blake2b("".join(r["raw_digest"] for r in records).encode(), digest_size=16)
+    return Manifest(
+        source=plan.source,
+        split=plan.split,
+        class_names=plan.class_names,
+        class_groups=plan.class_groups,
+        notes=plan.notes,
+        members=Members(**plan.members).extensions(),
+        shard_names=shard_pattern(plan.source, plan.split),
+        shard_samples=np.array([r["samples"] for r in records], dtype=np.int64),
+        shard_bytes=np.array([r["bytes"] for r in records], dtype=np.int64),
+        shard_sha256=[r["sha256"] for r in records],
+        index_sha256=[r["index_sha256"] for r in records],
+        keys_digest=[r["keys_digest"] for r in records],
+        encoder=plan.encoder,
+        settings={
+            **plan.settings,
+            "samples_per_shard": plan.samples_per_shard,
+            "seed": plan.seed,
+            "list_samples": plan.num_samples,
+            "list_excluded": len(plan.excluded),
+        },
+        provenance={
+            "input_digest": plan.input_digest,
+            "raw_digest": raw_digest.hexdigest(),
+            **plan.provenance,
+        },
+        exclusions=[*plan.excluded, *(exclusion for r in records for exclusion in r["exclusions"])],
+        renamed=plan.renamed,
+        statistics=add_statistics([r["statistics"] for r in records]),
+    )

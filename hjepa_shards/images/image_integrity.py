@@ -1,0 +1,97 @@
+"""Is an image file whole? A walk over its parts, without decoding a pixel.
+
+`keep` copies images at the speed of a disk; decoding one takes 3 ms. Nearly all broken files of real datasets were
+cut short, and this walk finds those in microseconds; in a PNG it finds every flipped bit too, by the CRC of each chunk.
+It gives up flipped bits inside the compressed data of a JPEG or WebP: `hjepa-shards verify --deep` decodes everything.
+"""
+
+from zlib_ng.zlib_ng import crc32
+
+from hjepa_shards.images.image_formats import MAX_PIXELS, Codec, Colour, ImageInfo, codec_of, too_many_scans
+
+_END_OF_IMAGE = b"\xff\xd9"
+_START_OF_SCAN = 0xDA
+_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+"""JPEG markers of a baseline, extended or progressive frame with Huffman coding."""
+_PROGRESSIVE = 0xC2
+_METADATA = 0xE1
+"""APP1: EXIF and XMP, which may tell an orientation."""
+_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
+"""JPEG markers that are followed by no length: TEM, RST0 to RST7."""
+_COLOURS = {1: Colour.GRAY, 3: Colour.RGB, 4: Colour.CMYK}
+_PNG_SIGNATURE_BYTES = 8
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether a JPEG, PNG or WebP has all its parts. False means doubt, and for any other codec: decode it to know."""
+    match codec_of(data):
+        case Codec.JPEG:
+            return _jpeg_is_whole(data, _jpeg_segments(data))
+        case Codec.PNG:
+            return _png_is_whole(data)
+        case Codec.WEBP:
+            return _webp_is_whole(data)
+        case _:
+            return False
+
+
+def plain_jpeg(data: bytes) -> ImageInfo | None:
+    """What the header of a whole and ordinary JPEG says, in a tenth of Pillow's time. None: Pillow has to be asked."""
+    if codec_of(data) != Codec.JPEG:
+        return None
+    segments = _jpeg_segments(data)
+    frames = [place for marker, place in segments if marker in _FRAMES]
+    if len(frames) != 1 or any(marker == _METADATA for marker, _ in segments) or not _jpeg_is_whole(data, segments):
+        return None
+    frame = data[frames[0] : frames[0] + 10]
+    height, width = int.from_bytes(frame[5:7]), int.from_bytes(frame[7:9])
+    if frame[4] != 8 or frame[9] not in _COLOURS or not 0 < width * height <= MAX_PIXELS:
+        return None
+    if frame[1] == _PROGRESSIVE and too_many_scans(data, width * height):
+        return None
+    return ImageInfo(codec=Codec.JPEG, width=width, height=height, colour=_COLOURS[frame[9]], orientation=1)
+
+
+def _jpeg_segments(data: bytes) -> list[tuple[int, int]]:
+    """Marker and place of every segment up to the first scan, behind which there is nothing but compressed data."""
+    segments = []
+    place = 2
+    while (place := data.find(b"\xff", place)) >= 0 and place + 10 <= len(data):
+        marker = data[place + 1]
+        if marker == 0xFF:  # a fill byte
+            place += 1
+        elif marker in _WITHOUT_LENGTH:
+            place += 2
+        else:
+            segments.append((marker, place))
+            if marker == _START_OF_SCAN:
+                break
+            place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return segments
+
+
+def _jpeg_is_whole(data: bytes, segments: list[tuple[int, int]]) -> bool:
+    """A thumbnail, with an end of its own, lies inside a segment and so before the first scan."""
+    return bool(segments) and segments[-1][0] == _START_OF_SCAN and data.rfind(_END_OF_IMAGE, segments[-1][1]) >= 0
+
+
+def _png_is_whole(data: bytes) -> bool:
+    place = _PNG_SIGNATURE_BYTES
+    while place + 12 <= len(data):
+        num_bytes = int.from_bytes(data[place : place + 4])
+        end = place + 8 + num_bytes
+        if crc32(data[place + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            return False
+        if data[place + 4 : place + 8] == b"IEND":
+            return True
+        place = end + 4
+    return False
+
+
+def _webp_is_whole(data: bytes) -> bool:
+    end = 8 + int.from_bytes(data[4:8], "little")
+    place = 12
+    while place + 8 <= end <= len(data):
+        place += 8 + int.from_bytes(data[place + 4 : place + 8], "little")
+        place += place % 2
+    return place >= end and end <= len(data) and place - end <= 1

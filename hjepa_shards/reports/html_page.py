@@ -1,0 +1,46 @@
+"""A page of HTML in one file: no script, nothing to fetch, and text from strangers escaped everywhere by rule.
+
+Templates are Jinja2 with every value escaped and every name required. The style sheet stands inline, under a content
+security policy that allows no script, no request and no style but that one.
+"""
+
+import base64
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from markupsafe import Markup
+
+from hjepa_shards.base.terminal import size
+from hjepa_shards.reports import svg_bars
+from hjepa_shards.reports.svg_bars import proper
+
+STYLE = "page.css"
+
+
+def render_page(template: str, values: Mapping[str, Any]) -> str:
+    """The page that a template makes of `values`.
+
+    template: Jinja2; it gets `style`, `style_digest` (for the policy) and `version` as well, and the filters `size`
+    and `bar`. Markup among the values is taken as it is, all other text is escaped.
+    """
+    style = resources.files("hjepa_shards.reports").joinpath(STYLE).read_text(encoding="utf-8")
+    import jinja2  # only here: every process that imports this package would wait for it
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: proper(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"size": size, "bar": svg_bars.bar}
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return environment.from_string(template).render(
+        values,
+        style=Markup(style),
+        style_digest=Markup(digest),
+        version=importlib.metadata.version("hjepa"),
+    )

@@ -1,0 +1,38 @@
+"""Where a built split lies: a folder, or a URL that fsspec knows."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from hjepa_shards.errors import InputError
+from hjepa_shards.shards.manifest import FILE_NAME, Manifest, built_splits, load_manifest, parse_manifest
+from hjepa_shards.storage.remote_files import is_remote, remote_bytes, remote_exists, remote_info
+
+Place = Path | str
+"""A folder, or the URL of one."""
+_USUAL_SPLITS = ("train", "val", "test")
+
+
+def place_of(root: str, source: str, split: str) -> Place:
+    return f"{root.rstrip('/')}/{source}/{split}" if is_remote(root) else Path(root) / source / split
+
+
+def splits_at(root: str, source: str, names: Iterable[str] = ()) -> list[str]:
+    """The built splits of a source, sorted; at a URL, which cannot be listed, the usual ones and `names`."""
+    if not is_remote(root):
+        return built_splits(Path(root) / source)
+    return sorted(
+        name for name in {*_USUAL_SPLITS, *names} if remote_exists(f"{place_of(root, source, name)}/{FILE_NAME}")
+    )
+
+
+def manifest_at(place: Place) -> Manifest:
+    """The manifest of the split that lies there, checked. InputError or ManifestError where there is none."""
+    if isinstance(place, Path):
+        return load_manifest(place)
+    url = f"{place}/{FILE_NAME}"
+    try:
+        num_bytes, _ = remote_info(url)
+        data = b"".join(remote_bytes(url, num_bytes))
+    except InputError as error:
+        raise InputError(f"{error}; a built split is expected there: <root>/<source>/<split>") from error
+    return parse_manifest(data, url)

@@ -1,0 +1,78 @@
+"""Which tars are meant: a folder, or a pattern as webdataset takes it: braces, stars, `::` between several, URLs."""
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hjepa_shards.errors import InputError
+from hjepa_shards.storage.remote_files import is_remote, remote_glob
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tar.xz")
+MAX_TARS = 1_000_000
+"""Named by one pattern: a slip such as {0..9999999999} ends here."""
+
+
+def is_pattern(raw: str) -> bool:
+    """Whether `raw` names tars (by braces, a star, a URL, or one file) rather than a folder."""
+    return is_remote(raw) or bool(re.search(r"[{*]", raw)) or raw.endswith(TAR_SUFFIXES)
+
+
+def tars_in(folder: Path) -> list[str]:
+    """The names of the tars in a folder, sorted, hidden ones left out. InputError where it cannot be read."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: a folder of tars expected, {error.strerror or error}") from error
+    return sorted(name for name in names if name.endswith(TAR_SUFFIXES) and not name.startswith("."))
+
+
+def expand(pattern: str) -> list[str]:
+    """The locations behind a pattern: {000..012}, {a,b}, * and `::` between several; each once, sorted.
+
+    InputError where a star finds nothing or the braces are not right.
+    """
+    locations: dict[str, None] = {}
+    for part in pattern.split("::"):
+        for text in _braced(part, pattern):
+            found = [text] if "*" not in text else remote_glob(text) if is_remote(text) else glob.glob(text)
+            if not found:
+                raise InputError(f"{text}: tars expected, none found; check the pattern")
+            locations |= dict.fromkeys(found)
+    return sorted(locations)
+
+
+def _braced(text: str, pattern: str) -> list[str]:
+    """`text` with its braces written out."""
+    texts = [text]
+    while any("{" in text for text in texts):
+        longer = []
+        for text in texts:
+            before, choices, after = _innermost(text, pattern)
+            longer += [f"{before}{choice}{after}" for choice in choices]
+            if len(longer) > MAX_TARS:
+                raise InputError(f"{pattern}: at most {MAX_TARS:,} tars expected, more named; check the numbers")
+        texts = longer
+    return texts
+
+
+def _innermost(text: str, pattern: str) -> tuple[str, Sequence[str], str]:
+    """What stands before, in and after one pair of braces; text without braces is its own one choice."""
+    if "{" not in text:
+        return text, [""], ""
+    found = re.search(r"\{([^{}]*)\}", text)
+    if not found:
+        raise InputError(f"{pattern}: a closing brace expected for each opening one; write it as x-{{000..012}}.tar")
+    before, after = text[: found.start()], text[found.end() :]
+    numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", found[1])
+    if not numbers:
+        return before, found[1].split(","), after
+    first, last = int(numbers[1]), int(numbers[2])
+    if last < first or last - first >= MAX_TARS:
+        raise InputError(
+            f"{pattern}: {{{found[1]}}}: a range from less to more, of at most {MAX_TARS:,} tars, expected"
+        )
+    padded = any(len(digits) > 1 and digits[0] == "0" for digits in numbers.groups())
+    width = max(map(len, numbers.groups())) if padded else 0
+    return before, [f"{number:0{width}d}" for number in range(first, last + 1)], after

@@ -1,0 +1,181 @@
+"""Are the files the ones that the manifest describes? Every bit is looked at; lost samples are named.
+
+Files are compared by size and sha256. Where a shard differs, its samples are read one by one, so that the report says
+which of them are lost and which still have the bytes that were written. A file that cannot be read is a problem of
+that file. Whether right files hold right samples is another question (`verify_images.py`).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from zlib_ng.zlib_ng import crc32
+
+from hjepa_shards.base.thread_map import in_threads
+from hjepa_shards.building.shard_writer import sha256_of
+from hjepa_shards.shards.manifest import FILE_NAME, Manifest, load_manifest
+from hjepa_shards.shards.sample_keys import keys_of
+from hjepa_shards.shards.sidecar import HEADER_BYTES, MEMBERS, PACKED_ROW, ROW, Member, Row
+from hjepa_shards.storage.build_output import JOURNAL
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One file that is not what the manifest says."""
+
+    path: Path
+    what: str
+    lost_samples: tuple[int, ...] = ()
+    """Their indices in manifest order."""
+    lost_keys: tuple[str | None, ...] = ()
+    """The key of each, None where the shard no longer tells it."""
+    shard: int | None = None
+    """The shard that this file belongs to, None where it belongs to none."""
+
+
+def verify(folder: Path, progress: Progress | None = None, workers: int = 1) -> list[Problem]:
+    """Everything that is wrong with the files of a split; empty when all is well. ManifestError if it has no manifest.
+
+    workers: threads, which share out the files.
+    """
+    manifest = load_manifest(folder)
+    files = _Files(folder, manifest)
+    total = int(manifest.shard_bytes.sum())
+    problems: list[Problem] = []
+    done = 0
+    for shard, found in enumerate(in_threads(files.problems_of, range(manifest.num_shards), workers)):
+        problems += found
+        done += int(manifest.shard_bytes[shard])
+        if progress:
+            progress(done, total)
+    return problems + list(_strangers(folder, manifest))
+
+
+def without_manifest(folder: Path) -> list[Problem]:
+    """Folders, here or below, that hold tars or an unfinished build but no manifest."""
+    problems = []
+    marked = {path.parent for pattern in ("**/*.tar", f"**/{JOURNAL}") for path in folder.glob(pattern)}
+    for path in sorted(marked):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or (path / FILE_NAME).exists():
+            continue
+        tars = f"{len(list(path.glob('*.tar')))} tars, no {FILE_NAME}"
+        if (path / JOURNAL).exists():
+            what = f"{tars}: an unfinished build; run the same `hjepa-shards build` to its end"
+        else:
+            what = f"{tars}: `hjepa-shards index` makes one for tars that somebody else wrote"
+        problems.append(Problem(path=path, what=what))
+    return problems
+
+
+@final
+class _Files:
+    """The files of one split, compared with its manifest."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._starts = np.cumsum(manifest.shard_samples) - manifest.shard_samples
+        built = manifest.encoder is not None
+        self._again = "`hjepa-shards repair` makes it again, or fetch it again" if built else "fetch it again"
+        self._index_again = self._again if built else "`hjepa-shards index` makes it again"
+
+    def problems_of(self, shard: int) -> list[Problem]:
+        manifest = self.manifest
+        tar = self.folder / manifest.shard_name(shard)
+        index = tar.with_name(tar.name + ".index")
+        num_samples = int(manifest.shard_samples[shard])
+        index_bytes = HEADER_BYTES + num_samples * ROW.itemsize
+        index_differs = self._difference(index, index_bytes, shard, manifest.index_sha256, ".index")
+        tar_differs = self._difference(tar, int(manifest.shard_bytes[shard]), shard, manifest.shard_sha256, "")
+        problems = []
+        if index_differs:
+            problems.append(Problem(path=index, what=f"{index_differs}; {self._index_again}", shard=shard))
+        if tar_differs:
+            rows = _readable_rows(index, num_samples)
+            lost = _lost(tar, rows)
+            if index_differs and tar.exists():
+                tar_differs += ", and so does its index: samples that it no longer describes count as lost"
+            keys = keys_of(tar, [rows[i] for i in lost if rows[i] is not None])
+            named = iter(keys)
+            problems.append(
+                Problem(
+                    path=tar,
+                    what=f"{tar_differs}; {self._again}",
+                    lost_samples=tuple(int(self._starts[shard]) + i for i in lost),
+                    lost_keys=tuple(None if rows[i] is None else next(named) for i in lost),
+                    shard=shard,
+                )
+            )
+        return problems
+
+    def _difference(self, path: Path, num_bytes: int, shard: int, sha256: Any, suffix: str) -> str:
+        """How a file differs from what was written; "" where it does not.
+
+        sha256, suffix: of the files of this kind, by shard.
+        """
+        try:
+            found_bytes = path.stat().st_size
+            if found_bytes != num_bytes:
+                return f"{num_bytes} bytes expected, {found_bytes} found"
+            found = sha256_of(path)
+        except FileNotFoundError:
+            return "is missing"
+        except OSError as error:
+            return f"cannot be read: {error.strerror or error}"
+        if found == sha256[shard]:
+            return ""
+        if found in sha256:
+            return f"sha256 is that of {self.manifest.shard_name(list(sha256).index(found))}{suffix}: swapped"
+        return "sha256 differs from the manifest's"
+
+
+def _readable_rows(index: Path, num_samples: int) -> list[Row | None]:
+    """The rows of a sidecar, whatever else is wrong with it; None where a row does not match its checksum."""
+    try:
+        with index.open("rb") as file:
+            file.seek(HEADER_BYTES)
+            data = file.read(num_samples * ROW.itemsize)
+    except OSError:
+        data = b""
+    packed = [data[start : start + ROW.itemsize] for start in range(0, len(data) - ROW.itemsize + 1, ROW.itemsize)]
+    rows = [Row._make(PACKED_ROW.unpack(one)) for one in packed]
+    whole = [row if crc32(one[:-4]) == row.row_crc32 else None for one, row in zip(packed, rows, strict=True)]
+    return whole + [None] * (num_samples - len(rows))
+
+
+def _lost(tar: Path, rows: list[Row | None]) -> list[int]:
+    """The samples of a damaged shard whose image, text or json is not what was written, or that no row describes."""
+    try:
+        with tar.open("rb") as file:
+
+            def is_whole(row: Row, member: Member) -> bool:
+                offset, num_bytes, expected = row.member(member)
+                try:
+                    file.seek(offset)
+                    data = file.read(num_bytes)
+                except (OSError, ValueError):
+                    return False
+                return len(data) == num_bytes and crc32(data) == expected
+
+            return [
+                i for i, row in enumerate(rows) if row is None or not all(is_whole(row, member) for member in MEMBERS)
+            ]
+    except OSError:
+        return list(range(len(rows)))
+
+
+def _strangers(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+    """Shards and sidecars that the manifest does not know, and what a killed build left."""
+    names = {manifest.shard_name(shard) for shard in range(manifest.num_shards)}
+    known = names | {f"{name}.index" for name in names}
+    for path in sorted([*folder.glob("*.tar"), *folder.glob("*.tar.index")]):
+        if path.name not in known:
+            yield Problem(path=path, what="is not in the manifest; remove it or build into another folder")
+    for path in sorted(folder.glob(".*.tmp")):
+        yield Problem(path=path, what="was left by a killed build; remove it")

@@ -1,0 +1,4 @@
+"""Probes on frozen features: k-NN, linear, ridge, SGD, attentive; some during training (`online_probes.py`).
+
+A new probe is a file here and a line in `jobs/evaluate.py`. Pages with the results: `reports`, next.
+"""

@@ -1,0 +1,204 @@
+"""What the encoders know about labels while they train: k-NN and a ridge probe on a few held-out images.
+
+A JEPA's loss does not tell whether it learns; this curve does. At the first step, every so many epochs and at the last
+step, on rank 0 while the others wait: each encoder's pooled features of some thousand images in single precision, then
+both probes in closed form (linear_knn_probes.py, ridge_probe.py). k-NN is the `knn` of `hjepa-train eval`, on a smaller
+bank.
+
+Training does not notice: no gradient, no random number, no weight or buffer is touched. Images are kept as bytes where
+they fit into 256 MiB, and read again from the shards each time where they do not.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from hjepa_shards import DataConfig, manifest_at, place_of
+from hjepa_shards.errors import InputError, ShardError
+from hjepa_train.base.distributed import on_first
+from hjepa_train.checkpoints import checkpoint_files
+from hjepa_train.data.labelled_images import EvaluationConfig, held_out_split, labelled_batches, pooled_features
+from hjepa_train.evaluation.linear_knn_probes import full_precision, knn_accuracy
+from hjepa_train.evaluation.ridge_probe import ridge_probe
+from hjepa_train.objectives.base import Objective
+from hjepa_train.parallel.layout import gathered, uncompiled
+
+_MOST_KEPT_BYTES = 2**28
+_IMAGES_BETWEEN = 20
+"""By default at least so many times as many images are trained on as are probed."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """What is probed, and how often."""
+
+    source: str
+    split: str
+    bank: int
+    """Images of `source` train."""
+    test: int
+    """Images of `split`."""
+    every: float
+    """Steps between two probes."""
+
+
+def find_labels(
+    data: DataConfig, settings: EvaluationConfig, *, steps_per_epoch: float, global_batch: int
+) -> Watched | None:
+    """What to probe during a run, None for nothing: by choice, or by default where no labels are there.
+
+    InputError where `during_every_epochs` was set and there is nothing to probe.
+    """
+    epochs = settings.during_every_epochs
+    if epochs == 0:
+        return None
+    source = settings.source or data.sources[0].name
+    try:
+        split = held_out_split(data, source, settings.split)
+        for name in ("train", split):
+            _, labels = next(labelled_batches(data, source, name, 32, settings.crop_share))
+            if (labels < 0).all():
+                raise InputError(
+                    f"evaluation.during_every_epochs: labels in {place_of(data.root, source, name)} expected, none "
+                    "found; name a labelled source in evaluation.source, or set it to 0"
+                )
+    except (InputError, ShardError):
+        if epochs is None:
+            return None
+        raise
+    bank, test = (
+        min(most, manifest_at(place_of(data.root, source, name)).num_samples)
+        for name, most in (("train", settings.during_bank), (split, settings.during_test))
+    )
+    if epochs is None:
+        epochs = max(1, math.ceil(_IMAGES_BETWEEN * (bank + test) / global_batch / steps_per_epoch))
+    return Watched(source=source, split=split, bank=bank, test=test, every=max(1.0, epochs * steps_per_epoch))
+
+
+@final
+class Watch:
+    """The probes of a run. Called at each log point, on all ranks."""
+
+    def __init__(
+        self,
+        watched: Watched | None,
+        objective: Objective,
+        data: DataConfig,
+        settings: EvaluationConfig,
+        *,
+        num_steps: int,
+        log_every: int,
+        checkpoints: Path,
+        keep_best: str | None,
+        say: Callable[[str], None],
+    ) -> None:
+        """keep_best: the name of the value by which a checkpoint is the best. say: hears why a probe failed."""
+        encoders = objective.encoders()
+        names = [f"{kind}_{name}" for kind in ("knn", "ridge") for name in encoders]
+        if keep_best and watched is None:
+            raise InputError(
+                f"training.keep_best: {keep_best}: a labelled source to probe during the run expected, none found; "
+                "name one in evaluation.source (built, with a train split and a test split), or remove the key"
+            )
+        if keep_best and keep_best not in names:
+            raise InputError(f"training.keep_best: one of {', '.join(names)} expected, {keep_best} found")
+        self._watched, self._data, self._settings = watched, data, settings
+        self._objective, self._encoders = objective, encoders
+        self._num_steps, self._log_every = num_steps, log_every
+        self._checkpoints, self._keep_best, self._say = checkpoints, keep_best, say
+        self._kept: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._last: tuple[int, dict[str, float]] = (0, {})
+        self._best = -math.inf
+
+    def __call__(self, step: int) -> tuple[dict[str, float], bool]:
+        """Percent right behind `step` updates, nothing where no probe is due; whether they are the best so far."""
+        if self._watched is None or not self._is_due(step):
+            return {}, False
+        with gathered(self._objective):
+            values, is_best = on_first(lambda: self._probe_and_compare(step))
+        self._last = step, values
+        return values, is_best
+
+    def at(self, step: int) -> dict[str, float]:
+        """What was found behind `step` updates: what a checkpoint of them remembers."""
+        last, values = self._last
+        return values if last == step else {}
+
+    def _is_due(self, step: int) -> bool:
+        """Behind the first update, at the first log point of each interval, and behind the last."""
+        assert self._watched
+        every = self._watched.every
+        return step in (1, self._num_steps) or step // every > (step - self._log_every) // every
+
+    def _probe_and_compare(self, step: int) -> tuple[dict[str, float], bool]:
+        try:
+            values = self._probe()
+        except (InputError, ShardError) as error:  # a run of days does not end for a probe
+            self._say(f"[yellow]note[/yellow] no probe behind step {step}: {error}")
+            return {}, False
+        value = values.get(self._keep_best or "", math.nan)
+        saved = checkpoint_files.best(self._checkpoints, self._keep_best, up_to=step - 1) if self._keep_best else None
+        before = max(self._best, saved[1] if saved else -math.inf)  # the last one may still be on its way to the disk
+        if not value > before:
+            return values, False
+        self._best = value
+        return values, True
+
+    @torch.no_grad()
+    def _probe(self) -> dict[str, float]:
+        assert self._watched
+        bank, bank_labels = self._features("train", self._watched.bank)
+        test, test_labels = self._features(self._watched.split, self._watched.test)
+        values: dict[str, float] = {}
+        for name in self._encoders:
+            finite = bool(bank[name].isfinite().all() and test[name].isfinite().all())
+            split = (bank[name], bank_labels, test[name], test_labels)
+            with full_precision():
+                values[f"knn_{name}"] = knn_accuracy(*split) if finite else math.nan
+                values[f"ridge_{name}"] = ridge_probe(*split)[0] if finite else math.nan
+        return dict(sorted(values.items()))
+
+    def _features(self, split: str, limit: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Each encoder's features of the labelled images among the first `limit` of a split, and their labels."""
+        found: dict[str, list[Tensor]] = {name: [] for name in self._encoders}
+        every_label: list[Tensor] = []
+        with _evaluating(self._encoders.values()):
+            for images, labels in self._batches(split, limit):
+                for name, encoder in self._encoders.items():
+                    on_device = images[labels >= 0].to(next(encoder.parameters()).device)
+                    found[name].append(pooled_features(encoder, on_device, self._data).float())
+                every_label.append(labels[labels >= 0])
+        features = {name: torch.cat(parts) for name, parts in found.items()}
+        return features, torch.cat(every_label).to(next(iter(features.values())).device)
+
+    def _batches(self, split: str, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
+        assert self._watched
+        if split in self._kept:
+            return iter(self._kept[split])
+        batches = labelled_batches(self._data, self._watched.source, split, limit, self._settings.crop_share)
+        images = self._watched.bank + self._watched.test
+        if images * 3 * self._data.image_size**2 > _MOST_KEPT_BYTES:
+            return batches
+        self._kept[split] = list(batches)
+        return iter(self._kept[split])
+
+
+@contextmanager
+def _evaluating(encoders: Iterable[nn.Module]) -> Iterator[None]:
+    """In evaluation mode and uncompiled; each part is back in its own mode behind it."""
+    modes = [(part, part.training) for encoder in encoders for part in encoder.modules()]
+    for part, _ in modes:
+        part.training = False
+    try:
+        with uncompiled():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode

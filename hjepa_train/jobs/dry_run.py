@@ -1,0 +1,239 @@
+"""A run before it starts: everything checked, nothing trained, no image read, no memory taken.
+
+What follows from the configuration is exact (steps, samples of each source, parameters, FLOP an image). Memory is an
+estimate (memory_estimate.py). Hours are arithmetic on an assumed share of a device's peak, stated beside them, and
+nobody's measurement.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import final
+
+import torch
+from torch import nn
+
+from hjepa_shards import Forecast, expected_mixture, forecast
+from hjepa_shards.errors import InputError, ShardError
+from hjepa_train.base.device import devices_here
+from hjepa_train.base.device_peaks import MACHINES, Machine
+from hjepa_train.checkpoints.checkpoint_files import latest
+from hjepa_train.data.labelled_images import held_out_split
+from hjepa_train.parallel.layout import recompute
+from hjepa_train.parallel.memory_estimate import Memory, memory_of_a_step
+from hjepa_train.reports.run_report import Sheet
+from hjepa_train.training.config import RunConfig, build_parts
+
+ASSUMED_MFU = 0.4
+"""Share of the peak that the hours assume; what a run really has stands in its metrics.jsonl as `mfu`."""
+_TIMED = ("M1 Max", "A100", "H200")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One piece of the model."""
+
+    name: str
+    parameters: int
+    trained: bool
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DryRun:
+    """What a run will be."""
+
+    config: RunConfig
+    plan: Forecast
+    not_built: tuple[str, ...]
+    """Entries whose sizes are the published ones."""
+    parts: tuple[Part, ...]
+    flops_per_image: int
+    micro_batch: int
+    """Images that a rank works on at once."""
+    memory: Memory
+    """Of one rank."""
+    notes: tuple[str, ...]
+    """What the user should know, a sentence each."""
+
+    @property
+    def trained_parameters(self) -> int:
+        return sum(part.parameters for part in self.parts if part.trained)
+
+
+def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> DryRun:
+    """Check a configuration to the last number that `train` would stumble over, and say what it comes to.
+
+    where: what to call the configuration in errors, usually its file.  ranks: processes that would train together.
+    InputError as from `train`; sources that are not built are fine where their size is known.
+    """
+    where, training = where or config.run.name, config.training
+    mixture, not_built = expected_mixture(config.data, where)
+    plan = forecast(mixture, epochs=training.epochs, global_batch=training.global_batch, ranks=ranks)
+    with torch.device("meta"):
+        _, objective = build_parts(config, plan.steps, where)
+    parts, flops = tuple(_parts(objective)), objective.flops_per_image()
+    recompute(objective, training.activation_checkpointing)
+    rows = training.global_batch // ranks
+    micro_batch = min(training.micro_batch or rows, rows)
+    memory = memory_of_a_step(
+        objective,
+        image_size=config.data.image_size,
+        rows=rows,
+        micro_batch=micro_batch,
+        autocast=partial(torch.autocast, "cpu", torch.bfloat16, enabled=training.precision != "fp32"),
+    )
+    return DryRun(
+        config=config,
+        plan=plan,
+        not_built=not_built,
+        parts=parts,
+        flops_per_image=flops,
+        micro_batch=micro_batch,
+        memory=memory,
+        notes=tuple(_notes(config, plan, not_built)),
+    )
+
+
+def as_sheets(dry: DryRun) -> list[Sheet]:
+    """The tables that the command prints: run, model, memory, sources, hours."""
+    return [_run(dry), _model(dry), _memory(dry), _sources(dry), _hours(dry)]
+
+
+def _parts(objective: nn.Module) -> Iterator[Part]:
+    """Children with parameters, and what the objective holds itself; trained and not trained apart."""
+    held = [(name, list(child.parameters())) for name, child in objective.named_children()]
+    held.append(("tokens", list(objective.parameters(recurse=False))))
+    for name, parameters in held:
+        for trained in (True, False):
+            count = sum(parameter.numel() for parameter in parameters if parameter.requires_grad == trained)
+            if count:
+                yield Part(name=name, parameters=count, trained=trained)
+    assert sum(len(parameters) for _, parameters in held) == len(list(objective.parameters()))
+
+
+def _notes(config: RunConfig, plan: Forecast, not_built: tuple[str, ...]) -> Iterator[str]:
+    if not_built:
+        yield f"not built yet, so of their published size: {', '.join(not_built)}"
+    yield from plan.warnings
+    yield from _about_probes(config)
+    if config.training.device not in ("auto", *devices_here()):
+        yield f"training.device: {config.training.device}: none is on this machine, the run would not begin here"
+    folder = config.run.folder / config.run.name
+    newest = latest(folder / "checkpoints")
+    if newest:
+        yield f"{folder} holds checkpoints up to {newest.name}: `--resume auto` goes on there, another run.name begins"
+
+
+def _about_probes(config: RunConfig) -> Iterator[str]:
+    """Where a probe was asked for and there is nothing to probe on."""
+    settings = config.evaluation
+    if settings.source or settings.during_every_epochs or config.training.keep_best:
+        try:
+            held_out_split(config.data, settings.source or config.data.sources[0].name, settings.split)
+        except (InputError, ShardError) as error:
+            yield f"nothing to probe on: {error}"
+
+
+def _run(dry: DryRun) -> Sheet:
+    training, plan = dry.config.training, dry.plan
+    (backbone,), (objective,) = dry.config.backbone, dry.config.objective
+    facts = {
+        "objective, backbone": f"{objective}, {backbone}",
+        "images": f"{dry.config.data.image_size} px, {plan.samples:,} in {plan.epochs:,} "
+        f"epoch{'s' * (plan.epochs != 1)} of {plan.epoch_samples:,} ({dry.config.data.strategy})",
+        "optimizer steps": f"{plan.steps:,} of {plan.global_batch:,} images",
+        "on each rank": f"{plan.global_batch // plan.ranks:,} images, {dry.micro_batch:,} at once, "
+        f"{training.precision}; {plan.ranks} rank{'s' * (plan.ranks > 1)}",
+        "GFLOP an image": f"{dry.flops_per_image / 1e9:,.4g} (forward, backward, targets)",
+        "PFLOP in the run": f"{dry.flops_per_image * plan.samples / 1e15:,.4g}",
+        "memory of a rank": f"about {_size(dry.memory.total)}",
+    }
+    return Sheet(title=f"{dry.config.run.name}: what will run", columns=("", "value"), rows=tuple(facts.items()))
+
+
+def _model(dry: DryRun) -> Sheet:
+    rows = [(part.name, f"{part.parameters:,}", "yes" if part.trained else "no") for part in dry.parts]
+    rows.append(("all that is trained", f"{dry.trained_parameters:,}", "yes"))
+    return Sheet(title="Model", columns=("part", "parameters", "trained"), rows=tuple(rows))
+
+
+def _memory(dry: DryRun) -> Sheet:
+    memory = dry.memory
+    rows = {
+        "weights that are trained, float32": memory.weights,
+        "target network and buffers": memory.target,
+        "gradients": memory.gradients,
+        "AdamW's moments": memory.optimizer,
+        f"activations of {dry.micro_batch:,} images": memory.activations,
+        "images of a step": memory.images,
+        "together": memory.total,
+    }
+    return Sheet(
+        title="Memory of a rank",
+        columns=("for", "bytes"),
+        rows=tuple((name, _size(num_bytes)) for name, num_bytes in rows.items()),
+        note="An estimate; workspaces and fragmentation come on top. Activations go with training.micro_batch.",
+    )
+
+
+def _sources(dry: DryRun) -> Sheet:
+    rows = [
+        (
+            entry.name,
+            f"{entry.samples:,}{' *' * (entry.name in dry.not_built)}",
+            f"{entry.share:.2%}",
+            f"{entry.epoch_draws:,.0f}",
+            f"{entry.draws:,}",
+            f"{entry.passes:,.2f}",
+            f"{entry.never_seen:,}",
+        )
+        for entry in dry.plan.entries
+    ]
+    columns = ("source", "images", "share", "an epoch", "in the run", "passes", "never seen")
+    note = "* as published; not built yet" if dry.not_built else ""
+    return Sheet(title="Sources", columns=columns, rows=tuple(rows), note=note)
+
+
+def _hours(dry: DryRun) -> Sheet:
+    machines = [machine for name in _TIMED for machine in MACHINES if machine.name == name]
+    return Sheet(
+        title="Hours on one device",
+        columns=(
+            "device",
+            f"peak {dry.config.training.precision}",
+            "images/s at the peak",
+            f"at {ASSUMED_MFU:.0%}",
+            "hours",
+            "the user's target",
+            "hours at it",
+        ),
+        rows=tuple(_hours_on(machine, dry) for machine in machines),
+        note=f"Assumed, not measured: {ASSUMED_MFU:.0%} of the peak, data always there; narrow models reach far less. "
+        "The target is a wish for no model in particular.",
+    )
+
+
+def _hours_on(machine: Machine, dry: DryRun) -> tuple[str, ...]:
+    peak = machine.peak(dry.config.training.precision)
+    limit = peak / dry.flops_per_image
+    target = machine.target
+    return (
+        machine.name,
+        f"{peak / 1e12:,.4g} TFLOP/s",
+        f"{limit:,.0f}",
+        f"{limit * ASSUMED_MFU:,.0f}",
+        _hours_at(dry, limit * ASSUMED_MFU),
+        f"{target[0]:,} to {target[1]:,}" if target else "",
+        " to ".join(dict.fromkeys(_hours_at(dry, speed) for speed in target[::-1])) if target else "",
+    )
+
+
+def _hours_at(dry: DryRun, images_per_s: float) -> str:
+    hours = dry.plan.samples / images_per_s / 3600
+    return f"{hours:,.1f}" if hours >= 0.1 else "below 0.1"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"

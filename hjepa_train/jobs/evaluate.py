@@ -1,0 +1,284 @@
+"""What frozen features are worth: every encoder of a run beside what it must beat.
+
+Features are average-pooled (the attentive probe sees the tokens); which images, data/labelled_images.py says. Baselines
+stand in the same table: chance, raw pixels, 30 principal components, and the same encoder untrained, with the very
+weights that the run began with. Each finished part is on disk at once (evaluation/finished_probes.py): an evaluation
+that was killed goes on where it was, and another probe of the same checkpoint joins the numbers that are there.
+"""
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any, Literal, final, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hjepa_shards import DataConfig, load_mixture, manifest_at, place_of
+from hjepa_shards.base.atomic_files import write_atomically
+from hjepa_shards.config import parse
+from hjepa_shards.errors import InputError
+from hjepa_train.backbones.base import Backbone
+from hjepa_train.base.device import choose_device, devices_here
+from hjepa_train.checkpoints import checkpoint_files
+from hjepa_train.checkpoints.background_saver import restore
+from hjepa_train.data.labelled_images import (
+    EvaluationConfig,
+    Labelled,
+    held_out_split,
+    last_stages,
+    pooled_features,
+    read_labelled,
+    token_reader,
+)
+from hjepa_train.evaluation.attentive_probe import attentive_probe
+from hjepa_train.evaluation.finished_probes import Finished, digest
+from hjepa_train.evaluation.linear_knn_probes import chance, checked, knn_probe, linear_probe, pca
+from hjepa_train.evaluation.ridge_probe import ridge_probe
+from hjepa_train.evaluation.sgd_probe import sgd_probe
+from hjepa_train.reports.run_report import write_report
+from hjepa_train.training.config import CONFIG_FILE, RunConfig, build_parts, load_run_config
+
+Probe = Literal["linear", "knn", "ridge", "sgd", "attentive"]
+PROBES: tuple[Probe, ...] = get_args(Probe)
+USUAL: tuple[Probe, ...] = ("linear", "knn", "ridge")
+"""What is cheap."""
+
+Split = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Bank [N, D] and its labels [N], test [M, D] and its labels [M]."""
+
+_PIXELS_SIDE = 32
+"""Raw pixels of larger images are averaged down to this side: 150,528 dimensions would drown any probe."""
+_COLUMNS = (
+    *("linear", "knn", "knn_centred", "knn_whitened", "dims", "l2", "ridge", "ridge_l2"),
+    *("sgd", "sgd_lr", "sgd_last4", "sgd_last4_lr", "attentive", "attentive_lr"),
+)
+
+
+def evaluate(
+    folder: Path,
+    *,
+    source: str | None = None,
+    which: str = "latest",
+    probes: Sequence[Probe] = USUAL,
+    known_rows: Sequence[dict[str, Any]] = (),
+    say: Callable[[str], None] = lambda what: None,
+    **changes: Any,
+) -> dict[str, Any]:
+    """Probe a run's checkpoint on a labelled source; also written to evaluation.json and report.md.
+
+    which: `latest`, `best` (by training.keep_best) or a checkpoint's folder.
+    known_rows: rows that need no probing, such as the pixels' from another run's evaluation on the same images.
+    say: hears what is being done, some minutes in all.
+    changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in run_report.py.
+    """
+    config = load_run_config(folder / CONFIG_FILE)
+    settings = parse(
+        EvaluationConfig,
+        config.evaluation.model_dump() | {key: value for key, value in changes.items() if value is not None},
+        "evaluation",
+    )
+    name = source or settings.source or config.data.sources[0].name
+    path = checkpoint_files.choose(folder / "checkpoints", which, config.training.keep_best)
+    asked = config.training.device
+    device = choose_device(asked if asked in devices_here() else "auto")  # it may have been trained elsewhere
+    encoders = _encoders(config, path, device)
+    data = config.data
+    split = held_out_split(data, name, settings.split)
+
+    @cache
+    def images() -> tuple[Labelled, Labelled]:
+        say(f"reading {name}")
+        bank, test = (
+            read_labelled(data, name, part, limit, settings.crop_share, device)
+            for part, limit in (("train", settings.bank), (split, settings.test))
+        )
+        say(
+            f"{len(bank.labels):,} images of {name} train to learn from, {len(test.labels):,} of {name} {split} to be "
+            "tested on"
+        )
+        return bank, test
+
+    decides = _images(config, settings, name, split)
+    finished = Finished(folder / "evaluated.jsonl")
+    counts = finished.get(digest(decides), "chance")
+    if counts is None:
+        bank, test = images()
+        percent = chance(bank.labels, test.labels)
+        counts = {"chance": percent, "bank": len(bank.labels), "test": len(test.labels)}
+        finished.put(digest(decides), "chance", counts)
+    rows = list(known_rows)
+    known = {row["features"] for row in known_rows}
+    for features, encoder in {"raw pixels": None, "PCA-30": None, **encoders}.items():
+        if features not in known:
+            key = digest({**decides, "features": features, **_weights(config, path, features, encoder)})
+            subject = partial(lambda name, encoder: _Subject(name, *images(), data, encoder), features, encoder)
+            rows.append(_row(features, key, finished, probes, subject, say))
+    result = {
+        "source": name,
+        "split": split,
+        "checkpoint": path.name,
+        "bank": int(counts["bank"]),
+        "test": int(counts["test"]),
+        "crop_share": settings.crop_share,
+        "chance": counts["chance"],
+        "rows": rows,
+    }
+    _remember(folder / "evaluation.json", result)
+    write_report(folder)
+    return result
+
+
+def evaluate_all(folder: Path, sources: Sequence[str], *, split: str | None = None, **how: Any) -> list[dict[str, Any]]:
+    """`evaluate` on each of several sources; all of them are looked for before the first is probed.
+
+    sources: none for the configuration's own. how: as `evaluate` takes it.
+    """
+    config = load_run_config(folder / CONFIG_FILE)
+    for source in sources:
+        held_out_split(config.data, source, split or config.evaluation.split)
+    return [evaluate(folder, source=source, split=split, **how) for source in sources or [None]]
+
+
+def probes_named(text: str) -> tuple[Probe, ...]:
+    """`linear,knn` as a user writes it. InputError naming what is not known."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in PROBES:
+            raise InputError(f"--probe {text}: some of {', '.join(PROBES)}, with commas, expected, {name} found")
+    if not names:
+        raise InputError(f"--probe {text}: some of {', '.join(PROBES)}, with commas, expected, none found")
+    return tuple(probe for probe in PROBES if probe in names)
+
+
+@final
+class _Subject:
+    """One kind of features of bank and test; each form of them is made once, and only where a probe asks for it."""
+
+    def __init__(self, name: str, bank: Labelled, test: Labelled, data: DataConfig, encoder: Backbone | None) -> None:
+        self.name, self.bank, self.test, self.data, self.encoder = name, bank, test, data, encoder
+
+    @cached_property
+    def pooled(self) -> Split:
+        if self.encoder is not None:
+            encoder = self.encoder
+            return self._split(*(pooled_features(encoder, part.images, self.data) for part in (self.bank, self.test)))
+        pixels = _pixels(self.bank.images), _pixels(self.test.images)
+        return self._split(*(pca(*pixels) if self.name == "PCA-30" else pixels))
+
+    def stages(self, encoder: Backbone) -> Split:
+        return self._split(*(last_stages(encoder, part.images, self.data) for part in (self.bank, self.test)))
+
+    def _split(self, bank_ND: Tensor, test_MD: Tensor) -> Split:
+        bank, test = self.bank.labels, self.test.labels
+        return checked(self.name, "bank", bank_ND, bank), bank, checked(self.name, "test", test_MD, test), test
+
+    def linear(self) -> dict[str, float]:
+        accuracy, l2 = linear_probe(*self.pooled)
+        return {"linear": accuracy, "dims": self.pooled[0].shape[1], "l2": l2}
+
+    def knn(self) -> dict[str, float]:
+        plain, centred, whitened = knn_probe(*self.pooled)
+        dims = self.pooled[0].shape[1]
+        return {"knn": plain, "knn_centred": centred, "knn_whitened": whitened, "dims": dims}
+
+    def ridge(self) -> dict[str, float]:
+        accuracy, l2 = ridge_probe(*self.pooled)
+        return {"ridge": accuracy, "dims": self.pooled[0].shape[1], "ridge_l2": l2}
+
+    def sgd(self) -> dict[str, float]:
+        accuracy, lr = sgd_probe(*self.pooled)
+        found = {"sgd": accuracy, "dims": self.pooled[0].shape[1], "sgd_lr": lr}
+        if self.encoder is not None:
+            found["sgd_last4"], found["sgd_last4_lr"] = sgd_probe(*self.stages(self.encoder))
+        return found
+
+    def attentive(self) -> dict[str, float]:
+        """Nothing for pixels, which have no tokens."""
+        if self.encoder is None:
+            return {}
+        _, bank_labels, _, test_labels = self.pooled  # checked
+        bank, test = (token_reader(self.encoder, part.images, self.data) for part in (self.bank, self.test))
+        accuracy, lr = attentive_probe(bank, bank_labels, test, test_labels)
+        return {"attentive": accuracy, "dims": self.encoder.width, "attentive_lr": lr}
+
+
+def _row(
+    features: str,
+    key: str,
+    finished: Finished,
+    probes: Sequence[Probe],
+    subject: Callable[[], _Subject],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """A row of the table, whatever of it is finished already: these probes, and all that were asked for earlier."""
+    missing: list[Probe] = [probe for probe in probes if finished.get(key, probe) is None]
+    done = [probe for probe in probes if probe not in missing]
+    if done:
+        say(f"known already: {features} ({', '.join(done)})")
+    if missing:
+        say(f"probing {features} ({', '.join(missing)})")
+        of = subject()
+        ways: dict[Probe, Callable[[], dict[str, float]]] = {
+            "linear": of.linear,
+            "knn": of.knn,
+            "ridge": of.ridge,
+            "sgd": of.sgd,
+            "attentive": of.attentive,
+        }
+        for probe in missing:
+            finished.put(key, probe, ways[probe]())
+    found: dict[str, float] = {}
+    for probe in PROBES:
+        found |= finished.get(key, probe) or {}
+    return {"features": features} | {column: found[column] for column in _COLUMNS if column in found}
+
+
+def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, Backbone]:
+    """The encoders of a checkpoint, and the one the run began with."""
+    mixture = load_mixture(config.data, config.run.name)
+    num_steps = mixture.make_plan(config.run.seed).num_steps(config.training.epochs, config.training.global_batch)
+    backbone, objective = build_parts(config, num_steps, config.run.name)
+    untrained = copy.deepcopy(backbone)
+    restore(checkpoint_files.load(path), objective)
+    found = {"untrained": untrained, **objective.encoders()}
+    return {name: encoder.to(device).eval() for name, encoder in found.items()}
+
+
+def _images(config: RunConfig, settings: EvaluationConfig, source: str, split: str) -> dict[str, Any]:
+    """What decides which pixels and labels are probed."""
+    data = config.data
+    return {
+        "source": source,
+        "images": [manifest_at(place_of(data.root, source, part)).content_digest for part in ("train", split)],
+        "limits": [settings.bank, settings.test],
+        "crop_share": settings.crop_share,
+        "image_size": data.image_size,
+    }
+
+
+def _weights(config: RunConfig, path: Path, features: str, encoder: Backbone | None) -> dict[str, Any]:
+    """What decides a row's features beside the images."""
+    if encoder is None:
+        return {}
+    statistics = [list(config.data.pixel_mean), list(config.data.pixel_std)]
+    if features == "untrained":
+        return {"pixels": statistics, "backbone": config.backbone, "seed": config.run.seed}
+    return {"pixels": statistics, "checkpoint": checkpoint_files.identity(path)}
+
+
+def _pixels(images: Tensor) -> Tensor:
+    """As they are, neither centred nor scaled: what a probe makes of that is part of the baseline."""
+    side = min(_PIXELS_SIDE, images.shape[-1])
+    return F.adaptive_avg_pool2d(images.float(), side).flatten(1)
+
+
+def _remember(path: Path, result: dict[str, Any]) -> None:
+    """Put a result into evaluation.json, in place of an earlier one of the same source and split."""
+    results = json.loads(path.read_bytes()) if path.exists() else []
+    same = (result["source"], result["split"])
+    results = [other for other in results if (other["source"], other["split"]) != same] + [result]
+    write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())

@@ -1,0 +1,179 @@
+"""A run's encoder for other programs: plain weights, a folder that timm loads, or a graph for onnxruntime.
+
+What comes out takes images as the run saw them: RGB, [0, 1], minus `mean`, over `std`, both written beside the weights.
+"""
+
+import importlib.util
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hjepa_shards.errors import InputError
+from hjepa_train.backbones.base import Backbone
+from hjepa_train.backbones.vit import ViT
+from hjepa_train.checkpoints import checkpoint_files
+from hjepa_train.checkpoints.background_saver import restore
+from hjepa_train.training.config import CONFIG_FILE, RunConfig, build_parts, load_run_config
+
+Form = Literal["safetensors", "torch", "timm", "onnx"]
+FORMS: tuple[Form, ...] = get_args(Form)
+_ANY_LENGTH = 10**6
+"""Steps of a run whose weights are only read."""
+_TOLERANCE = 1e-4
+"""Largest difference of onnxruntime's features from PyTorch's, relative to their size."""
+
+
+def export(
+    folder: Path, to: Form, out: Path | None = None, *, encoder: str | None = None, which: str = "latest"
+) -> Path:
+    """Write an encoder of a run's checkpoint. Returns where: `out`, by default <run>/export/<encoder>-<to>.
+
+    which: `latest`, `best` (by training.keep_best) or a checkpoint's folder.
+    encoder: by default the last of the run's: the momentum target where there is one.
+    InputError for an encoder that the run does not have, and where the form has no place for its backbone.
+    """
+    config = load_run_config(folder / CONFIG_FILE)
+    path = checkpoint_files.choose(folder / "checkpoints", which, config.training.keep_best)
+    _, objective = build_parts(config, _ANY_LENGTH, str(folder))
+    restore(checkpoint_files.load(path), objective)
+    encoders = objective.encoders()
+    encoder = encoder or list(encoders)[-1]
+    if encoder not in encoders:
+        raise InputError(f"--encoder {encoder}: one of {', '.join(encoders)} expected, which is what this run has")
+    out = out or folder / "export" / f"{encoder}-{to}"
+    if out.exists():
+        raise InputError(f"{out}: is there already; remove it, or choose another place with --out")
+    facts = {
+        "image_size": config.data.image_size,
+        "mean": list(config.data.pixel_mean),
+        "std": list(config.data.pixel_std),
+        "run": config.run.name,
+        "checkpoint": path.name,
+        "encoder": encoder,
+    }
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as part:
+            whole = Path(part) / "whole"
+            whole.mkdir()
+            _WRITERS[to](whole, encoders[encoder].eval(), facts, config)
+            whole.rename(out)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(
+            f"{out}: cannot be written: {reason}; make room, or choose another place with --out"
+        ) from error
+    return out
+
+
+def _safetensors(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
+    about = {key: json.dumps(value) for key, value in {**facts, "backbone": config.backbone}.items()}
+    save_file(_weights(encoder), out / "model.safetensors", about)
+
+
+def _torch(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
+    content = {"weights": _weights(encoder), **facts, "backbone": config.backbone}
+    checkpoint_files.write_torch(out / "model.pt", content)
+
+
+def _timm(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
+    """As timm's own hub has it: `timm.create_model("local-dir:OUT", pretrained=True)`."""
+    if not isinstance(encoder, ViT):
+        raise InputError(
+            f"--to timm: the backbone vit expected, {', '.join(config.backbone)} found; say --to safetensors"
+        )
+    size = facts["image_size"]
+    arguments = {
+        "img_size": size,
+        "patch_size": encoder.patch_size,
+        "embed_dim": encoder.width,
+        "depth": encoder.num_stages,
+        "num_heads": encoder.num_heads,
+        "class_token": False,
+        "global_pool": "avg",
+        "fc_norm": False,
+        "num_classes": 0,
+    }
+    about = {
+        "input_size": [3, size, size],
+        "mean": facts["mean"],
+        "std": facts["std"],
+        "num_classes": 0,
+        "tag": facts["run"],
+    }
+    content = {
+        "architecture": "vit_base_patch16_224",
+        "num_classes": 0,
+        "num_features": encoder.width,
+        "global_pool": "avg",
+        "model_args": arguments,
+        "pretrained_cfg": about,
+    }
+    (out / "config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    save_file(_weights(encoder), out / "model.safetensors")
+
+
+class _Pooled(nn.Module):
+    """Images to their one vector."""
+
+    def __init__(self, encoder: Backbone) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return self.encoder.encode(self.encoder.embed(images_BCHW)).pooled_BD
+
+
+def _onnx(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
+    """`features` [B, D] of `images` [B, 3, R, R] for any B, compared with PyTorch's by onnxruntime."""
+    del config
+    missing = [name for name in ("onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"--to onnx: {', '.join(missing)}: not installed; run `pip install 'hjepa[onnx]'`")
+    import numpy as np
+    import onnxruntime
+
+    size = facts["image_size"]
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    pooled = _Pooled(encoder).eval()
+    program = torch.onnx.export(
+        pooled,
+        (images,),
+        dynamo=True,
+        input_names=["images"],
+        output_names=["features"],
+        dynamic_shapes=({0: torch.export.Dim("images")},),
+        verbose=False,
+    )
+    assert program is not None
+    program.model.metadata_props.update({key: json.dumps(value) for key, value in facts.items()})
+    program.save(out / "model.onnx", external_data=False)
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    for batch in (images, images[:1]):
+        [found] = session.run(None, {"images": batch.numpy()})
+        with torch.no_grad():
+            expected = pooled(batch).numpy()
+        apart = float(np.abs(np.asarray(found) - expected).max() / np.abs(expected).max())
+        if not apart <= _TOLERANCE:
+            raise InputError(
+                f"--to onnx: onnxruntime's features differ from PyTorch's by {apart:.1e}, {_TOLERANCE} allowed"
+            )
+
+
+def _weights(encoder: Backbone) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+
+
+_WRITERS: dict[Form, Callable[[Path, Backbone, dict[str, Any], RunConfig], None]] = {
+    "safetensors": _safetensors,
+    "torch": _torch,
+    "timm": _timm,
+    "onnx": _onnx,
+}

@@ -1,0 +1,370 @@
+"""A run: its parts, its folder, its beginning and end. The only place where parts meet.
+
+runs/<name>/  config.yaml  metrics.jsonl  report.md  report.html  pictures.png  evaluation.json  checkpoints/step-<n>/
+              tensorboard/  skipped.jsonl
+"""
+
+import contextlib
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+
+from hjepa_shards import Batch as Loaded
+from hjepa_shards import Mixture, load_mixture, open_loader
+from hjepa_shards.base.atomic_files import exclusive, write_atomically
+from hjepa_shards.config import flatten
+from hjepa_shards.errors import InputError, ResumeMismatch
+from hjepa_train.base import schedules
+from hjepa_train.base.device import choose_device
+from hjepa_train.base.device_peaks import images_per_s_at_peak
+from hjepa_train.base.distributed import Agreement, gather, joined, on_first, rank, world_size
+from hjepa_train.base.metrics_file import truncate_metrics
+from hjepa_train.base.stop_signals import interrupts, leave
+from hjepa_train.checkpoints import checkpoint_files
+from hjepa_train.checkpoints.background_saver import Saver, restore
+from hjepa_train.data.micro_batches import page_locked, to_micro_batches
+from hjepa_train.evaluation.online_probes import Watch, find_labels
+from hjepa_train.modules.learning_signals import Alarms
+from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.parallel.layout import ScaleConfig, lay_out
+from hjepa_train.parallel.rank_watchdog import Lookout
+from hjepa_train.reports.run_log import RunLog
+from hjepa_train.training.config import CONFIG_FILE, RunConfig, TrainingConfig, build_parts
+from hjepa_train.training.nonfinite_guard import Guard
+from hjepa_train.training.optimizer import build_optimizer
+from hjepa_train.training.out_of_memory import full_memory_told, micro_batch_of, smaller_steps
+from hjepa_train.training.trainer import Schedule, fit
+
+_HALVES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SKIPPED = "skipped.jsonl"
+SCALES_TRIED = 24
+"""Halvings of fp16's first loss scale, 2^16, before a run is given up."""
+
+
+def train(
+    config: RunConfig,
+    *,
+    where: str | None = None,
+    resume: str | None = None,
+    stop_after: int | None = None,
+    accept_mixture: bool = False,
+    accept_content: bool = False,
+) -> Path:
+    """Run a configuration to its end, or to step `stop_after`. Returns the run's folder.
+
+    where: what to call the configuration in errors, usually its file.
+    resume: None begins (refused where checkpoints stand), "auto" goes on from the latest checkpoint or begins, a path
+    goes on from that checkpoint.
+    """
+    folder = config.run.folder / config.run.name
+    mixture = load_mixture(config.data, where or config.run.name)
+    with (
+        joined(choose_device(config.training.device), config.training.ranks_timeout_s) as device,
+        contextlib.ExitStack() as held,
+    ):
+        found = on_first(lambda: _take(folder, resume, held))
+        saved = checkpoint_files.load(found) if found else None
+        if saved:
+            _refuse_other_recipe(saved.state["config"], config, saved.path)
+        _train(
+            config,
+            mixture,
+            folder,
+            where or config.run.name,
+            device,
+            saved,
+            resume,
+            stop_after,
+            accept_mixture,
+            accept_content,
+        )
+    return folder
+
+
+def _take(folder: Path, resume: str | None, held: contextlib.ExitStack) -> Path | None:
+    """Have the run's folder for this process alone. Returns the checkpoint to go on from."""
+    held.enter_context(_run_folder(folder))
+    held.enter_context(exclusive(folder, "another run is writing here; wait for it, or choose another run.name"))
+    checkpoint_files.recover(folder / "checkpoints")
+    return _checkpoint_to_resume(folder, resume)
+
+
+def _train(
+    config: RunConfig,
+    mixture: Mixture,
+    folder: Path,
+    where: str,
+    device: torch.device,
+    saved: checkpoint_files.Checkpoint | None,
+    resume: str | None,
+    stop_after: int | None,
+    accept_mixture: bool,
+    accept_content: bool,
+) -> None:
+    training, seed = config.training, config.run.seed
+    if training.threads:
+        torch.set_num_threads(training.threads)
+    num_steps = mixture.make_plan(seed).num_steps(training.epochs, training.global_batch)
+    objective = objective_of(config, num_steps, where, device)
+    optimizer = build_optimizer(objective, training)
+    scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
+    alarms = Alarms(warmup_steps=_warmup_steps(config, mixture, num_steps))
+    if saved:
+        _refuse_other_statistics(saved, config, objective)
+        restore(saved, objective, optimizer)
+        alarms.load_state_dict(saved.state["alarms"])
+        scaler.load_state_dict(saved.state.get("scaler", {}))
+    recipe = checkpoint_files.recipe_facts(device=device, world_size=world_size(), eager=not training.compile)
+    start = saved.step if saved else 0
+    stop = min(num_steps, stop_after or num_steps)
+    if stop_after is not None and stop_after <= start:
+        raise InputError(f"--stop-after {stop_after}: a step behind {start} expected, where this run goes on")
+    with contextlib.ExitStack() as stack:
+        loader = stack.enter_context(
+            open_loader(
+                mixture,
+                seed=seed,
+                global_batch=training.global_batch,
+                rank=rank(),
+                world=world_size(),
+                state=saved.state["loader"] if saved else None,
+                accept_mixture=accept_mixture,
+                accept_content=accept_content,
+                allocate=page_locked(device),
+                stops_alone=world_size() == 1,
+            )
+        )
+        per_epoch = mixture.epoch_samples / training.global_batch
+        watched = on_first(
+            lambda: find_labels(
+                config.data, config.evaluation, steps_per_epoch=per_epoch, global_batch=training.global_batch
+            )
+        )
+        watch = Watch(
+            watched,
+            objective,
+            config.data,
+            config.evaluation,
+            num_steps=num_steps,
+            log_every=config.logging.every_steps,
+            checkpoints=folder / "checkpoints",
+            keep_best=training.keep_best,
+            say=lambda text: log.say(text),
+        )
+        on_first(lambda: _begin_files(folder, config, start))
+        log = RunLog(
+            folder,
+            num_steps=num_steps,
+            start=start,
+            tensorboard=config.logging.tensorboard,
+            pixels=(config.data.pixel_mean, config.data.pixel_std),
+            silent=rank() > 0,
+        )
+        stack.enter_context(contextlib.closing(log))
+        if saved:
+            log.say(f"going on from {saved.path}: step {start} of {num_steps}")
+            for difference in checkpoint_files.compare_recipe(saved.state["recipe"], recipe):
+                log.say(f"[yellow]note[/yellow] {difference}: the order goes on exactly, the bits may not")
+        elif resume:
+            log.say(f"beginning at step 0 of {num_steps}: no checkpoint in {folder} yet")
+
+        saver = Saver(
+            folder / "checkpoints",
+            objective,
+            optimizer,
+            keep=training.keep_checkpoints,
+            keep_best=training.keep_best,
+            timeout_s=training.ranks_timeout_s,
+        )
+        stack.enter_context(contextlib.closing(saver))
+
+        def save(step: int, loaded: Loaded) -> None:
+            whole = loaded.with_proof_of_all(gather(loaded.proof))
+            state = {
+                "config": config.model_dump(mode="json"),
+                "loader": loader.state_dict(whole),
+                "alarms": alarms.state_dict(),
+                "scaler": scaler.state_dict(),
+                "recipe": recipe,
+                "probe": watch.at(step),
+            }
+            saver.save(step, state)
+
+        came, agreed = stack.enter_context(interrupts()), Agreement()
+        if device.type == "cuda" and world_size() > 1:
+            agreed = Agreement(stack.enter_context(contextlib.closing(Lookout())).watch)
+        with full_memory_told(partial(smaller_steps, training, objective, device)):
+            reached = fit(
+                objective,
+                optimizer,
+                loader,
+                start=start,
+                stop=stop,
+                schedule=schedule_of(config, mixture, num_steps),
+                seed=seed,
+                prepare=preparation(config, device),
+                autocast=autocast_of(training, device),
+                scaler=scaler,
+                alarms=alarms,
+                guard=Guard(
+                    folder / _SKIPPED,
+                    [entry.name for entry in loader.plan.entries],
+                    log.say,
+                    allowed=SCALES_TRIED if scaler.is_enabled() else 1,
+                ),
+                log=log,
+                limit=images_per_s_at_peak(device, training.precision, objective.flops_per_image()),
+                probe=watch,
+                save=save,
+                stopping=lambda: agreed(came()) > 0,
+            )
+        saver.wait()
+        if reached < num_steps:
+            log.say(f"stopped after step {reached} of {num_steps}, saved; --resume auto goes on")
+    if agreed.last and reached < stop:
+        leave(agreed.last)
+
+
+def objective_of(config: RunConfig, num_steps: int, where: str, device: torch.device) -> Objective:
+    """What a run trains, on its device, laid out over its ranks."""
+    with full_memory_told(f"{device}: its memory is full with the weights alone; choose a smaller backbone"):
+        _, objective = build_parts(config, num_steps, where)
+        lay_out(objective.to(device), config.training)
+    return objective
+
+
+def preparation(config: RunConfig, device: torch.device) -> Callable[[Loaded], list[Batch]]:
+    """What makes a loaded batch this rank's micro-batches on the device."""
+    micro_batch = micro_batch_of(config.training, world_size())
+    return partial(to_micro_batches, config=config.data, micro_batch=micro_batch, seed=config.run.seed, device=device)
+
+
+def autocast_of(training: TrainingConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """The precision of matrix products, to be entered anew each time."""
+    return partial(torch.autocast, device.type, _HALVES[training.precision], enabled=training.precision != "fp32")
+
+
+def schedule_of(config: RunConfig, mixture: Mixture, num_steps: int) -> Schedule:
+    """What moves with the steps of a run, and how often it looks on, saves and draws."""
+    training = config.training
+    fixed = training.weight_decay
+    return Schedule(
+        num_steps=num_steps,
+        lr=partial(
+            schedules.learning_rate,
+            num_steps=num_steps,
+            peak=training.lr,
+            warmup_steps=_warmup_steps(config, mixture, num_steps),
+        ),
+        weight_decay=partial(schedules.weight_decay, num_steps=num_steps) if fixed is None else lambda step: fixed,
+        log_every=config.logging.every_steps,
+        save_every=training.save_every_steps,
+        draw_every=config.logging.every_steps * config.logging.images_every,
+    )
+
+
+def _warmup_steps(config: RunConfig, mixture: Mixture, num_steps: int) -> int:
+    epochs = config.training.warmup_epochs
+    if epochs is None:
+        return max(1, num_steps // 10)
+    return min(num_steps, math.ceil(epochs * mixture.epoch_samples / config.training.global_batch))
+
+
+def _checkpoint_to_resume(folder: Path, resume: str | None) -> Path | None:
+    newest = checkpoint_files.latest(folder / "checkpoints")
+    if resume == "auto":
+        return newest
+    if resume is not None:
+        inner = Path(resume) / "checkpoints"
+        if inner.is_dir() or Path(resume).name == "checkpoints":
+            raise InputError(
+                f"--resume {resume}: the folder of one checkpoint expected, that of a run found; say `--resume auto`, "
+                f"or {newest or inner / 'step-...'}"
+            )
+        if not Path(resume).is_dir():
+            raise InputError(
+                f"--resume {resume}: `auto` or the folder of a checkpoint expected, none found; the latest of "
+                f"this run: {newest or 'none'}"
+            )
+        return Path(resume)
+    if newest:
+        raise InputError(
+            f"{folder}: holds checkpoints up to {newest.name}; go on with `--resume auto`, or choose another run.name"
+        )
+    return None
+
+
+def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) -> None:
+    """What decides the numbers must be as it was; the mixture has rules of its own (mixture/resume_state.py)."""
+    free = {
+        f"training.{name}"
+        for name in (
+            *(
+                "device",
+                "threads",
+                "ranks_timeout_s",
+                "save_every_steps",
+                "keep_checkpoints",
+                "keep_best",
+                "micro_batch",
+            ),
+            *ScaleConfig.model_fields,
+        )
+    }
+    decides = ("backbone.", "objective.", "training.", "data.image_size", "data.augmentation.", "data.pixel_")
+    with contextlib.suppress(ValidationError):  # keys of a later version: they are named below
+        saved = RunConfig.model_validate(saved).model_dump(mode="json")  # keys that it did not know yet: their defaults
+    before, now = flatten(saved), flatten(config.model_dump(mode="json"))
+    differences = [
+        f"{key}: {before.get(key)} saved, {now.get(key)} here"
+        for key in dict.fromkeys([*before, *now])
+        if key.startswith(decides) and key not in free and before.get(key) != now.get(key)
+    ]
+    if differences:
+        raise ResumeMismatch(
+            f"{where}: this run was begun otherwise: {'; '.join(differences)}; restore those settings, or "
+            "choose another run.name"
+        )
+
+
+def _refuse_other_statistics(saved: checkpoint_files.Checkpoint, config: RunConfig, objective: Objective) -> None:
+    """Where a loss depends on which images stand together, as many must go on doing so."""
+    was = RunConfig.model_validate(saved.state["config"]).training
+    world, before = world_size(), saved.state["recipe"]["world_size"]
+    together, now = micro_batch_of(was, before) * before, micro_batch_of(config.training, world) * world
+    if together != now and not objective.is_additive:
+        raise ResumeMismatch(
+            f"{saved.path}: this run was begun otherwise: its statistics are those of {together} images (micro-batches "
+            f"of all ranks), {now} here; set `training.micro_batch: {together // world}`, or another number of ranks"
+        )
+
+
+@contextlib.contextmanager
+def _run_folder(folder: Path) -> Iterator[None]:
+    """Made where it is missing, and gone again where a run was refused before it wrote anything."""
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made: {error.strerror}; choose another run.folder") from error
+    try:
+        yield
+    except InputError:
+        if is_new and not (folder / CONFIG_FILE).exists():
+            shutil.rmtree(folder)
+        raise
+
+
+def _begin_files(folder: Path, config: RunConfig, start: int) -> None:
+    for name in ("metrics.jsonl", _SKIPPED):
+        truncate_metrics(folder / name, start - 1)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / CONFIG_FILE, text.encode())

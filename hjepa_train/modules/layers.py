@@ -1,0 +1,159 @@
+"""What backbones and predictors share: attention, MLP, block, 2-D sin-cos positions, initialisation.
+
+Parameter names are timm's, so a state_dict() made of these loads there.
+
+Axes: B sequences, S tokens, Q the last of them, D width, H heads.
+"""
+
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hjepa_shards.config import Strict
+
+_HALVES = (torch.bfloat16, torch.float16)
+
+
+class StackConfig(Strict):
+    """Size of a stack of blocks."""
+
+    width: int = Field(gt=0)
+    """of a token"""
+    depth: int = Field(gt=0)
+    """number of blocks"""
+    heads: int = Field(gt=0)
+    """attention heads"""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "StackConfig":
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width must be divisible by 4 and by heads; {self.width} with {self.heads} heads found")
+        return self
+
+
+@final
+class _HalvesOnCpu(torch.autograd.Function):
+    """Attention of bfloat16 or float16 on a CPU, where the backward pass of PyTorch's takes two to seven times as long.
+
+    As much is kept for it: queries, keys and values; no probabilities.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, mask = ctx.saved_tensors
+        (gradient,), scaled = gradients, q * q.shape[-1] ** -0.5
+        logits = scaled @ k.mT
+        shares = (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)
+        wanted = gradient @ v.mT
+        to_logits = shares * (wanted - (wanted * shares).sum(-1, keepdim=True))
+        return (to_logits @ k) * q.shape[-1] ** -0.5, to_logits.mT @ scaled, shares.mT @ gradient, None
+
+
+@final
+class Attention(nn.Module):
+    """Multi-head self-attention with biased qkv."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens_BSD: Tensor, visible_BS: Tensor | None = None, wanted: int = 0) -> Tensor:
+        """visible_BS: True for tokens that may be attended to; all without it.  wanted: as in `Block`."""
+        B, S, D = tokens_BSD.shape
+        if wanted:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q_BQD = F.linear(tokens_BSD[:, -wanted:], weight[:D], bias[:D])
+            k_BSD, v_BSD = F.linear(tokens_BSD, weight[D:], bias[D:]).view(B, S, 2, D).unbind(2)
+        else:
+            q_BQD, k_BSD, v_BSD = self.qkv(tokens_BSD).view(B, S, 3, D).unbind(2)
+        q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q_BQD, k_BSD, v_BSD))
+        mask = None if visible_BS is None else visible_BS[:, None, None, :]
+        slow_backward = q.device.type == "cpu" and q.dtype in _HALVES and q.requires_grad
+        attend = _HalvesOnCpu.apply if slow_backward else F.scaled_dot_product_attention
+        mixed: Tensor = attend(q, k, v, mask)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+@final
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+@final
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    recompute = False
+    """Whether the backward pass computes its inside again instead of keeping it."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, tokens_BSD: Tensor, visible_BS: Tensor | None = None, wanted: int = 0) -> Tensor:
+        """visible_BS: True for tokens that may be attended to; all without it.
+
+        wanted: only that many of the last tokens are returned, and only their part is computed; 0 for all.
+        """
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._run, tokens_BSD, visible_BS, wanted, use_reentrant=False, preserve_rng_state=False)
+        return self._run(tokens_BSD, visible_BS, wanted)
+
+    def _run(self, tokens_BSD: Tensor, visible_BS: Tensor | None, wanted: int) -> Tensor:
+        attended = self.attn(self.norm1(tokens_BSD), visible_BS, wanted)
+        tokens_BSD = tokens_BSD[:, -wanted:] + attended
+        return tokens_BSD + self.mlp(self.norm2(tokens_BSD))
+
+
+def sincos_positions(side: int, width: int, *, extent: int) -> Tensor:
+    """[side * side, width] sines and cosines of the centres of cells, in units of a grid of extent x extent.
+
+    A table for another resolution or a coarser level is this table on other centres, so both share one
+    geometry.
+    """
+    assert width % 4 == 0
+    scale = extent / side
+    centre = torch.arange(side, dtype=torch.float64) * scale + (scale - 1) / 2
+    frequency = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angle = centre[:, None] * frequency
+    wave = torch.cat([angle.sin(), angle.cos()], 1)
+    down, across = wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)
+    return torch.cat([down, across], -1).flatten(0, 1).float()
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """Xavier-uniform matrices, zero biases; a patch embedding with standard deviation 1/sqrt(fan-in).
+
+    The last makes content and position start at equal size. With the usual 0.02 a patch of 4 pixels is
+    drowned by its position and learnt nothing in 200 steps.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight, generator=generator)
+        elif isinstance(part, nn.Conv2d):
+            nn.init.normal_(part.weight, std=part.weight[0].numel() ** -0.5, generator=generator)
+        if isinstance(part, nn.Linear | nn.Conv2d) and part.bias is not None:
+            nn.init.zeros_(part.bias)

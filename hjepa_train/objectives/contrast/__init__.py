@@ -1,0 +1,1 @@
+"""Images told apart from each other: SimCLR."""

@@ -1,0 +1,1 @@
+"""Joint-embedding prediction: H-JEPA and its predictor."""

@@ -1,0 +1,1 @@
+"""Masked images, painted again: MAE."""

@@ -1,0 +1,206 @@
+"""What a run says while it runs: a line in metrics.jsonl, TensorBoard, pictures.png, and the progress bar.
+
+Sums stay on the device between log points, so that the host waits for the device only there.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from hjepa_shards import Loader
+from hjepa_shards.base.terminal import console
+from hjepa_shards.config import flatten
+from hjepa_train.base.distributed import all_reduce, world_size
+from hjepa_train.base.metrics_file import append_metrics
+from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.parallel.layout import uncompiled
+from hjepa_train.reports.image_panels import FILE as PICTURES
+from hjepa_train.reports.image_panels import draw, look, save_pictures
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+_SAY_EVERY_S = 30
+"""Into a file or a pipe, where no bar is drawn, a line in so many seconds."""
+_PACE = ("position", "lr", "images_per_s", "data_wait", "mfu", "graphs")
+
+
+@final
+class SourceLosses:
+    """Mean loss of each source's images since the last log point."""
+
+    def __init__(self, num_sources: int, device: torch.device) -> None:
+        self._sum = torch.zeros(num_sources, device=device)
+        self._count = torch.zeros(num_sources, device=device)
+
+    def add(self, loss_B: Tensor, entry_B: Tensor) -> None:
+        self._sum.index_add_(0, entry_B, loss_B.float())
+        self._count.index_add_(0, entry_B, torch.ones_like(loss_B, dtype=torch.float32))
+
+    def take(self) -> list[float | None]:
+        """The means over all ranks, None where a source had no image; starts again from zero."""
+        pairs = all_reduce(torch.stack([self._sum, self._count], 1)).tolist()
+        means = [total / count if count else None for total, count in pairs]
+        self._sum.zero_()
+        self._count.zero_()
+        return means
+
+
+@final
+class Stopwatch:
+    """Images a second of all ranks, and the share of time spent waiting for data, since the last lap."""
+
+    def __init__(self, limit: float | None = None) -> None:
+        """limit: images a second of one rank at its device's peak, where that is known; for the model FLOP share."""
+        self._limit = limit
+        self._began, self._images, self._waited_s = time.perf_counter(), 0, 0.0
+
+    def add(self, num_images: int, waited_s: float) -> None:
+        self._images += num_images
+        self._waited_s += waited_s
+
+    def lap(self) -> dict[str, float]:
+        passed_s = time.perf_counter() - self._began
+        row = {"images_per_s": world_size() * self._images / passed_s, "data_wait": self._waited_s / passed_s}
+        if self._limit:
+            row["mfu"] = self._images / passed_s / self._limit
+        self.__init__(self._limit)
+        return row
+
+
+def source_rows(loader: Loader, losses: Sequence[float | None]) -> dict[str, dict[str, Any]]:
+    """Per source: images so far, their share beside the target, passes, and the loss since the last line."""
+    return {
+        name: {"count": had.draws, "share": had.share, "target": had.target, "passes": had.passes, "loss": loss}
+        for (name, had), loss in zip(loader.stats().sources.items(), losses, strict=True)
+    }
+
+
+def to_floats(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """The scalars among an objective's metrics, brought to the host."""
+    return {name: value.item() for name, value in metrics.items() if value.ndim == 0}
+
+
+@final
+class RunLog:
+    """The outputs of a run. `close` it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_steps: int,
+        start: int,
+        tensorboard: bool,
+        pixels: tuple[Sequence[float], Sequence[float]],
+        silent: bool = False,
+    ) -> None:
+        """pixels: (mean, standard deviation) that images were normalised by.  silent: another rank speaks."""
+        self._path, self._silent = folder / "metrics.jsonl", silent
+        self._pixels = pixels
+        tensorboard = tensorboard and not silent
+        self._board = _board(folder, start) if tensorboard else None
+        self._progress = Progress(
+            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
+            BarColumn(bar_width=10),
+            TextColumn("{task.description}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=silent,
+        )
+        self._task = self._progress.add_task("", total=num_steps, completed=start)
+        self._progress.start()
+        self._num_steps = num_steps
+        self._say_next = time.monotonic()
+        self._alarms: set[str] = set()
+        self._probed = ""
+
+    def advance(self) -> None:
+        self._progress.advance(self._task)
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self._silent:
+            return
+        append_metrics(self._path, row)
+        shown = [f"loss {row['loss']:.3f}"]
+        if "rho_l0" in row:
+            shown.append(f"ρ {row['rho_l0']:.2f} gap {row['gap_l0']:.2f}")
+        shown.append(f"{row['images_per_s']:,.0f}/s, waits {row['data_wait']:.0%}")
+        if "mfu" in row:
+            shown.append(f"MFU {row['mfu']:.0%}")
+        for name in (key for key in row if key.startswith("knn_")):  # the last encoder's, until the next probe
+            if row.get(name) is not None:
+                self._probed = f"k-NN {row[name]:.1f}"
+        if self._probed:
+            shown.append(self._probed)
+        self._progress.update(self._task, description=" ".join(shown))
+        if not self._progress.console.is_terminal and time.monotonic() > self._say_next:
+            self._say_next = time.monotonic() + _SAY_EVERY_S
+            self.say(f"step {row['step']}/{self._num_steps}  {'  '.join(shown)}")
+        self._say_alarms(row["step"], set(row["alarms"]))
+        if self._board:
+            for name, value in flatten(row).items():
+                if isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
+                    self._board.add_scalar(_tag(name), value, row["step"])
+            sources = row["sources"].values()
+            off = np.array([100 * (had["share"] - had["target"]) for had in sources])
+            self._board.add_histogram("sources/share minus target, points", off, row["step"])
+
+    def show(
+        self, step: int, objective: Objective, batch: Batch, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        """Pictures of a few of the batch's images, into the run's folder and TensorBoard; training does not notice."""
+        with autocast(), uncompiled():
+            seen = look(objective, batch)  # by all ranks: they may hold the weights together
+        if seen is None or self._silent:
+            return
+        images, sketch = seen
+        panels = draw(images, sketch, mean=self._pixels[0], std=self._pixels[1])
+        save_pictures(self._path.with_name(PICTURES), panels, step)
+        if not self._board:
+            return
+        for name, panel in panels.items():
+            self._board.add_images(f"pictures/{name}", panel, step)
+        for name, tokens_BND in sketch.features.items():
+            deviation_D = tokens_BND.flatten(0, 1).std(0)
+            if deviation_D.isfinite().all():
+                self._board.add_histogram(f"features/{name}: deviation of each dimension", deviation_D, step)
+
+    def _say_alarms(self, step: int, alarms: set[str]) -> None:
+        """When they begin and when they are over: one may stand for thousands of log points."""
+        for alarm in sorted(alarms - self._alarms):
+            self.say(f"[yellow]alarm[/yellow] at step {step}: {alarm}")
+        for alarm in sorted(self._alarms - alarms):
+            self.say(f"over at step {step}: {alarm}")
+        self._alarms = alarms
+
+    def say(self, text: str) -> None:
+        if not self._silent:
+            self._progress.console.print(text)
+
+    def close(self) -> None:
+        self._progress.stop()
+        if self._board:
+            self._board.close()
+
+
+def _tag(name: str) -> str:
+    """Of a number of a row, in TensorBoard: group/name, the groups those of the report."""
+    if "." in name:
+        return name.replace(".", "/")
+    group = "pace" if name in _PACE else "probes" if name.startswith(("knn_", "ridge_")) else "learning"
+    return f"{group}/{name}"
+
+
+def _board(folder: Path, start: int) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter  # only here: seconds
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start)

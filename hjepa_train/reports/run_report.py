@@ -1,0 +1,300 @@
+"""report.md and report.html: what ran, whether it ran right, whether it learnt.
+
+Every table is made once, as a `Sheet`; the command line shows it with `as_rich`, the report writes it as
+Markdown and into a page, so all say the same; the page has curves and pictures besides. Only files of the run
+folder are read (config.yaml, metrics.jsonl, evaluation.json, pictures.png, the newest checkpoint's
+state.json), so a report can be made of any run, on any machine, while it still trains.
+
+evaluation.json: [{source, split, bank, test, chance, rows: [{features, dims, knn, ...}, ...]}, ...];
+the probes are those of `_PROBE_NAMES`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, final
+
+from hjepa_shards.base.atomic_files import write_atomically
+from hjepa_shards.errors import InputError
+from hjepa_train.base.metrics_file import read_metrics
+from hjepa_train.checkpoints.checkpoint_files import latest, read_state
+from hjepa_train.reports.image_panels import last_pictures
+from hjepa_train.reports.metric_charts import run_charts
+from hjepa_train.reports.run_page import Section, write_page
+from hjepa_train.reports.text_table import NOTHING, Sheet, as_markdown, count, number, percent
+
+_ALARM_WHEN = {"rho": "ρ ≥ 1", "gap": "< .03", "sd": "< .2 of the start", "rankme": "< .7 of the start"}
+_PROBE_NAMES = {
+    "linear": "linear",
+    "knn": "k-NN",
+    "knn_centred": "k-NN centred",
+    "knn_whitened": "k-NN whitened",
+    "ridge": "ridge",
+    "sgd": "SGD",
+    "sgd_last4": "SGD last 4",
+    "attentive": "attentive",
+}
+_SIGNAL_NAMES = {
+    "loss": "loss",
+    "rho": "ρ: loss / loss of predicting the position's mean",
+    "gap": "gap: own target against another image's (cosine)",
+    "sd": "deviation between images at one position",
+    "positional_share": "share of variance that is position",
+    "rankme": "RankMe (centred)",
+    "grad_norm": "gradient norm",
+    **{
+        f"{kind}_{name}": f"{title} of the {name} encoder during the run, percent right"
+        for kind, title in (("knn", "k-NN"), ("ridge", "ridge probe"))
+        for name in ("online", "target", "encoder")
+    },
+}
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What a run folder holds."""
+
+    folder: Path
+    config: str
+    """config.yaml as it stands."""
+    metrics: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    recipe: dict[str, Any]
+    """Hardware and versions, from the newest checkpoint; empty before the first one."""
+
+
+def read_run(folder: Path) -> Run:
+    """The run in `folder`. InputError where it is none, or has logged nothing yet."""
+    try:
+        config = (folder / "config.yaml").read_text(encoding="utf-8")
+    except OSError as error:
+        inside = sorted(str(path.parent) for path in folder.glob("*/config.yaml"))
+        advice = f"runs in it: {', '.join(inside)}" if inside else "runs stand in runs/<name>"
+        raise InputError(f"{folder}: the folder of a run expected, no config.yaml found in it; {advice}") from error
+    metrics = read_metrics(folder / "metrics.jsonl")
+    if not metrics:
+        raise InputError(f"{folder / 'metrics.jsonl'}: a logged step expected, none found yet; let the run go on")
+    newest = latest(folder / "checkpoints")
+    return Run(
+        folder=folder,
+        config=config,
+        metrics=metrics,
+        evaluations=_read_evaluations(folder / "evaluation.json"),
+        recipe=read_state(newest).get("recipe", {}) if newest else {},
+    )
+
+
+def write_report(folder: Path) -> Path:
+    """Write `<folder>/report.md`, and report.html beside it; the path of the first."""
+    run = read_run(folder)
+    sections = {
+        "What ran": [what_ran(run)],
+        "Did it run right?": did_it_run_right(run),
+        "Did it learn?": did_it_learn(run),
+    }
+    lines = [f"# {run.folder.resolve().name}", ""]
+    for heading, sheets in sections.items():
+        lines += [f"## {heading}", ""]
+        for sheet in sheets:
+            lines += [as_markdown(sheet), ""]
+    lines += ["## Configuration", "", "```yaml", run.config.rstrip("\n"), "```", ""]
+    path = folder / "report.md"
+    write_atomically(path, "\n".join(lines).encode())
+    _write_html(run, sections)
+    return path
+
+
+def _write_html(run: Run, sections: Mapping[str, Sequence[Sheet]]) -> None:
+    """report.html: the same tables with the curves of the run and its last pictures."""
+    charts = run_charts(run.metrics)
+    what, right, learnt = sections.items()
+    strips, seen = last_pictures(run.folder)
+    firing = run.metrics[-1].get("alarms") or ()
+    last = run.metrics[-1]
+    write_page(
+        run.folder / "report.html",
+        title=run.folder.resolve().name,
+        subtitle="A run of hjepa-train, from the files of its folder.",
+        numbers=[
+            ("steps", count(last["step"] + 1), False),
+            ("images", count(last.get("position")), False),
+            ("images/s", number(_summary(median, run.metrics, "images_per_s"), 1), False),
+            ("loss", number(_first(row.get("loss") for row in reversed(run.metrics)), 3), False),
+            ("alarms at the end", ", ".join(firing) or "none", bool(firing)),
+        ],
+        sections=[
+            Section(heading=right[0], charts=charts["learning"] + charts["sources"], sheets=right[1]),
+            Section(heading=learnt[0], sheets=learnt[1]),
+            *([Section(heading="Pictures", note=seen, strips=strips)] if seen else []),
+            Section(heading=what[0], charts=charts["pace"], sheets=what[1]),
+            Section(heading="Configuration", text=run.config.splitlines()),
+        ],
+    )
+
+
+def what_ran(run: Run) -> Sheet:
+    last = run.metrics[-1]
+    facts = {
+        "steps, up to the last log point": count(last["step"] + 1),
+        "images": count(last.get("position")),
+        "images/s (median)": number(_summary(median, run.metrics, "images_per_s"), 1),
+        "time spent waiting for data": percent(_summary(fmean, run.metrics, "data_wait")),
+        "share of the device's peak FLOP/s (median MFU)": percent(_summary(median, run.metrics, "mfu")),
+        **{name.replace("_", " "): str(value) for name, value in run.recipe.items()},
+    }
+    return Sheet(title="Run", columns=("", "value"), rows=tuple(facts.items()))
+
+
+def did_it_run_right(run: Run) -> list[Sheet]:
+    """Shares of the sources; the signals of learning at start and end; alarms; the order proof."""
+    return [_shares(run), _signals(run), _alarms(run)]
+
+
+def did_it_learn(run: Run) -> list[Sheet]:
+    """A table for each evaluation: every row that was probed, whoever wins."""
+    if not run.evaluations:
+        note = f"Not evaluated yet: `hjepa-train eval {run.folder} --source NAME`."
+        return [Sheet(title="Probes", columns=(), rows=(), note=note)]
+    return [probed([evaluation]) for evaluation in run.evaluations]
+
+
+def probed(evaluations: Sequence[dict[str, Any]]) -> Sheet:
+    """One table of one or more evaluations; a column for each probe that any of them has."""
+    columns = [key for key in _PROBE_NAMES if any(key in row for one in evaluations for row in one["rows"])]
+    names = [f"{one['source']} ({one['split']})" for one in evaluations]
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    for name, one in zip(names, evaluations, strict=True):
+        before = f"{name}: " if len(evaluations) > 1 else ""
+        chance = number(one["chance"], 1)
+        cells = [[chance] * len(columns)] + [[number(row.get(key), 1) for key in columns] for row in one["rows"]]
+        for row, numbers in zip([{"features": "chance"}, *one["rows"]], cells, strict=True):
+            chosen = [f"{row['l2']:.0e}" if "l2" in row else NOTHING] if "linear" in columns else []
+            rows.append((before + row["features"], count(row.get("dims")), *numbers, *chosen))
+        about = f"Bank {count(one['bank'])}, test {count(one['test'])}; chance: its commonest class"
+        notes.append(before + about)
+    return Sheet(
+        title="Percent right" if len(evaluations) > 1 else f"{names[0]}, percent right",
+        columns=(
+            *("features", "dims", *(_PROBE_NAMES[key] for key in columns)),
+            *(["L2"] if "linear" in columns else []),
+        ),
+        rows=tuple(rows),
+        note="\n".join(notes),
+    )
+
+
+def signals(run: Run) -> dict[str, tuple[str, str]]:
+    """Key of the journal -> (kind, name) of the signals of learning that the run has; one key a level."""
+    found: dict[str, tuple[str, str]] = {}
+    for key in dict.fromkeys(key for row in run.metrics for key in row):
+        kind, _, level = key.partition("_l") if key[-1:].isdigit() else (key, "", "")
+        if kind in _SIGNAL_NAMES:
+            found[key] = kind, _SIGNAL_NAMES[kind] + (f", level {level}" if level else "")
+    return found
+
+
+def last_values(run: Run) -> dict[str, float | None]:
+    """Key of the journal -> the last value that stands, of every signal of learning."""
+    return {key: _first(row.get(key) for row in reversed(run.metrics)) for key in signals(run)}
+
+
+def alarm_steps(run: Run) -> dict[str, list[int]]:
+    """Alarm -> the steps of the log points that it stood at."""
+    fired: dict[str, list[int]] = {}
+    for row in run.metrics:
+        for name in row.get("alarms") or ():
+            fired.setdefault(name, []).append(row["step"])
+    return fired
+
+
+def _shares(run: Run) -> Sheet:
+    last = run.metrics[-1]
+    rows = [
+        (
+            name,
+            count(source.get("count")),
+            percent(source.get("share")),
+            percent(source.get("target")),
+            number(source.get("passes"), 2),
+            number(_first(_source_losses(run, name)), 4),
+            number(_first(reversed(_source_losses(run, name))), 4),
+        )
+        for name, source in sorted(last.get("sources", {}).items())
+    ]
+    return Sheet(
+        title="Sources",
+        columns=("source", "images", "share", "target", "passes", "loss at start", "at end"),
+        rows=tuple(rows),
+        note=f"At the last log point. Order proof after {count(last.get('position'))} images: "
+        f"{last.get('proof', NOTHING)}",
+    )
+
+
+def digits_of(key: str) -> int:
+    """Behind the point: what is percent of some thousand images has no more."""
+    return 1 if key.startswith(("knn_", "ridge_")) else 3
+
+
+def _signals(run: Run) -> Sheet:
+    rows: list[tuple[str, ...]] = []
+    for key, (kind, name) in signals(run).items():
+        values = [row.get(key) for row in run.metrics]
+        start, end = (number(_first(column), digits_of(key)) for column in (values, reversed(values)))
+        rows.append((name, start, end, _ALARM_WHEN.get(kind, NOTHING)))
+    cap = _first(row.get("rankme_cap") for row in run.metrics)
+    return Sheet(
+        title="Signals",
+        columns=("", "start", "end", "alarm when"),
+        rows=tuple(rows),
+        note=f"RankMe is at most {number(cap, 0)} here." if cap is not None else "",
+    )
+
+
+def _alarms(run: Run) -> Sheet:
+    fired = alarm_steps(run)
+    enough = sum(row.get("judged", True) for row in run.metrics) >= 3
+    rows = [
+        (name, count(steps[0]), count(steps[-1]), f"{len(steps)} of {len(run.metrics)}")
+        for name, steps in fired.items()
+    ]
+    return Sheet(
+        title="Alarms",
+        columns=("alarm", "first at step", "last at step", "log points"),
+        rows=tuple(rows),
+        note="" if fired else "None fired." if enough else "Not judged yet: that takes 3 log points behind warm-up.",
+    )
+
+
+def _read_evaluations(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: JSON expected: {error}; evaluate the run again") from error
+    wanted = {"source", "split", "bank", "test", "chance", "rows"}
+    for entry in content if isinstance(content, list) else [content]:
+        missing = wanted - set(entry) if isinstance(entry, dict) else wanted
+        if missing:
+            raise InputError(
+                f"{path}: evaluations with {', '.join(sorted(wanted))} expected, one without "
+                f"{', '.join(sorted(missing))} found; evaluate the run again"
+            )
+    return content
+
+
+def _source_losses(run: Run, name: str) -> Sequence[float | None]:
+    return [row.get("sources", {}).get(name, {}).get("loss") for row in run.metrics]
+
+
+def _summary(how: Any, rows: list[dict[str, Any]], key: str) -> float | None:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return how(values) if values else None
+
+
+def _first(values: Iterable[float | None]) -> float | None:
+    return next((value for value in values if value is not None), None)

@@ -1,0 +1,125 @@
+"""A run's configuration: one file that says everything, checked to the last key, and the parts that it names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from hjepa_shards import DataConfig
+from hjepa_shards.config import Strict, load_yaml, overridden, parse
+from hjepa_shards.errors import InputError
+from hjepa_train.backbones.base import Backbone
+from hjepa_train.backbones.registry import BACKBONES, build_backbone
+from hjepa_train.data.labelled_images import EvaluationConfig
+from hjepa_train.objectives.base import Objective
+from hjepa_train.objectives.registry import OBJECTIVES
+from hjepa_train.parallel.layout import ScaleConfig
+from hjepa_train.training.optimizer import OptimConfig
+
+CONFIG_FILE = "config.yaml"
+"""In a run's folder."""
+
+
+class RunSection(Strict):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Of the run's folder."""
+    seed: int = Field(default=0, ge=0)
+    """Of the order of samples, crops, masks and weights."""
+    folder: Path = Path("runs")
+    """Where run folders stand."""
+
+
+class TrainingConfig(OptimConfig, ScaleConfig):
+    """How long, how large, how fast; AdamW's settings and those of layout.py are among these keys."""
+
+    epochs: int = Field(ge=1)
+    """Of data.epoch_samples positions each."""
+    global_batch: int = Field(ge=2)
+    """Images of an optimizer step, over all ranks and micro-batches."""
+    micro_batch: int | None = Field(default=None, ge=2)
+    """Images a rank works on at once; by default its whole part of the global batch."""
+    warmup_epochs: float | None = Field(default=None, ge=0)
+    """Of the learning rate, from 0 to its peak; by default a tenth of the run."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of matrix products; fp16 with a loss that is scaled."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: int = Field(default=0, ge=0)
+    """Threads of a CPU run's arithmetic; 0 is one a core. Equal bits need equal threads."""
+    ranks_timeout_s: int = Field(default=600, ge=1)
+    """How long the ranks of a run wait for one that is lost."""
+    save_every_steps: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """The newest ones."""
+    keep_best: str | None = None
+    """And the one with the largest value of a probe during the run: knn_target, say; null for none."""
+
+
+class LoggingConfig(Strict):
+    tensorboard: bool = True
+    every_steps: int = Field(default=20, ge=1)
+    images_every: int = Field(default=10, ge=0)
+    """Pictures of masks and features at every so many log points, and at the run's last; 0 is never."""
+
+
+class RunConfig(Strict):
+    """One file describes a run."""
+
+    run: RunSection
+    data: DataConfig
+    backbone: dict[str, dict[str, Any]]
+    """Exactly one, by its name: {vit: {size: small, patch: 16}}."""
+    objective: dict[str, dict[str, Any]]
+    """Exactly one, by its name: {hjepa: {levels: 3}}."""
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @field_validator("backbone", "objective")
+    @classmethod
+    def _exactly_one(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if len(value) != 1:
+            raise ValueError(f"exactly one name expected, found {', '.join(value) or 'none'}")
+        return value
+
+
+def load_run_config(path: Path, changes: Sequence[str] = ()) -> RunConfig:
+    """A run's file, checked to the last key. InputError naming every wrong one.
+
+    changes: `training.lr=1e-4`, in place of what stands there.
+    """
+    config = parse(RunConfig, overridden(load_yaml(path), changes, str(path)), str(path))
+    _room(config.backbone, BACKBONES, f"{path}: backbone")
+    _room(config.objective, OBJECTIVES, f"{path}: objective")
+    return config
+
+
+def build_parts(config: RunConfig, num_steps: int, where: str) -> tuple[Backbone, Objective]:
+    """Backbone and objective of a run with their initial weights, a function of the configuration alone.
+
+    where: what to call the configuration in errors.
+    """
+    backbone_name, backbone_config, _ = _room(config.backbone, BACKBONES, f"{where}: backbone")
+    name, objective_config, objective = _room(config.objective, OBJECTIVES, f"{where}: objective")
+    if config.data.augmentation.views != objective.num_views:
+        raise InputError(
+            f"{where}: data.augmentation.views: {objective.num_views} expected, for {name} takes so many crops of an "
+            f"image, {config.data.augmentation.views} found"
+        )
+    size, seed = config.data.image_size, config.run.seed
+    try:
+        backbone = build_backbone(backbone_name, backbone_config, size, seed=seed)
+        return backbone, objective(backbone, objective_config, image_size=size, num_steps=num_steps, seed=seed)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _room(
+    chosen: dict[str, dict[str, Any]], rooms: dict[str, tuple[type[Strict], Any]], where: str
+) -> tuple[str, Strict, Any]:
+    """(name, its parsed configuration, what builds it)."""
+    ((name, content),) = chosen.items()
+    if name not in rooms:
+        raise InputError(f"{where}: unknown name `{name}`; known: {', '.join(rooms)}")
+    model, builder = rooms[name]
+    return name, parse(model, content or {}, f"{where}.{name}"), builder

@@ -1,0 +1,62 @@
+"""What the commands have in common."""
+
+import pytest
+import typer
+
+from hjepa_shards.base.progress_bar import progress_bar
+from hjepa_shards.base.terminal import run_app, size
+from hjepa_shards.errors import InputError, ResumeMismatch, ShardError, TooMuchDamage
+
+
+def app_that_raises(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
+    monkeypatch.setattr("sys.argv", ["app"])
+    app = typer.Typer(pretty_exceptions_enable=False)
+
+    @app.command()
+    def command() -> None:
+        raise error
+
+    return app
+
+
+@pytest.mark.parametrize("kind", [InputError, ResumeMismatch, ShardError, TooMuchDamage])
+def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HJEPA_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as left:
+        run_app(app_that_raises(kind("the disk [/is] full"), monkeypatch), interrupted="say it again")
+    assert left.value.code == 2
+    assert capsys.readouterr() == ("", "error: the disk [/is] full\n")
+
+
+def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyError):
+        run_app(app_that_raises(KeyError("x"), monkeypatch), interrupted="say it again")
+    monkeypatch.setenv("HJEPA_TRACEBACK", "1")
+    with pytest.raises(InputError):
+        run_app(app_that_raises(InputError("x"), monkeypatch), interrupted="say it again")
+
+
+def test_sizes_are_read_by_people() -> None:
+    shown = [size(n) for n in (0, 999, 1000, 1_500_000, 20_000_000_000, 3_400_000_000_000)]
+    assert shown == ["0 B", "999 B", "1 kB", "1.5 MB", "20 GB", "3.4 TB"]
+
+
+@pytest.mark.parametrize("unit", ["images", "bytes"])
+def test_a_progress_bar_takes_done_and_total(unit: str) -> None:
+    with progress_bar(unit) as start:
+        advance = start("x [y]")
+        advance(1, 10)
+        advance(10, 10)
+
+
+def test_no_bar_is_drawn_before_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
+    def failing() -> None:
+        with progress_bar("images") as start:
+            start("digits")
+            raise InputError("no such folder")
+
+    with pytest.raises(InputError):
+        failing()
+    assert "digits" not in capsys.readouterr().out

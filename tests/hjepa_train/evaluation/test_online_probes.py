@@ -1,0 +1,214 @@
+"""Probes during a run: when, of what, worth what `eval` says, and without a trace in the training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hjepa_shards import manifest_at
+from hjepa_shards.errors import InputError
+from hjepa_train import evaluate, load_run_config, train
+from hjepa_train.base.metrics_file import read_metrics
+from hjepa_train.checkpoints.checkpoint_files import best, latest, load, read_state
+from hjepa_train.data.labelled_images import EvaluationConfig
+from hjepa_train.evaluation.online_probes import Watch, find_labels
+from hjepa_train.training.config import build_parts
+from tests.hjepa_shards.loader.test_elastic import damage
+from tests.hjepa_train.test_ranks import train_ranks
+from tests.hjepa_train.tiny import STEPS, tiny_run
+
+NAMES = ["knn_online", "knn_target", "ridge_online", "ridge_target"]
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {"source": "digits", "bank": 150, "test": 50, "crop_share": 1, **changes}
+
+
+def often(**changes: Any) -> dict[str, Any]:
+    """Behind the first update, every 9, and the last."""
+    return settings(during_every_epochs=0.5, during_bank=60, during_test=40, **changes)
+
+
+def probed(run: Path) -> dict[int, dict[str, float]]:
+    """What was found, by the number of updates."""
+    rows = read_metrics(run / "metrics.jsonl")
+    return {row["step"] + 1: {name: row[name] for name in NAMES} for row in rows if "knn_target" in row}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    saved = latest(run / "checkpoints")
+    assert saved is not None
+    return load(saved).model
+
+
+def test_training_is_the_same_to_the_bit_with_and_without(shards: Path, tmp_path: Path) -> None:
+    without = train(load_run_config(tiny_run(shards, tmp_path / "a", evaluation=settings(during_every_epochs=0))))
+    with_it = train(load_run_config(tiny_run(shards, tmp_path / "b", evaluation=often())))
+    assert probed(without) == {}
+    assert list(probed(with_it)) == [1, 9, 18, 27, 36]
+    ours, theirs = weights(with_it), weights(without)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    for left, right in zip(*(read_metrics(run / "metrics.jsonl") for run in (with_it, without)), strict=True):
+        for noise in ("images_per_s", "data_wait", *NAMES):
+            left.pop(noise, None), right.pop(noise, None)
+        assert left == right
+
+
+def test_it_finds_what_eval_finds_with_the_same_images(shards: Path, tmp_path: Path) -> None:
+    run = train(load_run_config(tiny_run(shards, tmp_path, evaluation=often())))
+    rows = {row["features"]: row for row in evaluate(run, bank=60, test=40)["rows"]}
+    found = probed(run)[STEPS]
+    assert found["knn_target"] == rows["target"]["knn"]
+    assert found["knn_online"] == rows["online"]["knn"]
+    assert found["ridge_target"] == rows["target"]["ridge"]
+
+
+def test_images_that_are_not_kept_are_read_again_and_give_the_same(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = train(load_run_config(tiny_run(shards, tmp_path / "a", evaluation=often())), stop_after=9)
+    monkeypatch.setattr("hjepa_train.evaluation.online_probes._MOST_KEPT_BYTES", 1000)
+    again = train(load_run_config(tiny_run(shards, tmp_path / "b", evaluation=often())), stop_after=9)
+    assert probed(again) == probed(kept) != {}
+
+
+def test_a_resumed_run_probes_at_the_same_steps(shards: Path, tmp_path: Path) -> None:
+    whole = train(load_run_config(tiny_run(shards, tmp_path / "a", evaluation=often())))
+    config = load_run_config(tiny_run(shards, tmp_path / "b", evaluation=often()))
+    for stop_after in (8, 20):
+        train(config, resume="auto", stop_after=stop_after)
+    assert probed(train(config, resume="auto")) == probed(whole)
+
+
+def test_it_falls_on_the_first_log_point_of_each_interval(shards: Path, tmp_path: Path) -> None:
+    config = tiny_run(shards, tmp_path, evaluation=often(), logging={"every_steps": 4, "tensorboard": False})
+    run = train(load_run_config(config))
+    assert list(probed(run)) == [1, 9, 21, 29, 36]  # log points are 1, 5, 9 ..; intervals begin at 9, 18, 27, 36
+
+
+def test_two_ranks_probe_once_and_go_on_together(shards: Path, tmp_path: Path) -> None:
+    config = tiny_run(shards, tmp_path, evaluation=often(), training__keep_best="knn_target")
+    assert train_ranks(config, 2) == []
+    run = tmp_path / "tiny"
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(STEPS))
+    assert list(probed(run)) == [1, 9, 18, 27, 36]
+    rows = {row["features"]: row for row in evaluate(run, bank=60, test=40)["rows"]}
+    assert probed(run)[STEPS]["knn_online"] == rows["online"]["knn"]
+
+
+def test_by_default_it_takes_a_small_share_of_the_images(shards: Path) -> None:
+    data = load_run_config(Path("configs/quickstart.yaml")).data.model_copy(update={"root": str(shards)})
+    default = EvaluationConfig(source="digits", during_bank=100, during_test=20)
+    test = min(20, manifest_at(shards / "digits" / "test").num_samples)
+    found = find_labels(data, default, steps_per_epoch=18, global_batch=16)
+    assert found is not None
+    assert (found.source, found.split, found.bank, found.test) == ("digits", "test", 100, test)
+    assert found.every == 18 * 9  # 2,400 images are 150 steps of 16, and so 9 whole epochs
+    found = find_labels(data, default, steps_per_epoch=1000, global_batch=16)
+    assert found is not None
+    assert found.every == 1000
+
+
+@pytest.mark.parametrize("source", ["photos", "scattered", "nowhere"])  # no test split, or not built
+def test_without_labels_it_is_silent_by_default_and_refused_where_it_was_asked_for(
+    shards: Path, tmp_path: Path, source: str
+) -> None:
+    run = train(load_run_config(tiny_run(shards, tmp_path / "a", evaluation=settings(source=source))), stop_after=2)
+    assert probed(run) == {}
+    asked = load_run_config(tiny_run(shards, tmp_path / "b", evaluation=often(source=source)))
+    with pytest.raises(InputError, match=f"{source}.*expected"):
+        train(asked)
+    assert not (tmp_path / "b" / "tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "said"),
+    [
+        (often(), r"training.keep_best: one of knn_online, knn_target, ridge_online, ridge_target expected, knn found"),
+        (settings(source="photos"), "training.keep_best: knn: a labelled source to probe during the run expected"),
+    ],
+)
+def test_a_best_that_nothing_measures_is_refused(
+    shards: Path, tmp_path: Path, evaluation: dict[str, Any], said: str
+) -> None:
+    config = load_run_config(tiny_run(shards, tmp_path, evaluation=evaluation, training__keep_best="knn"))
+    with pytest.raises(InputError, match=said):
+        train(config)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_damaged_images_of_the_probe_do_not_end_the_run(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    root = Path(shutil.copytree(shards, tmp_path / "shards"))
+    config = load_run_config(tiny_run(root, tmp_path / "run", evaluation=often()))
+    train(config, stop_after=3)
+    damage(root, {"digits": [(0, 40)]})
+    run = train(config, resume="auto", stop_after=10)
+    assert list(probed(run)) == [1]
+    assert "no probe behind step 9: " in capfd.readouterr().out
+
+
+def test_the_best_checkpoint_stays_and_says_its_value(shards: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"training__keep_best": "knn_target", "training__keep_checkpoints": 1}
+    run = train(load_run_config(tiny_run(shards, tmp_path, evaluation=often(), **changes)))
+    found = probed(run)
+    step = max(found, key=lambda one: (found[one]["knn_target"], -one))
+    top = best(run / "checkpoints", "knn_target")
+    assert top is not None
+    assert top[0].name == f"step-{step:08d}"
+    assert read_state(top[0])["probe"] == found[step]
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {top[0].name, f"step-{STEPS:08d}"}
+    assert found[step]["knn_target"] == evaluate(run, which="best", bank=60, test=40)["rows"][-1]["knn"]
+
+
+def test_the_best_is_known_before_its_checkpoint_is_on_the_disk(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_run_config(tiny_run(shards, tmp_path, evaluation=often()))
+    _, objective = build_parts(config, STEPS, "test")
+    watch = Watch(
+        find_labels(config.data, config.evaluation, steps_per_epoch=18, global_batch=16),
+        objective,
+        config.data,
+        config.evaluation,
+        num_steps=STEPS,
+        log_every=1,
+        checkpoints=tmp_path / "nothing is here",
+        keep_best="knn_target",
+        say=print,
+    )
+    found = iter([30.0, 40.0, 35.0, 41.0])
+    monkeypatch.setattr(Watch, "_probe", lambda self: {"knn_target": next(found)})
+    assert [watch(step)[1] for step in (1, 9, 18, 27)] == [True, True, False, True]
+
+
+def test_values_that_are_not_finite_are_written_as_null_and_are_never_the_best(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hjepa_train.evaluation import online_probes
+
+    honest = online_probes.pooled_features
+    monkeypatch.setattr(online_probes, "pooled_features", lambda *given: honest(*given) * float("nan"))
+    run = train(
+        load_run_config(tiny_run(shards, tmp_path, evaluation=often(), training__keep_best="knn_target")), stop_after=3
+    )
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["knn_target"] is None
+    assert best(run / "checkpoints", "knn_target") is None
+
+
+def test_encoders_are_probed_in_evaluation_mode_and_given_back_as_they_were() -> None:
+    from hjepa_train.evaluation.online_probes import _evaluating
+
+    inner = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2))
+    inner[1].eval()
+    with _evaluating([inner]):
+        assert not any(part.training for part in inner.modules())
+    assert [part.training for part in inner.modules()] == [True, True, False]
+    assert Watch

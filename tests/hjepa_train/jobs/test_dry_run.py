@@ -1,0 +1,150 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hjepa_shards.errors import InputError
+from hjepa_train import dry_run, load_run_config, train
+from hjepa_train.base.device import devices_here
+from hjepa_train.base.metrics_file import read_metrics
+from hjepa_train.cli import main
+from hjepa_train.jobs.dry_run import ASSUMED_MFU, as_sheets
+from hjepa_train.training.config import build_parts
+from tests.conftest import Command, in_this_process
+from tests.hjepa_train.tiny import STEPS, tiny_run
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+SHIPPED: dict[str, tuple[int, float, dict[str, int]]] = {
+    "quickstart": (615, 0.14, {"digits": 1_965, "photos": 983, "scattered": 6_879}),
+    "cifar": (3_125, 0.16, {"cifar10": 50_000, "cifar100": 50_000}),
+    "cifar10_cpu": (2_344, 0.14, {"cifar10": 50_000}),
+    "cifar10": (58_594, 1.64, {"cifar10": 50_000}),
+    "stl10": (78_125, 16.38, {"stl10-unlabeled": 100_000}),
+    "imagenet100": (148_464, 22.74, {"imagenet100": 126_689}),
+    "imagenet100_m1max": (395_904, 22.74, {"imagenet100": 126_689}),
+    "imagenet100_multi": (108_082, 22.74, {"cifar10": 27_669, "imagenet100": 193_682, "stl10-unlabeled": 55_338}),
+    "foundation_mini": (107_813, 22.74, {"cifar100": 27_600, "imagenet100": 165_600, "stl10-unlabeled": 82_800}),
+    "foundation_medium": (134_880, 87.45, {"imagenet": 1_243_050, "stl10-unlabeled": 138_117}),
+    "foundation_large": (89_356, 267.65, {"coco": 366_000, "imagenet": 1_281_000, "places365": 183_000}),
+}
+"""Steps, GFLOP an image (FlopCounterMode's count), images of each source an epoch."""
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    return in_this_process("hjepa-train", main, monkeypatch, capfd)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_every_config_that_ships_is_a_run_that_could_begin(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where nothing is built
+    dry = dry_run(load_run_config(CONFIGS / f"{name}.yaml"))
+    steps, gigaflop, epoch = SHIPPED[name]
+    assert dry.plan.steps == steps
+    assert dry.flops_per_image / 1e9 == pytest.approx(gigaflop, abs=0.006)
+    assert {entry.name: round(entry.epoch_draws) for entry in dry.plan.entries} == epoch
+    assert set(dry.not_built) == set(epoch)
+    assert dry.memory.total < 16 * 2**30
+    assert len(as_sheets(dry)) == 5
+
+
+def test_a_run_is_what_its_dry_run_said(shards: Path, tmp_path: Path) -> None:
+    config = load_run_config(tiny_run(shards, tmp_path))
+    dry = dry_run(config)
+    assert (dry.plan.steps, dry.plan.samples, dry.not_built) == (STEPS, 16 * STEPS, ())
+    _, objective = build_parts(config, STEPS, "test")
+    assert dry.trained_parameters == sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    assert sum(part.parameters for part in dry.parts) == sum(p.numel() for p in objective.parameters())
+    assert {part.name: part.trained for part in dry.parts} == {"backbone": True, "target": False, "predictor": True}
+    last = read_metrics(train(config) / "metrics.jsonl")[-1]
+    assert {name: row["count"] for name, row in last["sources"].items()} == {
+        entry.name: entry.draws for entry in dry.plan.entries
+    }
+
+
+def test_hours_are_samples_times_flop_over_a_share_of_the_peak(shards: Path, tmp_path: Path) -> None:
+    path = tiny_run(shards, tmp_path, training__precision="bf16", data__epoch_samples=8 * 10**6)
+    dry = dry_run(load_run_config(path))
+    rows = {row[0]: row for row in as_sheets(dry)[-1].rows}
+    for name, peak in {"M1 Max": 10.4e12, "A100": 312e12, "H200": 790e12}.items():
+        limit = peak / dry.flops_per_image
+        assert rows[name][2:4] == (f"{limit:,.0f}", f"{limit * ASSUMED_MFU:,.0f}")
+        hours = dry.plan.samples / (limit * ASSUMED_MFU) / 3600
+        assert rows[name][4] == (f"{hours:,.1f}" if hours >= 0.1 else "below 0.1")
+    assert dry.plan.samples == 16 * 10**6
+    assert rows["M1 Max"][5:] == ("150 to 200", "22.2 to 29.6")
+    assert rows["A100"][5:] == ("800 to 1,000", "4.4 to 5.6")
+    assert rows["H200"][5:] == ("", "")
+
+
+def test_more_ranks_and_micro_batches_need_less_memory_each(shards: Path, tmp_path: Path) -> None:
+    config = load_run_config(tiny_run(shards, tmp_path))
+    one, two = dry_run(config), dry_run(config, ranks=2)
+    assert (one.micro_batch, two.micro_batch) == (16, 8)
+    assert 1.8 < one.memory.activations / two.memory.activations < 2.2
+    parts = dry_run(load_run_config(tiny_run(shards, tmp_path, training__micro_batch=4)))
+    assert parts.micro_batch == 4
+    assert parts.memory.activations < two.memory.activations
+    assert parts.memory.images == one.memory.images
+    assert parts.memory.weights == two.memory.weights == one.memory.weights
+
+
+def change(path: Path, section: str, **values: Any) -> Path:
+    content = yaml.safe_load(path.read_text())
+    content[section] |= values
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_command_prints_the_tables_and_makes_no_folder(shards: Path, tmp_path: Path, command: Command) -> None:
+    path = tiny_run(shards, tmp_path)
+    code, out, err = command("run", path, "--dry-run")
+    assert (code, err) == (0, "")
+    for words in ("36 of 16 images", "predictor", "GFLOP an image", "activations of 16 images", "photos", "M1 Max"):
+        assert words in out
+    assert {inner.name for inner in tmp_path.iterdir()} == {"run.yaml"}
+
+
+def test_a_run_that_has_begun_is_named_and_not_touched(shards: Path, tmp_path: Path, command: Command) -> None:
+    path = tiny_run(shards, tmp_path)
+    before = train(load_run_config(path), stop_after=3)
+    rows = read_metrics(before / "metrics.jsonl")
+    _, out, _ = command("run", path, "--dry-run")
+    assert "holds checkpoints up to step-00000003" in " ".join(out.split())
+    assert read_metrics(before / "metrics.jsonl") == rows
+
+
+def test_what_the_run_or_its_evaluation_would_miss_is_noted(shards: Path, tmp_path: Path) -> None:
+    assert dry_run(load_run_config(tiny_run(shards, tmp_path))).notes == ()
+    absent = next(name for name in ("mps", "cuda") if name not in devices_here())
+    path = tiny_run(shards, tmp_path, training__device=absent, evaluation={"source": "coco"})
+    probes, device = dry_run(load_run_config(path)).notes
+    assert "coco: a built source expected, none found; build it with" in probes
+    assert f"training.device: {absent}: none is on this machine" in device
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "expected"),
+    [
+        ("training", {"global_bach": 16}, "unknown key `training.global_bach`; did you mean `global_batch`?"),
+        ("objective", {"hjepa": {"momentum": 0.9999}}, "objective.hjepa.momentum: with 0.9999 over 36 steps"),
+        ("backbone", {"vit": {"size": "tiny", "patch": 5}}, "backbone.vit.patch: 5 does not divide the image size 16"),
+        ("data", {"sources": [{"name": "mine", "weight": 1}]}, "build it with `hjepa-shards build mine"),
+        ("data", {"augmentation": {"views": 2}}, "data.augmentation.views: 1 expected"),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused_in_one_line(
+    shards: Path, tmp_path: Path, command: Command, section: str, values: dict[str, Any], expected: str
+) -> None:
+    code, out, err = command("run", change(tiny_run(shards, tmp_path), section, **values), "--dry-run")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert expected in err
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="16"):
+        dry_run(load_run_config(tiny_run(shards, tmp_path)), ranks=3)

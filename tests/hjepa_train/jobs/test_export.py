@@ -1,0 +1,102 @@
+"""What is exported gives the run's features in the programs that it is for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from hjepa_shards.errors import InputError
+from hjepa_train import export, load_run_config, train
+from hjepa_train.checkpoints.checkpoint_files import latest, load
+from hjepa_train.cli import main
+from hjepa_train.training.config import build_parts
+from tests.conftest import Command, in_this_process
+from tests.hjepa_train.tiny import tiny_run
+
+
+@pytest.fixture(scope="module")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(load_run_config(tiny_run(shards, tmp_path_factory.mktemp("run"))), stop_after=5)
+
+
+def images() -> torch.Tensor:
+    return torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def features(run: Path, encoder: str) -> torch.Tensor:
+    """Of `images`, by the checkpoint itself."""
+    saved = latest(run / "checkpoints")
+    assert saved is not None
+    _, objective = build_parts(load_run_config(run / "config.yaml"), 36, "here")
+    objective.load_state_dict(load(saved).model)
+    ours = objective.encoders()[encoder].eval()
+    with torch.no_grad():
+        return ours.encode(ours.embed(images())).pooled_BD
+
+
+@pytest.mark.parametrize("encoder", ["target", "online"])
+def test_timm_loads_the_folder_by_its_name_alone(run: Path, tmp_path: Path, encoder: str) -> None:
+    import timm
+
+    out = export(run, "timm", tmp_path / "vit", encoder=encoder)
+    theirs = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images()), features(run, encoder), rtol=1e-5, atol=1e-5)
+    config = timm.data.resolve_model_data_config(theirs)
+    assert list(config["input_size"]) == [3, 16, 16]
+    assert list(config["mean"]) == list(load_run_config(run / "config.yaml").data.pixel_mean)
+
+
+def test_onnxruntime_gives_the_same_features_for_any_batch(run: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    out = export(run, "onnx", tmp_path / "graph")
+    assert [path.name for path in out.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    [found] = session.run(["features"], {"images": images().numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), features(run, "target"), rtol=1e-4, atol=1e-4)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["image_size"]) == 16
+
+
+def test_plain_weights_are_those_of_the_checkpoint_with_what_they_need_to_be_used(run: Path, tmp_path: Path) -> None:
+    plain, pickled = export(run, "safetensors", tmp_path / "a"), export(run, "torch", tmp_path / "b")
+    ours = load_file(plain / "model.safetensors")
+    theirs = torch.load(pickled / "model.pt", weights_only=True)
+    assert theirs["mean"] == list(load_run_config(run / "config.yaml").data.pixel_mean)
+    saved = latest(run / "checkpoints")
+    assert saved is not None
+    target = {name[7:]: value for name, value in load(saved).model.items() if name.startswith("target.")}
+    for found in (ours, theirs["weights"]):
+        torch.testing.assert_close(found, target, rtol=0, atol=0)
+    with safe_open(plain / "model.safetensors", "pt") as file:
+        about = file.metadata()
+    assert json.loads(about["backbone"]) == {"vit": {"width": 24, "depth": 2, "heads": 2, "patch": 2}}
+    assert json.loads(about["checkpoint"]) == "step-00000005"
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_left(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command: Command = in_this_process("hjepa-train", main, monkeypatch, capfd)
+    code, _, said = command("export", run, "--to", "tensorflow")
+    assert code == 2
+    assert "'safetensors', 'torch', 'timm', 'onnx'" in " ".join(said.replace("│", "").split())
+    with pytest.raises(InputError, match="one of online, target expected"):
+        export(run, "torch", encoder="predictor")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
+    with pytest.raises(InputError, match="no checkpoint yet"):
+        export(begun, "torch")
+    assert not (run / "export").exists()
+    code, out, _ = command("export", run, "--to", "torch")
+    assert code == 0
+    assert "target-torch" in out.replace("\n", "")
+    with pytest.raises(InputError, match="is there already"):
+        export(run, "torch")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="inside: cannot be written: "):
+        export(run, "torch", tmp_path / "file" / "inside")

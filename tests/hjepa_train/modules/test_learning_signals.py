@@ -1,0 +1,154 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hjepa_train.modules.learning_signals import (
+    Alarms,
+    alignment,
+    at_cells,
+    cross_sample_gap,
+    loss_ratio,
+    parameter_distance,
+    positional_share,
+    rank_me,
+    uniformity,
+    within_position_sd,
+)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def targets_and_cells() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    targets = torch.randn(6, 9, 5, generator=generator())
+    index = torch.stack([torch.tensor([[0, 4], [8, 2]])] * 6)
+    share = torch.tensor([0.75, 0.25]).expand(6, 2, 2)
+    return targets, index, share
+
+
+def test_at_cells_takes_each_images_own_cells() -> None:
+    targets, index, _ = targets_and_cells()
+    assert torch.equal(at_cells(targets, index)[3, 1, 0], targets[3, 8])
+
+
+def test_predicting_the_positions_mean_has_ratio_one_and_no_gap() -> None:
+    targets, index, share = targets_and_cells()
+    mean = targets.mean(0)[index]
+    loss = torch.nn.functional.smooth_l1_loss(mean, at_cells(targets, index), reduction="none").mean(-1)
+    assert loss_ratio(loss, targets, index, share).item() == pytest.approx(1.0)
+    assert cross_sample_gap(mean, targets, index, share).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_perfect_predictions_have_ratio_zero_and_a_gap() -> None:
+    targets, index, share = targets_and_cells()
+    own = at_cells(targets, index)
+    assert loss_ratio(torch.zeros(6, 2, 2), targets, index, share).item() == 0
+    expected = 0.0
+    for b in range(6):
+        for m in range(2):
+            for c in range(2):
+                other = targets[b - 1, index[b, m, c]]
+                cosine = torch.cosine_similarity(own[b, m, c], other, dim=0).item()
+                expected += (1 - cosine) * share[b, m, c].item() / 12
+    assert cross_sample_gap(own, targets, index, share).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_positional_share_is_zero_for_noise_and_one_for_a_position_code() -> None:
+    noise = torch.randn(2000, 9, 4, generator=generator())
+    assert positional_share(noise).item() < 0.01
+    assert positional_share(noise[:1].expand(50, -1, -1)).item() == pytest.approx(1.0, rel=0.2)
+
+
+def test_within_position_sd_ignores_the_position() -> None:
+    index = torch.stack([torch.randperm(10, generator=generator().manual_seed(b))[:4] for b in range(3000)])
+    tokens = 5 * torch.randn(10, 3, generator=generator())[index] + 0.3 * torch.randn(3000, 4, 3, generator=generator())
+    assert within_position_sd(tokens, index, 10).item() == pytest.approx(0.3, rel=0.03)
+
+
+def test_rank_me_is_the_number_of_equal_directions_and_ignores_the_mean() -> None:
+    signs = torch.cat([torch.eye(4), -torch.eye(4)])
+    features = torch.cat([signs, torch.zeros(8, 3)], 1)
+    assert rank_me(features).item() == pytest.approx(4.0, rel=1e-5)
+    assert rank_me(features + 100).item() == pytest.approx(4.0, rel=1e-4)
+    assert math.isfinite(rank_me(torch.zeros(5, 3)).item())
+
+
+def test_parameter_distance_is_relative() -> None:
+    a, b = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    b.load_state_dict({name: 1.5 * value for name, value in a.state_dict().items()})
+    assert parameter_distance(b, a).item() == pytest.approx(0.5, rel=1e-6)
+    assert parameter_distance(a, a).item() == 0
+
+
+HEALTHY = {"rho_l0": 0.7, "gap_l0": 0.2, "sd": 0.5, "rankme": 20.0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"gap_l0": 0.02}, "predicts the position, not the image"),
+        ({"rho_l0": 1.0}, "predicts the position, not the image"),
+        ({"sd": 0.09}, "features shrink"),
+        ({"rankme": 13.9}, "dimensions collapse"),
+    ],
+)
+def test_an_alarm_stands_after_three_bad_log_points_in_a_row(changed, name) -> None:
+    alarms = Alarms(warmup_steps=10)
+    bad = HEALTHY | changed
+    assert alarms.judge(0, HEALTHY) == ()
+    for step in (2, 4, 6, 8):
+        assert alarms.judge(step, bad) == ()  # warm-up does not count
+    assert [alarms.judge(step, bad) for step in (10, 12)] == [(), ()]
+    assert alarms.judge(14, HEALTHY) == ()
+    assert [alarms.judge(step, bad) for step in (16, 18, 20, 22)] == [(), (), (name,), (name,)]
+    assert alarms.judge(24, HEALTHY) == ()
+
+
+def test_thresholds_themselves_are_healthy() -> None:
+    alarms = Alarms(warmup_steps=0)
+    alarms.judge(0, HEALTHY)
+    edge = {"rho_l0": 0.999, "gap_l0": 0.03, "sd": 0.1, "rankme": 14.0}
+    assert [alarms.judge(step, edge) for step in range(1, 5)] == [()] * 4
+
+
+def test_alarms_go_on_after_a_restart() -> None:
+    bad = HEALTHY | {"sd": 0.05}
+    alarms = Alarms(warmup_steps=0)
+    for step, values in enumerate([HEALTHY, bad, bad]):
+        alarms.judge(step, values)
+    resumed = Alarms(warmup_steps=0)
+    resumed.load_state_dict(alarms.state_dict())
+    assert resumed.judge(3, bad) == ("features shrink",)
+
+
+def test_objectives_without_these_numbers_raise_no_alarm() -> None:
+    alarms = Alarms(warmup_steps=0)
+    assert [alarms.judge(step, {"loss": 1.0}) for step in range(5)] == [()] * 5
+
+
+def test_numbers_that_are_not_finite_are_not_healthy() -> None:
+    alarms = Alarms(warmup_steps=0)
+    broken = dict.fromkeys(HEALTHY, math.nan)
+    alarms.judge(0, HEALTHY)
+    for step in (1, 2):
+        alarms.judge(step, broken)
+    assert len(alarms.judge(3, broken)) == 3
+
+
+def test_alignment_and_uniformity_are_those_of_the_paper_in_loops() -> None:
+    first, second = F.normalize(torch.randn(2, 7, 5, generator=generator()), dim=2)
+    views = zip(first.tolist(), second.tolist(), strict=True)
+    apart = [sum((a - b) ** 2 for a, b in zip(*pair, strict=True)) for pair in views]
+    assert alignment(first, second).item() == pytest.approx(sum(apart) / 7, rel=1e-5)
+    assert alignment(first, first).item() == 0
+    rows = first.tolist()
+    pairs = [
+        math.exp(-2 * sum((a - b) ** 2 for a, b in zip(rows[i], rows[j], strict=True)))
+        for i in range(7)
+        for j in range(i)
+    ]
+    assert uniformity(first).item() == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-5)
+    assert uniformity(first[:1].expand(4, -1)).item() == 0

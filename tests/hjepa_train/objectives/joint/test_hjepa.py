@@ -1,0 +1,254 @@
+"""H-JEPA against its definition; that one step is the same for every split of a batch is in test_one_step.py."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_sample_images
+
+from hjepa_shards.config import parse
+from hjepa_shards.errors import InputError
+from hjepa_train.backbones.registry import build_backbone
+from hjepa_train.backbones.vit import VitConfig
+from hjepa_train.base import schedules
+from hjepa_train.data.augment import normalise
+from hjepa_train.modules.block_masks import Masking
+from hjepa_train.objectives.base import Batch
+from hjepa_train.objectives.joint.hjepa import HJepa, HJepaConfig
+from hjepa_train.objectives.joint.predictor import PredictorConfig
+from hjepa_train.training.optimizer import OptimConfig, build_optimizer, set_rates
+from tests.checks import assert_images_do_not_meet, assert_objective_contract
+
+IMAGE_SIZE, NUM_STEPS = 32, 4
+NANO = VitConfig(width=32, depth=3, heads=2, patch=4)
+SETTINGS = {"predictor": PredictorConfig(width=16, depth=2, heads=2), "momentum": 0.2}
+
+
+def build(seed: int = 0, **changed) -> HJepa:
+    config = HJepaConfig(**(SETTINGS | changed))
+    backbone = build_backbone("vit", NANO, IMAGE_SIZE, seed=seed)
+    return HJepa(backbone, config, image_size=IMAGE_SIZE, num_steps=NUM_STEPS, seed=seed)
+
+
+def images(num: int) -> torch.Tensor:
+    return torch.randn(num, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def batch(pixels: torch.Tensor, first: int = 0) -> Batch:
+    positions = torch.arange(first, first + len(pixels))
+    return Batch(images_BCHW=pixels, labels_B=positions, positions_B=positions, entry_B=positions * 0, rows=len(pixels))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"levels": 1, "anticollapse": "none"},
+        {"levels": "depth", "anticollapse": "sigreg"},
+        {"levels": 2, "statistics": "exact"},
+    ],
+)
+def test_hjepa_keeps_the_objective_contract(changed) -> None:
+    assert_objective_contract(lambda: build(**changed), batch(images(8)))
+    assert_images_do_not_meet(lambda: build(**changed), batch(images(8)))
+
+
+@pytest.mark.parametrize("levels", [1, 3, "depth"])
+def test_loss_equals_the_definition_written_with_loops(levels) -> None:
+    hjepa = build(levels=levels, anticollapse="none").double()
+    pixels, grid, weights = images(3).double(), 8, [1.0, 0.5, 0.25]
+    with torch.no_grad():
+        for parameter in hjepa.target.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        loss, metrics = hjepa(batch(pixels))
+        masks = hjepa.masking(torch.arange(3))
+        context = hjepa.encode_context(pixels, masks)
+        predictions = hjepa.predictor(context, masks)
+        features = hjepa.target.encode(hjepa.target.embed(pixels), (1, 2, 3))
+    blocks = masks.block_BMN.numpy()
+    expected = np.zeros(3)
+    for level, predicted in enumerate(predictions):
+        stride = 1 if levels == "depth" else (1, 2, 4)[level]
+        source = (features.stages[level] if levels == "depth" else features.tokens_BND).numpy()
+        cells = masks.levels[0 if levels == "depth" else level]
+        for b in range(3):
+            for m in range(4):
+                total = mass = 0.0
+                for c, cell in enumerate(cells.index_BMC[b, m].tolist()):
+                    row, column = divmod(cell, grid // stride)
+                    inside = [
+                        (row * stride + i) * grid + column * stride + j for i in range(stride) for j in range(stride)
+                    ]
+                    target = source[b, inside].mean(0)
+                    target = (target - target.mean()) / np.sqrt(target.var() + 1e-5)
+                    weight = blocks[b, m, inside].sum() / stride**2
+                    error = np.abs(predicted[b, m, c].numpy() - target)
+                    total += weight * np.where(error < 1, error**2 / 2, error - 0.5).mean()
+                    mass += weight
+                expected[b] += weights[level] * total / mass / 4
+    np.testing.assert_allclose(metrics["loss_B"].numpy(), expected, rtol=1e-10)
+    assert loss.item() == pytest.approx(expected.mean(), rel=1e-10)
+
+
+def test_masked_pixels_do_not_reach_the_context_encoder() -> None:
+    hjepa = build()
+    masks = hjepa.masking(torch.arange(4))
+    hidden = torch.ones(4, 64, dtype=torch.bool).scatter(1, masks.context_BK, False).view(4, 1, 8, 8)
+    hidden = hidden.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    pixels = images(4)
+    perturbed = torch.where(hidden, torch.nan, pixels)
+    assert torch.equal(hjepa.encode_context(pixels, masks), hjepa.encode_context(perturbed, masks))
+
+
+@pytest.mark.parametrize("levels", [3, "depth"])
+def test_no_gradient_reaches_the_target(levels) -> None:
+    hjepa = build(levels=levels)
+    loss, _ = hjepa(batch(images(4)))
+    loss.backward()
+    assert all(not p.requires_grad and p.grad is None for p in hjepa.target.parameters())
+    assert not any(target.requires_grad for target in hjepa.targets(images(4)))
+
+
+def test_the_target_is_the_closed_form_of_its_average() -> None:
+    hjepa = build()
+    name = "blocks.0.mlp.fc1.weight"
+    history = [hjepa.backbone.get_parameter(name).detach().clone()]
+    for step in range(NUM_STEPS):
+        with torch.no_grad():
+            for parameter in hjepa.backbone.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
+        history.append(hjepa.backbone.get_parameter(name).detach().clone())
+        hjepa.after_step(step, torch.tensor(True))
+    m = [1 - 0.8 * (1 - t / NUM_STEPS) for t in range(NUM_STEPS)]
+    expected = np.prod(m) * history[0]
+    for t in range(NUM_STEPS):
+        expected = expected + (1 - m[t]) * np.prod(m[t + 1 :]) * history[t + 1]
+    torch.testing.assert_close(hjepa.target.get_parameter(name).detach(), expected.float())
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_predictions_do_not_depend_on_padding(levels) -> None:
+    hjepa = build(levels=levels)
+    plain, _ = hjepa(batch(images(6)))
+    hjepa.masking = Masking(8, seed=0, num_blocks=4, num_context=16, strides=hjepa.masking.strides, num_padding=5)
+    padded, _ = hjepa(batch(images(6)))
+    assert padded.item() == pytest.approx(plain.item(), abs=1e-6)
+
+
+def test_nothing_is_predicted_from_the_pixels_of_the_target() -> None:
+    """Changing hidden pixels changes the targets, never the predictions."""
+    hjepa = build()
+    masks = hjepa.masking(torch.arange(4))
+    hidden = torch.ones(4, 64, dtype=torch.bool).scatter(1, masks.context_BK, False).view(4, 1, 8, 8)
+    hidden = hidden.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    pixels = images(4)
+    perturbed = torch.where(hidden, -pixels, pixels)
+    for ours, theirs in zip(
+        *[hjepa.predictor(hjepa.encode_context(x, masks), masks) for x in (pixels, perturbed)], strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    assert not torch.equal(hjepa.targets(pixels)[0], hjepa.targets(perturbed)[0])
+
+
+def test_the_last_block_computes_what_a_whole_one_would() -> None:
+    hjepa = build(levels=1)
+    block = hjepa.predictor.blocks[0]
+    tokens = torch.randn(5, 28, 16, generator=torch.Generator().manual_seed(0))
+    visible = torch.rand(5, 28, generator=torch.Generator().manual_seed(1)) < 0.8
+    torch.testing.assert_close(block(tokens, visible, wanted=12), block(tokens, visible)[:, -12:])
+
+
+@pytest.mark.parametrize("levels", [1, 3, "depth"])
+def test_diagnosis_agrees_with_the_loss(levels) -> None:
+    hjepa = build(levels=levels)
+    found = hjepa.diagnose(batch(images(16)))
+    _, metrics = hjepa(batch(images(16)))
+    num_levels = 1 if levels == 1 else 3
+    assert {f"rho_l{n}" for n in range(num_levels)} <= set(found)
+    masks, target = hjepa.masking(torch.arange(16)), hjepa.targets(images(16))[0]
+    index, share = masks.levels[0].index_BMC, masks.levels[0].weight_BMC.float()
+    share = share / share.sum(-1, keepdim=True)
+    own = target[torch.arange(16)[:, None, None], index]
+    baseline = (F.smooth_l1_loss(target.mean(0)[index], own, reduction="none").mean(-1) * share).sum(-1).mean()
+    assert found["rho_l0"].item() == pytest.approx((metrics["loss_l0"] / baseline).item(), rel=1e-4)
+    assert found["target_distance"].item() == 0
+    assert found["rankme"].item() <= found["rankme_cap"].item() == 15
+
+
+def test_a_level_of_weight_zero_trains_nothing() -> None:
+    hjepa = build(levels=1, level_weights=(0.0,))
+    loss, _ = hjepa(batch(images(8)))
+    loss.backward()
+    assert all((p.grad == 0).all() for p in hjepa.predictor.parameters())
+    assert any((p.grad != 0).any() for p in hjepa.backbone.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"levels": 0}, "1 level or more"),
+        ({"levels": "deep"}, "levels"),
+        ({"use_vicreg": True}, "unknown key `use_vicreg`"),
+        ({"anticolapse": "none"}, "did you mean `anticollapse`"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"predictor": {"width": 50, "heads": 4}}, "divisible by 4 and by heads"),
+    ],
+)
+def test_wrong_configurations_are_refused(changed, message) -> None:
+    with pytest.raises(InputError, match=message):
+        parse(HJepaConfig, changed, "mix.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"levels": 4}, "4 rising strides expected"),
+        ({"strides": (1, 3, 4)}, r"possible: \[1, 2, 4\]"),
+        ({"strides": (1, 2, 8)}, "2 or more cells a side"),
+        ({"levels": 2, "strides": (2, 1)}, "2 rising strides"),
+        ({"levels": "depth", "strides": (1, 2)}, "takes no strides"),
+        ({"levels": 2, "level_weights": (1.0, 0.5, 0.25)}, "level_weights: 2 of 0 or more"),
+        ({"level_weights": (1.0, -1.0, 0.0)}, "level_weights: 3 of 0 or more"),
+        ({"num_context": 63}, "num_context <= 60"),
+        ({"momentum": 0.996}, "train longer or set `momentum: 0."),
+    ],
+)
+def test_settings_that_do_not_fit_the_grid_or_the_run_are_refused(changed, message) -> None:
+    with pytest.raises(InputError, match=message):
+        build(**changed)
+
+
+def test_the_advised_momentum_is_accepted() -> None:
+    build(momentum=schedules.largest_momentum(NUM_STEPS))
+
+
+def photo_tiles(num: int) -> torch.Tensor:
+    photos = [torch.from_numpy(np.array(photo)).permute(2, 0, 1) for photo in load_sample_images().images]
+    tiles = torch.cat([p.unfold(1, 32, 32).unfold(2, 32, 32).flatten(1, 2).transpose(0, 1) for p in photos])
+    tiles = tiles[:: len(tiles) // num][:num].float()
+    return normalise(tiles, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def test_sixty_four_images_are_overfitted_without_collapse() -> None:
+    num_steps, pixels = 50, photo_tiles(64)
+    config = HJepaConfig(
+        levels=1,
+        anticollapse="none",
+        predictor=PredictorConfig(width=32, depth=2, heads=2),
+        momentum=schedules.largest_momentum(num_steps),
+    )
+    backbone = build_backbone("vit", VitConfig(width=48, depth=2, heads=2, patch=4), 32, seed=0)
+    hjepa = HJepa(backbone, config, image_size=32, num_steps=num_steps, seed=0)
+    optimizer = build_optimizer(hjepa, OptimConfig(lr=3e-3))
+    assert hjepa.diagnose(batch(pixels))["rho_l0"].item() > 1
+    for step in range(num_steps):
+        loss, _ = hjepa(batch(pixels, first=64 * step))
+        optimizer.zero_grad()
+        loss.backward()
+        lr = schedules.learning_rate(step, num_steps, peak=3e-3, warmup_steps=5)
+        set_rates(optimizer, lr=lr, weight_decay=0.05)
+        optimizer.step()
+        hjepa.after_step(step, torch.tensor(True))
+    found = hjepa.diagnose(batch(pixels, first=64 * num_steps))
+    assert found["rho_l0"].item() < 0.5
+    assert found["gap_l0"].item() > 0.3

@@ -1,0 +1,41 @@
+"""The loop adds micro-batches up to what one batch would have been, and keys its randomness by step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hjepa_train import load_run_config, train
+from hjepa_train.base.metrics_file import read_metrics
+from tests.hjepa_train.tiny import tiny_run
+
+
+def losses(shards: Path, folder: Path, **changes: Any) -> list[float]:
+    run = train(load_run_config(tiny_run(shards, folder, **changes)), stop_after=20)
+    return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("anticollapse", [{"anticollapse": "none"}, {"statistics": "exact"}])
+def test_twenty_steps_in_micro_batches_have_the_losses_of_whole_batches(
+    shards: Path, tmp_path: Path, anticollapse: dict[str, str]
+) -> None:
+    objective = {"hjepa": {"levels": 2, "momentum": 0.8, "predictor": {"width": 16, "depth": 1, "heads": 2}}}
+    objective["hjepa"] |= anticollapse
+    whole = losses(shards, tmp_path / "whole", objective__hjepa=objective["hjepa"])
+    parts = losses(shards, tmp_path / "parts", objective__hjepa=objective["hjepa"], training__micro_batch=4)
+    assert parts == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_generator_that_somebody_moved_changes_nothing(shards: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    one = losses(shards, tmp_path / "one")
+    torch.manual_seed(2)
+    assert losses(shards, tmp_path / "two") == one
+
+
+def test_another_seed_is_another_run(shards: Path, tmp_path: Path) -> None:
+    run = {"name": "tiny", "seed": 4, "folder": str(tmp_path / "other")}
+    assert losses(shards, tmp_path / "other", run__seed=4, run__folder=run["folder"]) != losses(
+        shards, tmp_path / "one"
+    )
