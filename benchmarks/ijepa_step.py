@@ -28,7 +28,7 @@ from hjepa_train import RunConfig, load_run_config
 from hjepa_train.backbones.vit import ViT
 from hjepa_train.base.device import choose_device
 from hjepa_train.base.device_peaks import device_name
-from hjepa_train.base.phase_clock import PREPARE, WAIT, Clock
+from hjepa_train.base.phase_clock import PREPARE, WAIT, PhaseClock
 from hjepa_train.checkpoints.checkpoint_files import recipe_facts
 from hjepa_train.data.micro_batches import page_locked
 from hjepa_train.jobs.bench import WARM_UP, drive
@@ -163,7 +163,7 @@ def collated(like: HJepa, batch: int, seed: int) -> list[Tensor]:
 
 def drive_ijepa(config: RunConfig, mixture: Mixture, steps: Steps, stop: int) -> list[dict[str, float]]:
     """As hjepa_train.jobs.bench.drive: the times of steps [0, stop)."""
-    clock, prepare = Clock(steps.device, waits=False), preparation(config, steps.device)
+    clock, prepare = PhaseClock(steps.device, waits=False), preparation(config, steps.device)
     batch = config.training.global_batch
     with open_loader(
         mixture, seed=config.run.seed, global_batch=batch, allocate=page_locked(steps.device), stops_alone=True

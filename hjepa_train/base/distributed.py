@@ -128,8 +128,8 @@ def mean_over_ranks(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 @final
-class Agreement:
-    """The largest of the numbers that the ranks hold, known to all one call later: no rank waits for another."""
+class StopVote:
+    """Whether a rank was asked to stop: the largest of all ranks' numbers, known to all one call later. None waits."""
 
     def __init__(self, watch: Callable[[dist.Work], None] = lambda message: None) -> None:
         """watch: is given each message when it is sent."""

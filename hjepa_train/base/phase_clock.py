@@ -22,7 +22,7 @@ PHASES = {
 
 
 @final
-class Clock:
+class PhaseClock:
     """The time of each step, by what it went to."""
 
     def __init__(self, device: torch.device, *, waits: bool) -> None:
@@ -46,7 +46,7 @@ class Clock:
         return False
 
 
-def mark_borders(objective: nn.Module, scaler: torch.amp.GradScaler, clock: Clock) -> list[Any]:
+def mark_borders(objective: nn.Module, scaler: torch.amp.GradScaler, clock: PhaseClock) -> list[Any]:
     """Mark where forward and backward of every micro-batch end. Returns what to `remove()` from the objective.
 
     scaler: marks the last backward's end, for the loop calls `unscale_` right behind it; it stays so.

@@ -36,7 +36,7 @@ _IMAGES_BETWEEN = 20
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Watched:
+class ProbePlan:
     """What is probed, and how often."""
 
     source: str
@@ -51,7 +51,7 @@ class Watched:
 
 def find_labels(
     data: DataConfig, settings: EvaluationConfig, *, steps_per_epoch: float, global_batch: int
-) -> Watched | None:
+) -> ProbePlan | None:
     """What to probe during a run, None for nothing: by choice, or by default where no labels are there.
 
     InputError where `during_every_epochs` was set and there is nothing to probe.
@@ -79,16 +79,16 @@ def find_labels(
     )
     if epochs is None:
         epochs = max(1, math.ceil(_IMAGES_BETWEEN * (bank + test) / global_batch / steps_per_epoch))
-    return Watched(source=source, split=split, bank=bank, test=test, every=max(1.0, epochs * steps_per_epoch))
+    return ProbePlan(source=source, split=split, bank=bank, test=test, every=max(1.0, epochs * steps_per_epoch))
 
 
 @final
-class Watch:
+class OnlineProbes:
     """The probes of a run. Called at each log point, on all ranks."""
 
     def __init__(
         self,
-        watched: Watched | None,
+        plan: ProbePlan | None,
         objective: Objective,
         data: DataConfig,
         settings: EvaluationConfig,
@@ -102,14 +102,14 @@ class Watch:
         """keep_best: the name of the value by which a checkpoint is the best. say: hears why a probe failed."""
         encoders = objective.encoders()
         names = [f"{kind}_{name}" for kind in ("knn", "ridge") for name in encoders]
-        if keep_best and watched is None:
+        if keep_best and plan is None:
             raise InputError(
                 f"training.keep_best: {keep_best}: a labelled source to probe during the run expected, none found; "
                 "name one in evaluation.source (built, with a train split and a test split), or remove the key"
             )
         if keep_best and keep_best not in names:
             raise InputError(f"training.keep_best: one of {', '.join(names)} expected, {keep_best} found")
-        self._watched, self._data, self._settings = watched, data, settings
+        self._plan, self._data, self._settings = plan, data, settings
         self._objective, self._encoders = objective, encoders
         self._num_steps, self._log_every = num_steps, log_every
         self._checkpoints, self._keep_best, self._say = checkpoints, keep_best, say
@@ -119,7 +119,7 @@ class Watch:
 
     def __call__(self, step: int) -> tuple[dict[str, float], bool]:
         """Percent right behind `step` updates, nothing where no probe is due; whether they are the best so far."""
-        if self._watched is None or not self._is_due(step):
+        if self._plan is None or not self._is_due(step):
             return {}, False
         with gathered(self._objective):
             values, is_best = on_first(lambda: self._probe_and_compare(step))
@@ -133,8 +133,8 @@ class Watch:
 
     def _is_due(self, step: int) -> bool:
         """Behind the first update, at the first log point of each interval, and behind the last."""
-        assert self._watched
-        every = self._watched.every
+        assert self._plan
+        every = self._plan.every
         return step in (1, self._num_steps) or step // every > (step - self._log_every) // every
 
     def _probe_and_compare(self, step: int) -> tuple[dict[str, float], bool]:
@@ -153,9 +153,9 @@ class Watch:
 
     @torch.no_grad()
     def _probe(self) -> dict[str, float]:
-        assert self._watched
-        bank, bank_labels = self._features("train", self._watched.bank)
-        test, test_labels = self._features(self._watched.split, self._watched.test)
+        assert self._plan
+        bank, bank_labels = self._features("train", self._plan.bank)
+        test, test_labels = self._features(self._plan.split, self._plan.test)
         values: dict[str, float] = {}
         for name in self._encoders:
             finite = bool(bank[name].isfinite().all() and test[name].isfinite().all())
@@ -179,11 +179,11 @@ class Watch:
         return features, torch.cat(every_label).to(next(iter(features.values())).device)
 
     def _batches(self, split: str, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
-        assert self._watched
+        assert self._plan
         if split in self._kept:
             return iter(self._kept[split])
-        batches = labelled_batches(self._data, self._watched.source, split, limit, self._settings.crop_share)
-        images = self._watched.bank + self._watched.test
+        batches = labelled_batches(self._data, self._plan.source, split, limit, self._settings.crop_share)
+        images = self._plan.bank + self._plan.test
         if images * 3 * self._data.image_size**2 > _MOST_KEPT_BYTES:
             return batches
         self._kept[split] = list(batches)

@@ -28,7 +28,7 @@ from hjepa_shards.errors import InputError
 from hjepa_train.base.device import choose_device
 from hjepa_train.base.device_peaks import MACHINES, device_name, machine_of
 from hjepa_train.base.distributed import joined
-from hjepa_train.base.phase_clock import PHASES, PREPARE, WAIT, Clock, mark_borders
+from hjepa_train.base.phase_clock import PHASES, PREPARE, WAIT, PhaseClock, mark_borders
 from hjepa_train.checkpoints.checkpoint_files import recipe_facts
 from hjepa_train.data.micro_batches import page_locked
 from hjepa_train.jobs.run import SCALES_TRIED, autocast_of, objective_of, preparation, schedule_of
@@ -36,10 +36,10 @@ from hjepa_train.modules.learning_signals import Alarms
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.reports.run_log import RunLog
 from hjepa_train.training.config import RunConfig
-from hjepa_train.training.nonfinite_guard import Guard
+from hjepa_train.training.nonfinite_guard import NonfiniteGuard
 from hjepa_train.training.optimizer import build_optimizer
 from hjepa_train.training.out_of_memory import full_memory_told, smaller_steps
-from hjepa_train.training.trainer import fit
+from hjepa_train.training.trainer import Hooks, Learner, fit
 
 WARM_UP = 5
 """Steps at the beginning of each pass that do not count."""
@@ -205,10 +205,10 @@ def drive(
     *,
     waits: bool,
 ) -> list[dict[str, float]]:
-    """The times of steps [0, stop) of a run of `num_steps`, with a loader of their own.  waits: as Clock's."""
+    """The times of steps [0, stop) of a run of `num_steps`, with a loader of their own.  waits: as PhaseClock's."""
     training, seed = config.training, config.run.seed
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
-    prepare, clock = preparation(config, device), Clock(device, waits=waits)
+    prepare, clock = preparation(config, device), PhaseClock(device, waits=waits)
 
     def prepared(loaded: Loaded) -> list[Batch]:
         clock.mark(WAIT)
@@ -236,35 +236,38 @@ def drive(
         )
         names = [entry.name for entry in loader.plan.entries]
         schedule = schedule_of(config, mixture, num_steps)
-        hooks = mark_borders(objective, scaler, clock) if waits else []
+        borders = mark_borders(objective, scaler, clock) if waits else []
         try:
             fit(
-                objective,
-                optimizer,
+                Learner(
+                    objective=objective,
+                    optimizer=optimizer,
+                    scaler=scaler,
+                    prepare=prepared,
+                    autocast=autocast_of(training, device),
+                    guard=NonfiniteGuard(
+                        Path(folder) / "skipped.jsonl",
+                        names,
+                        log.say,
+                        allowed=SCALES_TRIED if scaler.is_enabled() else 1,
+                    ),
+                ),
                 loader,
+                replace(schedule, num_steps=_NEVER, log_every=_NEVER, save_every=_NEVER, draw_every=0),
+                Hooks(
+                    log=log,
+                    alarms=Alarms(warmup_steps=num_steps),
+                    peak_images_per_s=None,
+                    probe=lambda step: ({}, False),
+                    save=lambda step, loaded: None,
+                    stopping=clock.end_step,
+                ),
                 start=0,
                 stop=stop,
-                schedule=replace(schedule, num_steps=_NEVER, log_every=_NEVER, save_every=_NEVER, draw_every=0),
-                seed=seed,
-                prepare=prepared,
-                autocast=autocast_of(training, device),
-                scaler=scaler,
-                alarms=Alarms(warmup_steps=num_steps),
-                guard=Guard(
-                    Path(folder) / "skipped.jsonl",
-                    names,
-                    log.say,
-                    allowed=SCALES_TRIED if scaler.is_enabled() else 1,
-                ),
-                log=log,
-                limit=None,
-                probe=lambda step: ({}, False),
-                save=lambda step, loaded: None,
-                stopping=clock.end_step,
             )
         finally:
-            for hook in hooks:
-                hook.remove()
+            for border in borders:
+                border.remove()
             log.close()
     return clock.steps
 
@@ -279,7 +282,7 @@ def _measured_peak(device: torch.device, autocast: Callable[[], Any]) -> tuple[f
 
 
 def _product_s(device: torch.device, autocast: Callable[[], Any], side: int) -> float:
-    clock = Clock(device, waits=True)
+    clock = PhaseClock(device, waits=True)
     with autocast():
         halves = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if halves else torch.float32  # casts are not to be timed

@@ -25,23 +25,23 @@ from hjepa_shards.errors import InputError, ResumeMismatch
 from hjepa_train.base import schedules
 from hjepa_train.base.device import choose_device
 from hjepa_train.base.device_peaks import images_per_s_at_peak
-from hjepa_train.base.distributed import Agreement, gather, joined, on_first, rank, world_size
+from hjepa_train.base.distributed import StopVote, gather, joined, on_first, rank, world_size
 from hjepa_train.base.metrics_file import truncate_metrics
 from hjepa_train.base.stop_signals import interrupts, leave
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import Saver, restore
 from hjepa_train.data.micro_batches import page_locked, to_micro_batches
-from hjepa_train.evaluation.online_probes import Watch, find_labels
+from hjepa_train.evaluation.online_probes import OnlineProbes, find_labels
 from hjepa_train.modules.learning_signals import Alarms
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.parallel.layout import ScaleConfig, lay_out
-from hjepa_train.parallel.rank_watchdog import Lookout
+from hjepa_train.parallel.rank_watchdog import RankWatchdog
 from hjepa_train.reports.run_log import RunLog
 from hjepa_train.training.config import CONFIG_FILE, RunConfig, TrainingConfig, build_parts
-from hjepa_train.training.nonfinite_guard import Guard
+from hjepa_train.training.nonfinite_guard import NonfiniteGuard
 from hjepa_train.training.optimizer import build_optimizer
 from hjepa_train.training.out_of_memory import full_memory_told, micro_batch_of, smaller_steps
-from hjepa_train.training.trainer import Schedule, fit
+from hjepa_train.training.trainer import Hooks, Learner, Schedule, fit
 
 _HALVES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SKIPPED = "skipped.jsonl"
@@ -143,13 +143,13 @@ def _train(
             )
         )
         per_epoch = mixture.epoch_samples / training.global_batch
-        watched = on_first(
+        probe_plan = on_first(
             lambda: find_labels(
                 config.data, config.evaluation, steps_per_epoch=per_epoch, global_batch=training.global_batch
             )
         )
-        watch = Watch(
-            watched,
+        probes = OnlineProbes(
+            probe_plan,
             objective,
             config.data,
             config.evaluation,
@@ -194,43 +194,46 @@ def _train(
                 "alarms": alarms.state_dict(),
                 "scaler": scaler.state_dict(),
                 "recipe": recipe,
-                "probe": watch.at(step),
+                "probe": probes.at(step),
             }
             saver.save(step, state)
 
-        came, agreed = stack.enter_context(interrupts()), Agreement()
+        came, stop_vote = stack.enter_context(interrupts()), StopVote()
         if device.type == "cuda" and world_size() > 1:
-            agreed = Agreement(stack.enter_context(contextlib.closing(Lookout())).watch)
+            stop_vote = StopVote(stack.enter_context(contextlib.closing(RankWatchdog())).watch)
         with full_memory_told(partial(smaller_steps, training, objective, device)):
             reached = fit(
-                objective,
-                optimizer,
+                Learner(
+                    objective=objective,
+                    optimizer=optimizer,
+                    scaler=scaler,
+                    prepare=preparation(config, device),
+                    autocast=autocast_of(training, device),
+                    guard=NonfiniteGuard(
+                        folder / _SKIPPED,
+                        [entry.name for entry in loader.plan.entries],
+                        log.say,
+                        allowed=SCALES_TRIED if scaler.is_enabled() else 1,
+                    ),
+                ),
                 loader,
+                schedule_of(config, mixture, num_steps),
+                Hooks(
+                    log=log,
+                    alarms=alarms,
+                    peak_images_per_s=images_per_s_at_peak(device, training.precision, objective.flops_per_image()),
+                    probe=probes,
+                    save=save,
+                    stopping=lambda: stop_vote(came()) > 0,
+                ),
                 start=start,
                 stop=stop,
-                schedule=schedule_of(config, mixture, num_steps),
-                seed=seed,
-                prepare=preparation(config, device),
-                autocast=autocast_of(training, device),
-                scaler=scaler,
-                alarms=alarms,
-                guard=Guard(
-                    folder / _SKIPPED,
-                    [entry.name for entry in loader.plan.entries],
-                    log.say,
-                    allowed=SCALES_TRIED if scaler.is_enabled() else 1,
-                ),
-                log=log,
-                limit=images_per_s_at_peak(device, training.precision, objective.flops_per_image()),
-                probe=watch,
-                save=save,
-                stopping=lambda: agreed(came()) > 0,
             )
         saver.wait()
         if reached < num_steps:
             log.say(f"stopped after step {reached} of {num_steps}, saved; --resume auto goes on")
-    if agreed.last and reached < stop:
-        leave(agreed.last)
+    if stop_vote.last and reached < stop:
+        leave(stop_vote.last)
 
 
 def objective_of(config: RunConfig, num_steps: int, where: str, device: torch.device) -> Objective:
@@ -257,6 +260,7 @@ def schedule_of(config: RunConfig, mixture: Mixture, num_steps: int) -> Schedule
     training = config.training
     fixed = training.weight_decay
     return Schedule(
+        seed=config.run.seed,
         num_steps=num_steps,
         lr=partial(
             schedules.learning_rate,

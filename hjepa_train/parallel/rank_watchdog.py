@@ -16,7 +16,7 @@ from hjepa_train.base.distributed import rank, world_size
 
 
 @final
-class Lookout:
+class RankWatchdog:
     """The listener. `close` it."""
 
     def __init__(self, grace_s: float = 10) -> None:

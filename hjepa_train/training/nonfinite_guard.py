@@ -34,7 +34,7 @@ class Step:
 
 
 @final
-class Guard:
+class NonfiniteGuard:
     """What watches the steps of a run. Ask it behind each backward pass, and `hear` at the end."""
 
     def __init__(self, path: Path, names: Sequence[str], say: Callable[[str], None], *, allowed: int = 1) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 
@@ -21,7 +21,7 @@ from hjepa_train.modules.learning_signals import Alarms
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.parallel.layout import compiled_graphs, uncompiled
 from hjepa_train.reports.run_log import RunLog, SourceLosses, Stopwatch, source_rows, to_floats
-from hjepa_train.training.nonfinite_guard import Guard
+from hjepa_train.training.nonfinite_guard import NonfiniteGuard
 from hjepa_train.training.optimizer import set_rates, update
 
 
@@ -29,6 +29,8 @@ from hjepa_train.training.optimizer import set_rates, update
 class Schedule:
     """How long a run is and what moves with its steps."""
 
+    seed: int
+    """Of the run: what a step draws is keyed by it."""
     num_steps: int
     lr: Callable[[int], float]
     weight_decay: Callable[[int], float]
@@ -37,89 +39,102 @@ class Schedule:
     draw_every: int
     """a multiple of `log_every`; 0 is never"""
 
+    def logs(self, step: int) -> bool:
+        return step % self.log_every == 0 or step == self.num_steps - 1
+
     def draws(self, step: int) -> bool:
         return self.draw_every > 0 and (step % self.draw_every == 0 or step == self.num_steps - 1)
 
 
-def fit(
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    loader: Loader,
-    *,
-    start: int,
-    stop: int,
-    schedule: Schedule,
-    seed: int,
-    prepare: Callable[[Loaded], list[Batch]],
-    autocast: Callable[[], AbstractContextManager[Any]],
-    scaler: torch.amp.GradScaler,
-    alarms: Alarms,
-    guard: Guard,
-    log: RunLog,
-    limit: float | None,
-    probe: Callable[[int], tuple[dict[str, float], bool]],
-    save: Callable[[int, Loaded], None],
-    stopping: Callable[[], bool],
-) -> int:
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learner:
+    """What a step computes with."""
+
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    prepare: Callable[[Loaded], list[Batch]]
+    """A loaded batch to micro-batches on the device."""
+    autocast: Callable[[], AbstractContextManager[Any]]
+    """The precision of matrix products, entered anew each time."""
+    guard: NonfiniteGuard
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hooks:
+    """What looks on while a run trains, saves it and ends it."""
+
+    log: RunLog
+    alarms: Alarms
+    peak_images_per_s: float | None
+    """Of one rank at its device's best; None where that is unknown."""
+    probe: Callable[[int], tuple[dict[str, float], bool]]
+    """Called at log points with the number of steps done: numbers to log, and whether to save what has them."""
+    save: Callable[[int, Loaded], None]
+    """Called with the number of steps done and the batch of the last one."""
+    stopping: Callable[[], bool]
+    """Asked after each step; true saves and ends."""
+
+
+def fit(learner: Learner, loader: Loader, schedule: Schedule, hooks: Hooks, *, start: int, stop: int) -> int:
     """Steps [start, stop) of a run of `schedule.num_steps`. Returns the number of steps done.
 
-    prepare: a loaded batch to micro-batches on the device.
-    limit: images a second of one rank at its device's peak, None where that is unknown.
-    probe: called at log points with the number of steps done; numbers to log, and whether to save what has them.
-    save: called with the number of steps done and the batch of the last one.
-    stopping: asked behind each step; true saves and ends.
+    InputError where gradients stay without end (nonfinite_guard.py), TooMuchDamage as the loader raises it.
     """
-    device = next(objective.parameters()).device
-    losses, watch = SourceLosses(len(loader.plan.entries), device), Stopwatch(limit)
+    objective, optimizer = learner.objective, learner.optimizer
+    losses = SourceLosses(len(loader.plan.entries), next(objective.parameters()).device)
+    stopwatch = Stopwatch(hooks.peak_images_per_s)
     objective.train()
     for step in range(start, stop):
-        torch.manual_seed(derive_key(seed, "step", step, rank()) >> 65)
+        torch.manual_seed(derive_key(schedule.seed, "step", step, rank()) >> 65)
         began = time.perf_counter()
         loaded = next(loader)
-        watch.add(len(loaded.images), time.perf_counter() - began)
-        micro_batches = prepare(loaded)
-        logging = step % schedule.log_every == 0 or step == schedule.num_steps - 1
-        with autocast():
+        stopwatch.add(len(loaded.images), time.perf_counter() - began)
+        micro_batches = learner.prepare(loaded)
+        logging = schedule.logs(step)
+        with learner.autocast():
             diagnosis = _diagnosis(objective, micro_batches[0]) if logging else {}
             objective.before_step(micro_batches)
         lr = schedule.lr(step)
         set_rates(optimizer, lr=lr, weight_decay=schedule.weight_decay(step))
         optimizer.zero_grad()
-        metrics = _forward_backward(objective, micro_batches, autocast, scaler, losses)
+        metrics = _forward_backward(learner, micro_batches, losses)
         average_gradients(objective.parameters())
-        scaler.unscale_(optimizer)
-        gradient_norm, is_finite = guard.judge(step, objective.parameters(), loaded)
+        learner.scaler.unscale_(optimizer)
+        gradient_norm, is_finite = learner.guard.judge(step, objective.parameters(), loaded)
         update(optimizer, is_finite)
-        scaler.update()
+        learner.scaler.update()
         objective.after_step(step, is_finite)
-        log.advance()
+        hooks.log.advance()
         saving = (step + 1) % schedule.save_every == 0 or step + 1 == stop
         if world_size() > 1 and (logging or saving):  # the same on all ranks
             loader.merge_damage(gather(loader.damaged))
         if logging:
             numbers = mean_over_ranks(to_floats(metrics)) | diagnosis
-            row = {"step": step, "position": loaded.next_position, **numbers, "lr": lr, **watch.lap()}
+            row = {"step": step, "position": loaded.next_position, **numbers, "lr": lr, **stopwatch.lap()}
             row |= {
                 "grad_norm": gradient_norm.item(),
                 "sources": source_rows(loader, losses.take()),
-                "alarms": alarms.judge(step, diagnosis),
-                "judged": alarms.judges(step),
+                "alarms": hooks.alarms.judge(step, diagnosis),
+                "judged": hooks.alarms.judges(step),
                 "proof": f"{loaded.with_proof_of_all(gather(loaded.proof)).proof:032x}",
                 **compiled_graphs(),
             }
-            probed, is_best = probe(step + 1)
-            log.write(row | probed)
+            probed, is_best = hooks.probe(step + 1)
+            hooks.log.write(row | probed)
             if schedule.draws(step):
-                log.show(step, objective, micro_batches[0], autocast)
-            watch.lap()  # without the time that looking on took
+                hooks.log.show(step, objective, micro_batches[0], learner.autocast)
+            stopwatch.lap()  # without the time that looking on took
             saving = saving or is_best
-        asked_to_stop = stopping()
+        asked_to_stop = hooks.stopping()
         if saving or asked_to_stop:
-            save(step + 1, loaded)
+            hooks.save(step + 1, loaded)
         if asked_to_stop:
             stop = step + 1
             break
-    guard.hear()
+    learner.guard.hear()
     return stop
 
 
@@ -129,19 +144,15 @@ def _diagnosis(objective: Objective, batch: Batch) -> dict[str, float]:
 
 
 def _forward_backward(
-    objective: Objective,
-    micro_batches: Sequence[Batch],
-    autocast: Callable[[], AbstractContextManager[Any]],
-    scaler: torch.amp.GradScaler,
-    losses: SourceLosses,
+    learner: Learner, micro_batches: Sequence[Batch], losses: SourceLosses
 ) -> dict[str, torch.Tensor]:
     """Gradients of the mean over all micro-batches. Returns the means of the scalar metrics, and "loss"."""
     means: dict[str, torch.Tensor] = {}
     for batch in micro_batches:
         share = len(batch.images_BCHW) / batch.rows
-        with autocast():
-            loss, metrics = objective(batch)
-        scaler.scale(loss * share).backward()
+        with learner.autocast():
+            loss, metrics = learner.objective(batch)
+        learner.scaler.scale(loss * share).backward()
         losses.add(metrics["loss_B"], batch.entry_B)
         for name, value in {"loss": loss.detach(), **metrics}.items():
             if value.ndim == 0:

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from hjepa_shards import open_loader
 from hjepa_shards.errors import InputError, TooMuchDamage
 from hjepa_train.base.distributed import (
-    Agreement,
+    StopVote,
     all_reduce,
     average_gradients,
     gather,
@@ -55,7 +55,7 @@ def rank_main(number: int, folder: str) -> None:
     if number == 0:
         parameters[1].grad = torch.ones(3, dtype=torch.float64)
     average_gradients([*parameters, frozen])
-    agreed = Agreement()
+    agreed = StopVote()
     found = {
         "agreed": [agreed([0, mine][number]) for mine in (0, 7, 0, 0)],
         "world": (rank(), world_size()),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from hjepa_train.base.phase_clock import BACKWARD, FORWARD, PHASES, PREPARE, UPDATE, WAIT, Clock, mark_borders
+from hjepa_train.base.phase_clock import BACKWARD, FORWARD, PHASES, PREPARE, UPDATE, WAIT, PhaseClock, mark_borders
 
 DEVICE = torch.device("cpu")
 PAUSES_S = {WAIT: 0.05, PREPARE: 0.02, FORWARD: 0.06, BACKWARD: 0.04, UPDATE: 0.03}
@@ -34,7 +34,7 @@ class Slow(nn.Module):
         return SlowGradient.apply(self.weight).sum()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def step(model: Slow, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, clock: Clock) -> None:
+def step(model: Slow, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, clock: PhaseClock) -> None:
     """In the order of the training loop, two micro-batches."""
     time.sleep(PAUSES_S[WAIT])
     clock.mark(WAIT)
@@ -49,7 +49,7 @@ def step(model: Slow, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optim
 
 
 def test_each_phase_has_the_time_that_was_spent_in_it_with_micro_batches_too() -> None:
-    model, clock = Slow(), Clock(DEVICE, waits=True)
+    model, clock = Slow(), PhaseClock(DEVICE, waits=True)
     optimizer, scaler = torch.optim.SGD(model.parameters()), torch.amp.GradScaler("cpu", enabled=False)
     hooks = mark_borders(model, scaler, clock)
     began = time.perf_counter()

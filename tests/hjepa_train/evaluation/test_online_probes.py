@@ -13,7 +13,7 @@ from hjepa_train import evaluate, load_run_config, train
 from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.checkpoints.checkpoint_files import best, latest, load, read_state
 from hjepa_train.data.labelled_images import EvaluationConfig
-from hjepa_train.evaluation.online_probes import Watch, find_labels
+from hjepa_train.evaluation.online_probes import OnlineProbes, find_labels
 from hjepa_train.training.config import build_parts
 from tests.hjepa_shards.loader.test_elastic import damage
 from tests.hjepa_train.test_ranks import train_ranks
@@ -172,7 +172,7 @@ def test_the_best_is_known_before_its_checkpoint_is_on_the_disk(
 ) -> None:
     config = load_run_config(tiny_run(shards, tmp_path, evaluation=often()))
     _, objective = build_parts(config, STEPS, "test")
-    watch = Watch(
+    watch = OnlineProbes(
         find_labels(config.data, config.evaluation, steps_per_epoch=18, global_batch=16),
         objective,
         config.data,
@@ -184,7 +184,7 @@ def test_the_best_is_known_before_its_checkpoint_is_on_the_disk(
         say=print,
     )
     found = iter([30.0, 40.0, 35.0, 41.0])
-    monkeypatch.setattr(Watch, "_probe", lambda self: {"knn_target": next(found)})
+    monkeypatch.setattr(OnlineProbes, "_probe", lambda self: {"knn_target": next(found)})
     assert [watch(step)[1] for step in (1, 9, 18, 27)] == [True, True, False, True]
 
 
@@ -211,4 +211,4 @@ def test_encoders_are_probed_in_evaluation_mode_and_given_back_as_they_were() ->
     with _evaluating([inner]):
         assert not any(part.training for part in inner.modules())
     assert [part.training for part in inner.modules()] == [True, True, False]
-    assert Watch
+    assert OnlineProbes

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from hjepa_train.base.distributed import Agreement
-from hjepa_train.parallel.rank_watchdog import Lookout
+from hjepa_train.base.distributed import StopVote
+from hjepa_train.parallel.rank_watchdog import RankWatchdog
 
 
 def rank_main(number: int, folder: str, hears: bool) -> None:
@@ -19,9 +19,9 @@ def rank_main(number: int, folder: str, hears: bool) -> None:
     with (
         Path(folder, f"{number}.txt").open("w", buffering=1) as said,
         redirect_stderr(said),
-        closing(Lookout(grace_s=1)) as lookout,
+        closing(RankWatchdog(grace_s=1)) as lookout,
     ):
-        agreed = Agreement(lookout.watch)
+        agreed = StopVote(lookout.watch)
         assert [agreed(0), agreed(number)] == [0, 0]
         if number == 1:
             time.sleep(1)
