@@ -1,9 +1,11 @@
 # Two commands are all a newcomer types: `make quickstart` and `make test`. Everything else is set up by them.
 PY := .venv/bin/python
-# two processes of one thread each
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+# more processes than cores, of one thread each: half of the tests wait for servers, timeouts and other processes
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 4 --dist worksteal
 FAST := $(PYTEST) -m "not slow"
 SETUP := .venv/.ready
+# containers like to set it; without bytecode every process that a command starts is seconds slower
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test check simd clean
 quickstart: $(SETUP)   ## build shards from the offline images, train, kill, resume, evaluate (CPU, a few minutes)

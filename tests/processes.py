@@ -33,7 +33,9 @@ def start_ranks(work: Callable[[int, str], None], folder: Path, world: int = 2) 
     """`work(rank, folder)` in as many processes, forked from one that has PyTorch already."""
     import torch.multiprocessing
 
-    multiprocessing.set_forkserver_preload(["hjepa_train", "torch._dynamo"])  # the latter by optimizers, seconds each
+    multiprocessing.set_forkserver_preload(
+        ["hjepa_train.jobs.run", "torch._dynamo"]
+    )  # the latter by optimizers, seconds each
     torch.multiprocessing.start_processes(work, args=(str(folder),), nprocs=world, start_method="forkserver")
 
 

@@ -3,8 +3,11 @@
 import ast
 import importlib
 import importlib.metadata
+import inspect
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,3 +48,31 @@ def test_each_name_is_what_its_module_defines(package: str) -> None:
 def test_to_import_a_package_loads_nothing(package: str) -> None:
     code = f"import sys, {package}; sys.exit(any(name in sys.modules for name in ('numpy', 'pydantic', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def public_functions() -> list[tuple[str, Callable[..., object]]]:
+    """And the methods of public classes."""
+    tops = {package: importlib.import_module(package) for package in PACKAGES}
+    every = [(f"{package}.{name}", getattr(top, name)) for package, top in tops.items() for name in top.__all__]
+    every += [
+        (f"{name}.{method}", value)
+        for name, owner in every
+        if inspect.isclass(owner)
+        for method, value in vars(owner).items()
+        if not method.startswith("_")
+    ]
+    return [(name, value) for name, value in every if inspect.isfunction(value)]
+
+
+@pytest.mark.parametrize(("name", "function"), public_functions(), ids=[name for name, _ in public_functions()])
+def test_every_public_function_says_what_goes_in_and_what_goes_wrong(
+    name: str, function: Callable[..., object]
+) -> None:
+    """Each parameter by its name, the errors by their types or that there are none."""
+    said = inspect.getdoc(function) or ""
+    assert said, f"{name}: no docstring"
+    words = set(re.findall(r"\w+", said))
+    parameters = [parameter for parameter in inspect.signature(function).parameters if parameter != "self"]
+    assert [parameter for parameter in parameters if parameter not in words] == [], name
+    if name.count(".") == 1:
+        assert re.search(r"\b\w+(Error|Mismatch|Damage|Truncated)\b|[Rr]aises nothing", said), f"{name}: which errors?"

@@ -100,10 +100,12 @@ def build(
     options: BuildOptions | None = None,
     progress: Progress | None = None,
 ) -> list[Manifest]:
-    """Build `out/<source, or options.name>/<split>` for each split (all that the raw data has, if none is named).
+    """Build `out/<source, or options.name>/<split>` for each of `splits` (all that the raw data has, if none is named).
 
-    out: a folder, or a URL that fsspec knows. Continues where a killed build stopped. InputError for a wrong folder or
-    option, BuildMismatch where `out` holds a build with other settings, input or encoder.
+    raw: a folder, or tars as a pattern; None for the bundled images.  out: a folder, or a URL that fsspec knows.
+    progress: hears (samples done, samples in all, raw bytes read). Returns a manifest a split. Continues where a killed
+    build stopped. InputError for a wrong folder or option, BuildMismatch where `out` holds a build with other settings,
+    input or encoder.
     """
     options = options or BuildOptions()
     name = options.name or source

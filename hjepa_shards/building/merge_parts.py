@@ -30,7 +30,7 @@ def mark_of(number: int, of: int) -> str:
 
 
 def merge(folder: str | Path) -> Manifest:
-    """Write the manifest of a split of which all shards are there. InputError naming those that are not."""
+    """Write the manifest of the split in `folder`, whose shards are all there. InputError naming those that are not."""
     target = target_of(folder)
     plan = read_plan(target)
     if plan is None:

@@ -131,7 +131,7 @@ class Examination:
 
 
 def examine(folder: Path) -> Examination:
-    """Look at this machine and at the file system of `folder`. Takes 10 to 20 seconds."""
+    """Look at this machine and at the file system of `folder`. Takes 10 to 20 seconds. Raises nothing."""
     load = os.getloadavg()[0]  # before there is any of ours
     photo = _photo()
     torch = _ask_torch(photo)  # takes longest, and meanwhile the others are measured

@@ -242,6 +242,7 @@ def download(
     splits: as of `build`; none: its default ones.  small: the small edition of the images (Places365).
     keep_archives: what was unpacked stays beside what came out of it.
     url_base: a mirror: a folder that has the files under their own names.
+    patience: tries and seconds between them, for a server that breaks off.  watcher: hears how far it is.
     InputError where the server or the disk do not give what is needed, ShardError where the bytes are not right.
     """
     files = _chosen(source, splits, small)

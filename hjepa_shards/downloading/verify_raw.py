@@ -120,9 +120,10 @@ def check_raw_splits(
     workers: int = 1,
     watcher: Watcher = SILENT,
 ) -> list[SplitCheck]:
-    """Look into each split (the default ones, if none is named).
+    """Look into each of `splits` (the default ones, if none is named).
 
-    raw, classes, list_file: as `open_split` takes them.  deep: decode every image.  workers: threads.
+    raw, classes, list_file: as `open_split` takes them.  deep: decode every image.  workers: threads.  watcher: hears
+    how far it is.
     InputError for an unknown source; a split that cannot be opened says so in its check.
     """
     require_source(source)

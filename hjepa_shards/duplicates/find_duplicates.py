@@ -141,7 +141,9 @@ def find_duplicates(
 ) -> Duplicates:
     """Look for copies in and between the built splits in `folders`.
 
-    near: how many of their hash's 64 bits two pictures may differ in (0 to 15). InputError for another number.
+    near: how many of their hash's 64 bits two pictures may differ in (0 to 15).  workers: threads.
+    start: gives a progress callback (done, total) for what it is told is done.
+    InputError for another `near`, ShardError where a split cannot be read.
     """
     if not 0 <= near <= MAX_DISTANCE:
         raise InputError(f"--near: bits of the hash, 0 to {MAX_DISTANCE}, expected, {near} found")

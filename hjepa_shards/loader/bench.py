@@ -56,7 +56,12 @@ def bench_loader(
     rounds: int = 5,
     say: Callable[[str], None] = lambda what: None,
 ) -> LoaderSpeed:
-    """Measure. images: how many at a time; some are taken twice where the mixture repeats them."""
+    """Images a second of `mixture` on this machine, beside the decoder's alone.
+
+    batch: images of a batch.  images: of one measurement; some are taken twice where the mixture repeats them.
+    rounds: measurements of each, which alternate; their medians count.  say: hears what is being measured.
+    ShardError, InputError as the loader raises them.
+    """
     threads = mixture.config.threads or num_cores()
     batches = max(1, images // batch)
     say("from a cold cache")

@@ -131,7 +131,7 @@ class Loader:
         self._position, self._proof = self._last = position, proof
 
     def merge_damage(self, reports: Iterable[Mapping[str, Mapping[int, str]]]) -> None:
-        """Every rank hands in the `damaged` of all ranks: states list the union, and all stop at once.
+        """Every rank hands in the `damaged` of all ranks as `reports`: states list the union, and all stop at once.
 
         TooMuchDamage above the limit, with the same words on all ranks.
         """
@@ -265,6 +265,8 @@ def open_loader(
 ) -> Loader:
     """Batches of `mixture` for one rank, from the start or from where `state` (a `state_dict`) left off.
 
+    seed: of the order and of all crops.  global_batch: samples of all ranks together.  rank, world: which of how many.
+    accept_mixture, accept_content: go on from a state of other weights or sources, of other pixels.
     allocate: shape -> memory for a batch's images, page-locked say; called three times.  stops_alone: False where the
     ranks tell each other what is damaged (`merge_damage`) and stop together.
     ResumeMismatch where the state is of another mixture, InputError where `world` does not divide `global_batch`.

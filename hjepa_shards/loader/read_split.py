@@ -32,9 +32,10 @@ def read_split(
 ) -> Iterator[Batch]:
     """A split once, in manifest order, for evaluation: central square crops, resized to [n, R, R, 3].
 
-    place: the split's folder or URL; cache: for a URL.  limit: only the first samples. Rank r of R takes samples
-    [rN/R, (r+1)N/R); all ranks give the same number of batches, padded with `valid` False. A damaged sample stops it:
-    an evaluation is not to be approximate.
+    place: the split's folder or URL; cache: for a URL.  image_size: R, in pixels.  batch: n.  crop_share: of the
+    shorter side.  limit: only the first samples.  threads: 0 is one a core.
+    rank, world: rank r of R takes samples [rN/R, (r+1)N/R) of N; all ranks give the same number of batches, padded with
+    `valid` False. A damaged sample is a ShardError and stops it: an evaluation is not to be approximate.
     """
     manifest = manifest_at(place)
     num = min(manifest.num_samples, limit or manifest.num_samples)

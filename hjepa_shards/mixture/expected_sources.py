@@ -21,7 +21,7 @@ _SAMPLES_PER_SHARD = 2048
 def expected_mixture(config: DataConfig, where: str) -> tuple[Mixture, tuple[str, ...]]:
     """(the mixture, which of its entries are not built).
 
-    where: as in `load_mixture`. InputError for a source that is not built and of which no size is known.
+    config, where: as of `load_mixture`. InputError for a source that is not built and of which no size is known.
     """
     sources = sorted(config.sources, key=lambda source: source.entry_name)
     sizes = [_size_unless_built(config.root, source) for source in sources]

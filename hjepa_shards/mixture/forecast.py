@@ -54,7 +54,10 @@ class Forecast:
 
 
 def forecast(mixture: Mixture, *, epochs: int, global_batch: int, ranks: int = 1) -> Forecast:
-    """Exact counts of a run of `mixture`. InputError for numbers below 1 and ranks that do not divide the batch."""
+    """Exact counts of a run of `mixture` over `epochs`, in steps of `global_batch` samples shared by `ranks` processes.
+
+    InputError for numbers below 1 and ranks that do not divide the batch.
+    """
     for what, value in (("epochs", epochs), ("global batch", global_batch), ("ranks", ranks)):
         if value < 1:
             raise InputError(f"{what}: a positive number expected, {value} found")

@@ -131,12 +131,12 @@ class Mixture:
     """Where weights follow epochs."""
 
     def make_plan(self, seed: int) -> Plan:
-        """The plan of a run from its first position on."""
+        """The plan of a run under `seed`, from its first position on."""
         segment = first_segment(self.weights)
         return Plan(self.entries, seed, self.config.order, segment, self.epoch_samples, self.staircase)
 
     def weights_at(self, position: int) -> tuple[int, ...]:
-        """In lowest terms."""
+        """The entries' weights at `position`, in lowest terms."""
         return self.staircase.weights(position) if self.staircase else self.weights
 
 
@@ -148,7 +148,10 @@ def _at_least_0(value: Any) -> float:
 
 
 def load_mixture_file(path: Path) -> Mixture:
-    """The mixture of a YAML file: the `data` section of a run, or a file that holds only that."""
+    """The mixture of the YAML file at `path`: the `data` section of a run, or a file that holds only that.
+
+    InputError for keys that are wrong or sources that are not built, ManifestError for a manifest that is damaged.
+    """
     return mixture_of(load_yaml(path), str(path))
 
 
@@ -158,9 +161,9 @@ def mixture_of(content: dict[str, Any], where: str) -> Mixture:
 
 
 def load_mixture(config: DataConfig, where: str) -> Mixture:
-    """Open the manifests of all sources. InputError naming the first that is not built.
+    """Open the manifests of all sources in `config`. InputError naming the first that is not built.
 
-    where: what to call the configuration in errors, usually its file.
+    where: what to call the configuration in errors, usually its file. ManifestError for a manifest that is damaged.
     """
     sources = sorted(config.sources, key=lambda source: source.entry_name)
     return mixture_of_manifests(

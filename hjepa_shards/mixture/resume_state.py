@@ -92,7 +92,10 @@ class Difference:
 
 
 def plan_state(plan: Plan, position: int, proof: int, damaged: Mapping[str, Iterable[int]]) -> dict[str, Any]:
-    """The state at `position`, as JSON. Its positions and all after it are not delivered yet."""
+    """The state of `plan` at `position`, as JSON: it and all positions after it are not delivered yet.
+
+    proof: of the order up to there.  damaged: samples found so, by entry. Raises nothing.
+    """
     state = LoaderState(
         format=FORMAT,
         order_version=ORDER_VERSION,

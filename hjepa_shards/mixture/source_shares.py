@@ -53,7 +53,7 @@ def source_shares(
 
 
 def dataset_stats(mixture: Mixture) -> dict[str, SourceStats]:
-    """Size, share, expected samples and passes an epoch, by entry."""
+    """Size, share, expected samples and passes an epoch of `mixture`, by entry. Raises nothing."""
     total = sum(mixture.weights)
     return {
         entry.name: _stats(entry.num_samples, weight / total, mixture.epoch_samples)

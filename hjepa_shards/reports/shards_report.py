@@ -46,6 +46,7 @@ def write_report(
 
     mixture: its shares are drawn.  duplicates: what `hjepa-shards duplicates --report` wrote.
     raw: source -> its raw data as `build` takes it, from where excluded images are shown.
+    InputError, ManifestError for what cannot be read or written.
     """
     found = {manifest.name: (folder, manifest) for folder in folders for manifest in [load_manifest(folder)]}
     if len(found) < len(folders):

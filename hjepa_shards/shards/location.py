@@ -13,11 +13,15 @@ _USUAL_SPLITS = ("train", "val", "test")
 
 
 def place_of(root: str, source: str, split: str) -> Place:
+    """Where the `split` of a `source` lies below `root`, a folder or URL, built or not. Raises nothing."""
     return f"{root.rstrip('/')}/{source}/{split}" if is_remote(root) else Path(root) / source / split
 
 
 def splits_at(root: str, source: str, names: Iterable[str] = ()) -> list[str]:
-    """The built splits of a source, sorted; at a URL, which cannot be listed, the usual ones and `names`."""
+    """The built splits of `source` below `root`, sorted; at a URL, which cannot be listed, the usual ones and `names`.
+
+    InputError for a server that does not answer.
+    """
     if not is_remote(root):
         return built_splits(Path(root) / source)
     return sorted(
@@ -26,7 +30,7 @@ def splits_at(root: str, source: str, names: Iterable[str] = ()) -> list[str]:
 
 
 def manifest_at(place: Place) -> Manifest:
-    """The manifest of the split that lies there, checked. InputError or ManifestError where there is none."""
+    """The manifest of the split at `place`, checked. InputError or ManifestError where there is none."""
     if isinstance(place, Path):
         return load_manifest(place)
     url = f"{place}/{FILE_NAME}"

@@ -50,8 +50,9 @@ def repair(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Repair:
-    """Verify a split and make its broken files again. raw, classes, list_file: as it was built with.
+    """Verify the split in `folder` and make its broken files again. raw, classes, list_file: as it was built with.
 
+    workers: processes.  progress: hears (samples done, samples in all, raw bytes read).
     BuildMismatch for another encoder or other raw data, InputError where a rebuilt shard is not the manifest's.
     """
     manifest = _manifest(folder)

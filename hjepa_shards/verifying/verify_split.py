@@ -39,9 +39,10 @@ class Problem:
 
 
 def verify(folder: Path, progress: Progress | None = None, workers: int = 1) -> list[Problem]:
-    """Everything that is wrong with the files of a split; empty when all is well. ManifestError if it has no manifest.
+    """Everything that is wrong with the files of the split in `folder`; empty when all is well.
 
-    workers: threads, which share out the files.
+    progress: hears (bytes done, bytes in all).  workers: threads, which share out the files. ManifestError, InputError
+    where there is no manifest to judge by.
     """
     manifest = load_manifest(folder)
     files = _Files(folder, manifest)

@@ -36,7 +36,10 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         num_batches: int | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
-        """num_batches: it ends after so many, counted from where it begins.  state: of `state_dict`."""
+        """Rank `rank` of `world` of `mixture`'s order under `seed`, in batches of global_batch / world images.
+
+        num_batches: it ends after so many, counted from where it begins.  state: of `state_dict`.
+        """
         self.mixture, self.num_batches = mixture, num_batches
         self.seed, self.global_batch, self.rank, self.world = seed, global_batch, rank, world
         self._state = dict(state) if state else None

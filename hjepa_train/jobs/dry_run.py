@@ -63,7 +63,7 @@ class DryRun:
 
 
 def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> DryRun:
-    """Check a configuration to the last number that `train` would stumble over, and say what it comes to.
+    """Check `config` to the last number that `train` would stumble over, and say what it comes to.
 
     where: what to call the configuration in errors, usually its file.  ranks: processes that would train together.
     InputError as from `train`; sources that are not built are fine where their size is known.

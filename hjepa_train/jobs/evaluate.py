@@ -70,10 +70,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Probe a run's checkpoint on a labelled source; also written to evaluation.json and report.md.
 
-    which: `latest`, `best` (by training.keep_best) or a checkpoint's folder.
+    which: `latest`, `best` (by training.keep_best) or a checkpoint's folder.  probes: in the order of the columns.
     known_rows: rows that need no probing, such as the pixels' from another run's evaluation on the same images.
     say: hears what is being done, some minutes in all.
     changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in run_report.py.
+    InputError for what is not there (labels, a checkpoint, a probe), ShardError for damaged shards.
     """
     config = load_run_config(folder / CONFIG_FILE)
     settings = parse(

@@ -58,11 +58,13 @@ def train(
     accept_mixture: bool = False,
     accept_content: bool = False,
 ) -> Path:
-    """Run a configuration to its end, or to step `stop_after`. Returns the run's folder.
+    """Run `config` to its end, or to step `stop_after`. Returns the run's folder.
 
     where: what to call the configuration in errors, usually its file.
     resume: None begins (refused where checkpoints stand), "auto" goes on from the latest checkpoint or begins, a path
     goes on from that checkpoint.
+    accept_mixture, accept_content: go on with other weights or sources, with other pixels in the same order.
+    InputError, ResumeMismatch for what the user can mend, ShardError for damaged shards.
     """
     folder = config.run.folder / config.run.name
     mixture = load_mixture(config.data, where or config.run.name)

@@ -88,7 +88,7 @@ def read_run(folder: Path) -> Run:
 
 
 def write_report(folder: Path) -> Path:
-    """Write `<folder>/report.md`, and report.html beside it; the path of the first."""
+    """Write `<folder>/report.md`, and report.html beside it; the path of the first. InputError: no run there."""
     run = read_run(folder)
     sections = {
         "What ran": [what_ran(run)],

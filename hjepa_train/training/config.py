@@ -84,7 +84,7 @@ class RunConfig(Strict):
 
 
 def load_run_config(path: Path, changes: Sequence[str] = ()) -> RunConfig:
-    """A run's file, checked to the last key. InputError naming every wrong one.
+    """The run that the YAML file at `path` describes, checked to the last key. InputError naming every wrong one.
 
     changes: `training.lr=1e-4`, in place of what stands there.
     """
