@@ -1,6 +1,7 @@
 """What tests share: a few tiny built splits, and where the real data is."""
 
 import contextlib
+import multiprocessing.forkserver
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from hjepa_shards.building.build import BuildOptions, build
 from hjepa_shards.cli import main
+from tests.processes import FORKED_WITH
 
 SAMPLES_PER_SHARD = 48
 Command = Callable[..., tuple[int, str, str]]
@@ -20,8 +22,29 @@ def pytest_configure(config: pytest.Config) -> None:
     # a shell's job in the background is deaf to Ctrl-C, and so would be all that the tests start
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # one server of processes for each worker of xdist, from its start on: what it has imported (PyTorch takes seconds),
+    # each rank and each worker of a build has; whoever starts it later starts it with less
+    if hasattr(config, "workerinput"):
+        multiprocessing.set_forkserver_preload(FORKED_WITH)
+        multiprocessing.forkserver.ensure_running()
     # hjepa_shards.images.image_formats says so at its import; pytest forgets that before each test
     config.addinivalue_line("filterwarnings", r"ignore:::PIL\.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each worker of xdist, which get equal runs of the list, begins with its share of the slow tests.
+
+    A slow test that comes last keeps one worker busy while the others have nothing left.
+    """
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    borders = [number * len(quick) // workers for number in range(workers + 1)]
+    items[:] = [
+        item
+        for number in range(workers)
+        for item in (*slow[number::workers], *quick[borders[number] : borders[number + 1]])
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+FORKED_WITH = [
+    *("hjepa_train.jobs.run", "hjepa_train.checkpoints.sharded_files", "hjepa_shards.building.shard_tasks"),
+    *("torch._dynamo", "torch.distributed.fsdp"),
+]
+"""What ranks and build workers import; optimizers import torch._dynamo."""
+
 
 def free_port() -> int:
     with socket.socket() as free:
@@ -33,9 +39,7 @@ def start_ranks(work: Callable[[int, str], None], folder: Path, world: int = 2) 
     """`work(rank, folder)` in as many processes, forked from one that has PyTorch already."""
     import torch.multiprocessing
 
-    multiprocessing.set_forkserver_preload(
-        ["hjepa_train.jobs.run", "torch._dynamo"]
-    )  # the latter by optimizers, seconds each
+    multiprocessing.set_forkserver_preload(FORKED_WITH)
     torch.multiprocessing.start_processes(work, args=(str(folder),), nprocs=world, start_method="forkserver")
 
 

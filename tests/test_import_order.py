@@ -129,6 +129,13 @@ def test_a_folder_says_in_one_docstring_what_is_in_it(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", ORDER)
+def test_the_package_names_its_folders_in_their_order(package: str) -> None:
+    said = " ".join((importlib.import_module(package).__doc__ or "").split())
+    folders = dict.fromkeys(module.partition(".")[0] for module in ORDER[package] if "." in module)
+    assert f"before them: {', '.join(folders)};" in said
+
+
+@pytest.mark.parametrize("package", ORDER)
 def test_no_folder_has_the_name_of_something_public(package: str) -> None:
     """`from hjepa_shards import build` would give the folder as soon as anything in it was imported."""
     top = importlib.import_module(package)

@@ -206,7 +206,8 @@ def _outlined(images_BCSS: Tensor, asked_BMN: Tensor) -> Tensor:
 def _grown(mask_B1SS: Tensor, pixels: int) -> Tensor:
     """A mask with its surroundings; what lies beyond the image belongs to it too."""
     around = F.pad(mask_B1SS, (pixels, pixels, pixels, pixels), value=1.0)
-    return F.max_pool2d(around, 2 * pixels + 1, stride=1)
+    rows = F.max_pool2d(around, (1, 2 * pixels + 1), stride=1)  # a square of that side in both directions would be
+    return F.max_pool2d(rows, (2 * pixels + 1, 1), stride=1)  # six times the work
 
 
 def _bytes(panel_B3SS: Tensor) -> NDArray[np.uint8]:

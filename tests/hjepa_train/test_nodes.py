@@ -86,7 +86,7 @@ def wait_for_step(processes: list[subprocess.Popen[bytes]], config: Path, step: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("how", "parallel"), [("killed", "ddp"), ("cut off", "ddp"), ("killed", "fsdp")])
+@pytest.mark.parametrize(("how", "parallel"), [("cut off", "ddp"), ("killed", "fsdp")])
 def test_a_node_that_is_lost_ends_the_other_in_time_and_both_go_on_from_the_checkpoint(
     shards: Path, tmp_path: Path, nodes: None, how: str, parallel: str
 ) -> None:

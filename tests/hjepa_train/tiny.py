@@ -24,7 +24,7 @@ def tiny_run(shards: Path, folder: Path, **changes: Any) -> Path:
         "objective": {"hjepa": {"levels": 2, "momentum": 0.8, "predictor": {"width": 16, "depth": 1, "heads": 2}}},
         "training": {"device": "cpu", "epochs": 2, "global_batch": 16, "threads": 1, "save_every_steps": 7},
         "evaluation": {"source": "digits", "bank": 150, "test": 50, "crop_share": 1},
-        "logging": {"every_steps": 1, "tensorboard": False},
+        "logging": {"every_steps": 1, "images_every": 0, "tensorboard": False},
     }
     content["evaluation"] = changes.pop("evaluation", content["evaluation"])
     content["logging"] = changes.pop("logging", content["logging"])

@@ -1,11 +1,12 @@
-"""Runs from the command line, as a user types them: killed with -9 and resumed, refused where they must be."""
+"""Runs from the command line, as a user types them: stopped and resumed, refused where they must be.
+
+Killed with -9: tests/hjepa_train/test_kill_points.py.
+"""
 
 import hashlib
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,29 +37,6 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 def column(run: Path) -> list[tuple[int, float, float, str]]:
     """What must be equal to the bit, of every step."""
     return [(row["step"], row["loss"], row["grad_norm"], row["proof"]) for row in read_metrics(run / "metrics.jsonl")]
-
-
-def kill_behind(command: list[str], journal: Path, step: int) -> None:
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        if journal.exists() and any(row["step"] >= step for row in read_metrics(journal)):
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        time.sleep(0.03)
-
-
-@pytest.mark.slow
-def test_a_run_killed_with_kill_9_and_resumed_has_the_losses_of_one_that_was_not(shards: Path, tmp_path: Path) -> None:
-    whole = tiny_run(shards, tmp_path / "whole")
-    pieces = tiny_run(shards, tmp_path / "pieces")
-    train(load_run_config(whole))
-    run = tmp_path / "pieces" / "tiny"
-    for step in (3, 24):  # before the first checkpoint, and between two
-        kill_behind([TRAIN, "run", str(pieces), "--resume", "auto"], run / "metrics.jsonl", step)
-        assert read_metrics(run / "metrics.jsonl")[-1]["step"] < STEPS - 1, "killed too late to show anything"
-    train(load_run_config(pieces), resume="auto")
-    assert column(run) == column(tmp_path / "whole" / "tiny")
-    assert [row[0] for row in column(run)] == list(range(STEPS))
 
 
 def test_a_run_stopped_at_a_step_and_resumed_equals_the_uninterrupted_one(shards: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What makes large models fit and fast leaves their numbers as they are."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,21 @@ def test_recomputed_blocks_keep_a_fraction_and_change_no_bit(shards: Path, tmp_p
     assert column(recomputed, "grad_norm") == column(plain, "grad_norm")
 
 
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Counts from nothing, and leaves nothing to the runs of other tests."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
 @pytest.mark.slow  # a minute of compiling
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks at it while it traces
 @pytest.mark.parametrize("recomputed", [False, True])
 def test_compiled_blocks_are_compiled_once_and_compute_the_same(shards: Path, tmp_path: Path, recomputed: bool) -> None:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
     predictor = {"width": 16, "depth": 2, "heads": 2}
     objective = {"levels": 2, "momentum": 0.8, "statistics": "exact", "predictor": predictor}
     changes = {
