@@ -12,12 +12,10 @@ from benchmarks.kill_points import (
     SAVE_EVERY,
     Point,
     checkpoints_of,
-    command,
     compare,
     compare_ranks,
     journal_of,
     kill_again_and_again,
-    run_to_the_end,
     spread,
     tiny,
     unfinished,
@@ -46,7 +44,7 @@ def test_the_points_are_spread_over_the_run_and_most_are_in_saves() -> None:
 def test_a_run_killed_at_steps_and_in_saves_is_the_run_that_was_not(tmp_path: Path) -> None:
     content = tiny(tmp_path, 4)
     whole, pieces = (write_config(content, tmp_path / name) for name in ("whole", "pieces"))
-    run_to_the_end(command(whole), whole)
+    train(load_run_config(whole))
     points = [
         Point(step=2, moment="step"),
         Point(step=9, moment="folder"),

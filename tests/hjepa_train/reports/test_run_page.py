@@ -72,7 +72,7 @@ def page_of(folder: Path) -> tuple[str, Cells]:
 def test_a_run_has_a_page_with_its_tables_curves_and_pictures(
     shards: Path, tmp_path: Path, objective: dict[str, Any]
 ) -> None:
-    path = tiny_run(shards, tmp_path)
+    path = tiny_run(shards, tmp_path, logging__images_every=10)
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"objective": objective}))
     folder = train(load_run_config(path), stop_after=6)
     page, cells = page_of(folder)
