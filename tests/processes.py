@@ -1,14 +1,19 @@
 """Programs that tests start and stop."""
 
+import importlib
 import multiprocessing
+import os
+import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 FORKED_WITH = [
     *("hjepa_train.jobs.run", "hjepa_train.checkpoints.sharded_files", "hjepa_shards.building.shard_tasks"),
@@ -51,3 +56,65 @@ def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[byt
             yield process
         finally:
             process.kill()
+
+
+@final
+class Forked:
+    """A command under way, as `subprocess.Popen` would have it."""
+
+    def __init__(self, process: ForkServerProcess, said: Path) -> None:
+        self._process, self._said = process, said
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int | None:
+        self._process.join()
+        return self._process.exitcode
+
+    def communicate(self, timeout: float) -> tuple[bytes, bytes]:
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, f"still there after {timeout} s"
+        return (self._said / "out").read_bytes(), (self._said / "err").read_bytes()
+
+
+@contextmanager
+def forked(*words: object, said: Path, environment: Mapping[str, str] | None = None) -> Iterator[Forked]:
+    """A command in a process group of its own, forked from a process that has PyTorch already: seconds sooner.
+
+    words: such as "hjepa-train", "run", config.  said: a folder for what it prints, behind what is there.
+    """
+    said.mkdir(parents=True, exist_ok=True)
+    multiprocessing.set_forkserver_preload(FORKED_WITH)
+    process = multiprocessing.get_context("forkserver").Process(
+        target=_run_program, args=([str(word) for word in words], str(said), dict(environment or {}))
+    )
+    process.start()
+    try:
+        yield Forked(process, said)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run_program(words: list[str], said: str, environment: dict[str, str]) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    sys.argv = words
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{said}/{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    importlib.import_module(f"{words[0].replace('-', '_')}.cli").main()

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from benchmarks import kill_points
 from benchmarks.kill_points import (
     MOMENTS,
     SAVE_EVERY,
@@ -24,6 +26,7 @@ from benchmarks.kill_points import (
 from hjepa_train import load_run_config, train
 from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.checkpoints.checkpoint_files import latest
+from tests.processes import Forked, forked
 
 
 def test_the_points_are_spread_over_the_run_and_most_are_in_saves() -> None:
@@ -41,7 +44,13 @@ def test_the_points_are_spread_over_the_run_and_most_are_in_saves() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_steps_and_in_saves_is_the_run_that_was_not(tmp_path: Path) -> None:
+def test_a_run_killed_at_steps_and_in_saves_is_the_run_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(words: list[str], config: Path) -> AbstractContextManager[Forked]:
+        return forked("hjepa-train", *words[words.index("run") :], said=config.parent / "saying")
+
+    monkeypatch.setattr(kill_points, "started", start)
     content = tiny(tmp_path, 4)
     whole, pieces = (write_config(content, tmp_path / name) for name in ("whole", "pieces"))
     train(load_run_config(whole))

@@ -6,8 +6,6 @@ The rows themselves: test_run.py and the tests of each probe.
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from hjepa_train.jobs.evaluate import PROBES, USUAL, evaluate_all, probes_named
 from tests.conftest import Command, in_this_process
 from tests.hjepa_shards.loader.test_loader import mix
 from tests.hjepa_train.tiny import tiny_run
+from tests.processes import forked
 
 NAMES = ["raw pixels", "PCA-30", "untrained", "online", "target"]
 
@@ -130,12 +129,12 @@ def test_an_evaluation_killed_with_kill_9_goes_on_behind_its_last_finished_probe
     probes = ("knn", "ridge", "sgd")
     expected = evaluate(whole, probes=probes, bank=60)
     parts = run / "evaluated.jsonl"
-    command = [sys.executable, "-m", "hjepa_train", "eval", str(run), "--probe", ",".join(probes), "--bank", "60"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    words = ("hjepa-train", "eval", run, "--probe", ",".join(probes), "--bank", "60")
+    with forked(*words, said=tmp_path / "said") as process:
         while process.poll() is None and not (parts.exists() and len(parts.read_text().splitlines()) >= 7):
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
     assert not (run / "evaluation.json").exists()
     done = len(parts.read_text().splitlines()) - 1  # one is chance
     assert 6 <= done < 5 * len(probes)

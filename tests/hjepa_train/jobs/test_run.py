@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,7 @@ from hjepa_train.cli import main
 from tests.conftest import Command, in_this_process
 from tests.hjepa_shards.storage.bad_server import serving
 from tests.hjepa_train.tiny import STEPS, tiny_run
-from tests.processes import running
-
-TRAIN = str(Path(sys.executable).parent / "hjepa-train")
+from tests.processes import forked
 
 
 @pytest.fixture
@@ -49,7 +46,7 @@ def test_a_run_stopped_at_a_step_and_resumed_equals_the_uninterrupted_one(shards
 
 def test_ctrl_c_saves_the_step_under_way_and_the_run_goes_on_from_there(shards: Path, tmp_path: Path) -> None:
     config, run = tiny_run(shards, tmp_path), tmp_path / "tiny"
-    with running([TRAIN, "run", str(config)]) as process:
+    with forked("hjepa-train", "run", config, said=tmp_path / "said") as process:
         while process.poll() is None and not (run / "metrics.jsonl").exists():
             time.sleep(0.03)
         process.send_signal(signal.SIGINT)
