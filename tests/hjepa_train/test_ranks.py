@@ -99,7 +99,7 @@ def test_any_number_of_ranks_trains_as_one_and_goes_on_as_any_other(
 ) -> None:
     config = tiny_run(shards, tmp_path, **changes)
     assert train_ranks(config, 2, stop_after=9) == []
-    assert train_ranks(config, 4, stop_after=20) == []
+    assert train_ranks(config, 4, stop_after=13) == []
     train(load_run_config(config), resume="auto", stop_after=25)
     assert train_ranks(config, 2) == []
     assert_alike(rows(config), alone)
