@@ -32,19 +32,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Each worker of xdist, which get equal runs of the list, begins with its share of the slow tests.
+    """Half of xdist's workers, which get equal runs of the list, begin with the slow tests.
 
-    A slow test that comes last keeps one worker busy while the others have nothing left.
+    A slow test that comes last keeps one worker busy while the others have nothing left; many of them wait more than
+    they compute, so the other half computes meanwhile.
     """
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
     slow = [item for item in items if item.get_closest_marker("slow")]
     quick = [item for item in items if not item.get_closest_marker("slow")]
-    borders = [number * len(quick) // workers for number in range(workers + 1)]
-    items[:] = [
-        item
-        for number in range(workers)
-        for item in (*slow[number::workers], *quick[borders[number] : borders[number + 1]])
-    ]
+    starters = max(1, workers // 2)
+    shares = [slow[number::starters] for number in range(starters)] + [[]] * (workers - starters)
+    run = -(-len(items) // workers)
+    items[:] = []
+    for share in shares:
+        taken = max(0, run - len(share))
+        items += share + quick[:taken]
+        quick = quick[taken:]
+    items += quick
 
 
 @pytest.fixture(scope="session")

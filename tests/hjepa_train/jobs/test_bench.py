@@ -49,7 +49,8 @@ def test_numbers_are_positive_and_follow_from_each_other(measured: tuple[Bench, 
     assert all(seconds > 0 for step in found.phases_s for seconds in step.values())
     assert 0 < found.data_wait < 1
     assert 0 < found.mfu < 1
-    assert found.images_per_s == pytest.approx(16 / sorted(found.step_s)[MEASURED // 2], rel=0.2)
+    middle = sorted(found.step_s)[MEASURED // 2 - 1 : MEASURED // 2 + 1]
+    assert found.images_per_s == pytest.approx(16 / (sum(middle) / 2))
     assert found.limit == found.peak / found.flops_per_image
     assert 1e9 < found.peak < 1e13
     assert found.loader.loader > found.images_per_s
