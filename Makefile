@@ -7,7 +7,7 @@ SETUP := .venv/.ready
 # containers like to set it; without bytecode every process that a command starts is seconds slower
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test check simd clean
+.PHONY: quickstart test check docs simd clean
 quickstart: $(SETUP)   ## build shards from the offline images, train, kill, resume, evaluate (CPU, a few minutes)
 	$(PY) tools/quickstart.py
 
@@ -20,6 +20,11 @@ check: $(SETUP)        ## format, lint, types, fast tests
 	.venv/bin/pyright
 	$(FAST)
 
+docs: $(SETUP)         ## the documentation as HTML: docs/_build/html/index.html
+	.venv/bin/uv pip install -q --python $(PY) -c constraints.txt --group docs
+	$(PY) tools/document_config.py
+	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 simd: $(SETUP)         ## Pillow-SIMD from source in place of Pillow (needs libjpeg and zlib headers)
 	.venv/bin/uv pip uninstall -q --python $(PY) pillow
 	.venv/bin/uv pip install --python $(PY) --no-binary pillow-simd pillow-simd
@@ -31,4 +36,4 @@ $(SETUP): pyproject.toml constraints.txt $(wildcard hjepa_shards/*/*.[ch])
 	touch $@
 
 clean:                 ## what was built here; data/ and runs/ stay
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist docs/_build *.egg-info .pytest_cache .ruff_cache .hypothesis

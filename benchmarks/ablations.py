@@ -5,7 +5,7 @@
 The setting of configs/cifar10_cpu.yaml with a momentum of .99 and a third of its length: 50,048 images; with three
 levels as many as cost the same FLOP. A predictor as wide as its encoder has as many at a higher cost, beside the
 setting for as many FLOP. Each run is evaluated as `hjepa-train eval` does. Writes
-benchmarks/results/ablations_<hardware>_<date>.json and prints the table of the README.
+benchmarks/results/ablations_<hardware>_<date>.json and prints the table of docs/results.md.
 """
 
 import argparse

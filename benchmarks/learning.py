@@ -8,7 +8,7 @@ Variants:
     no-target     sabotage: no momentum, no stop-gradient, no regulariser; its alarms must fire
     swapped       sabotage: targets of another image; its alarms must fire
 
-Writes benchmarks/results/learning_<hardware>_<date>.json and prints the table of the README.
+Writes benchmarks/results/learning_<hardware>_<date>.json and prints the table of docs/results.md.
 """
 
 import argparse

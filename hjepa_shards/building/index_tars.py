@@ -35,7 +35,7 @@ def index_tars(
     class_names: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
-    """Index every *.tar in `folder`. `source` and `split` are the last two parts of its path unless named.
+    """Index every tar in `folder`. `source` and `split` are the last two parts of its path unless named.
 
     class_names: of the labels 0, 1, ...  progress: hears (shards done, shards in all).
     InputError if there are none, or if `hjepa-shards build` made them; ShardError for a tar that cannot be read.

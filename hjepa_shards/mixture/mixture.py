@@ -39,6 +39,7 @@ class SourceConfig(Strict):
     name: str = Field(pattern=_NAME)
     """A built source: a folder under `root`."""
     split: str = Field(default="train", pattern=_NAME)
+    """Of the source."""
     weight: float | dict[float, float] | None = None
     """Share of the draws, in any unit; only for `strategy: weighted`, where it is required.
 
@@ -74,17 +75,22 @@ class DataConfig(Strict):
     """Folder of the built shards, or its URL (s3://, https://, ...): <root>/<source>/<split>/manifest.json."""
     cache: CacheConfig | None = None
     """Where whole shards of a URL are kept; None: samples are read by range, nothing is kept."""
-    strategy: Literal["weighted", "balanced", "concat"]
+    strategy: Literal["weighted", "balanced", "concat"] = "weighted"
+    """How sources share the draws: by weight, the same number from each, or every sample of each once."""
     sources: tuple[SourceConfig, ...]
+    """The entries of the mixture, one or more."""
     epoch_samples: int | None = Field(default=None, ge=1)
     """Positions in an epoch; by default all sizes together, for `balanced` sources × the largest size."""
     image_size: int = Field(default=224, ge=1)
     """Pixels a side of the crops."""
     augmentation: AugmentationConfig = AugmentationConfig()
+    """What is done to an image when training."""
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of R, G, B in [0, 1]; ImageNet's by default. `hjepa-shards info` prints a source's own."""
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """The same for the standard deviation."""
     order: OrderSettings = OrderSettings()
+    """How samples are shuffled inside a source."""
     threads: int = Field(default=0, ge=0)
     """Decoding threads; 0 is one a core."""
 

@@ -22,6 +22,8 @@ CONFIG_FILE = "config.yaml"
 
 
 class RunSection(Strict):
+    """What the run is called, and the one number that all its draws are keyed by."""
+
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Of the run's folder."""
     seed: int = Field(default=0, ge=0)
@@ -44,11 +46,13 @@ class TrainingConfig(OptimConfig, ScaleConfig):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of matrix products; fp16 with a loss that is scaled."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Auto: CUDA, else MPS, else the CPU."""
     threads: int = Field(default=0, ge=0)
     """Threads of a CPU run's arithmetic; 0 is one a core. Equal bits need equal threads."""
     ranks_timeout_s: int = Field(default=600, ge=1)
     """How long the ranks of a run wait for one that is lost."""
     save_every_steps: int = Field(default=500, ge=1)
+    """Steps between two checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """The newest ones."""
     keep_best: str | None = None
@@ -56,8 +60,12 @@ class TrainingConfig(OptimConfig, ScaleConfig):
 
 
 class LoggingConfig(Strict):
+    """What is written while a run trains."""
+
     tensorboard: bool = True
+    """Also write numbers and pictures for TensorBoard."""
     every_steps: int = Field(default=20, ge=1)
+    """Steps between two log points, at which signals are computed and a line is written."""
     images_every: int = Field(default=10, ge=0)
     """Pictures of masks and features at every so many log points, and at the run's last; 0 is never."""
 

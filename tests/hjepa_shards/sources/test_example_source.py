@@ -1,4 +1,4 @@
-"""The source that the README writes as an example is one that can be built."""
+"""The source that docs/contributing.md writes as an example is one that can be built."""
 
 import re
 from pathlib import Path
@@ -15,11 +15,11 @@ from hjepa_shards.shards.manifest import load_manifest
 from hjepa_shards.sources.registry import SOURCES
 from hjepa_shards.verifying.verify_split import verify
 
-README = Path(__file__).resolve().parents[3] / "README.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "contributing.md"
 
 
-def test_mnist_as_the_readme_has_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    section = README.read_text(encoding="utf-8").partition("## Adding a source")[2].partition("\n## ")[0]
+def test_mnist_as_the_docs_have_it_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = PAGE.read_text(encoding="utf-8").partition("## Adding a source")[2].partition("\n## ")[0]
     (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     module: dict[str, Any] = {"__name__": "mnist"}
     exec(code, module)

@@ -1,0 +1,172 @@
+"""docs/config.md and docs/families.md, written from the models that check what a user writes.
+
+python tools/document_config.py
+"""
+
+import ast
+import inspect
+import textwrap
+import types
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import torch
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from hjepa_shards.config import Strict
+from hjepa_train.backbones.registry import BACKBONES, build_backbone
+from hjepa_train.backbones.vit import SIZES, VitConfig
+from hjepa_train.objectives.registry import OBJECTIVES
+from hjepa_train.training.config import RunConfig
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+FAMILIES = {
+    "vit": ("backbone", "Vision transformer", "the encoder of all objectives"),
+    "hjepa": ("objective", "H-JEPA", "features without labels and without hand-made views; the default"),
+    "mae": (
+        "objective",
+        "MAE",
+        "features that fine-tune well; cheap steps, for the encoder sees a quarter of the patches",
+    ),
+    "simclr": ("objective", "SimCLR", "a contrastive baseline; wants two views and large batches"),
+}
+_CONFIG_HEAD = """# Configuration: every key
+
+One YAML file describes a run. An unknown key is refused with the nearest known one, and so is a value of the wrong type
+or out of range. `--set section.key=value` changes a key on the command line; `hjepa-train run FILE --dry-run` checks
+the whole file.
+*(This page is written by `tools/document_config.py`.)*
+"""
+_FAMILIES_HEAD = """# Model families
+
+Any objective trains any backbone that offers what it needs. Parameters are those of the encoder, in millions, on images
+of 224 pixels. The product trains encoders; it does not generate images.
+*(This page is written by `tools/document_config.py`.)*
+"""
+
+
+def main() -> None:
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+
+
+def pages() -> dict[str, str]:
+    """File name below docs/ -> what is to stand in it."""
+    return {"config.md": config_page(), "families.md": families_page()}
+
+
+def config_page() -> str:
+    parts = [_CONFIG_HEAD]
+    for section, field in RunConfig.model_fields.items():
+        rooms = {"backbone": BACKBONES, "objective": OBJECTIVES}.get(section)
+        if rooms is None:
+            parts += tables(section, model_of(field.annotation))
+            continue
+        parts.append(f"## {section}\n\nExactly one, by its name: {', '.join(f'`{name}`' for name in rooms)}.\n")
+        for name, (config, _) in rooms.items():
+            parts += tables(f"{section}.{name}", config)
+    return "\n".join(parts)
+
+
+def tables(path: str, model: type[Strict]) -> Iterator[str]:
+    """A table for the model's own keys, then one for each model inside it."""
+    about, inner = docstrings(model), []
+    doc = " ".join((vars(model).get("__doc__") or "").split())
+    yield f"## {path}\n\n{doc}\n" if doc else f"## {path}\n"
+    yield "| key | type | default | meaning |\n|---|---|---|---|"
+    for name, field in model.model_fields.items():
+        nested = model_of(field.annotation)
+        if nested is not None:
+            inner.append((f"{path}.{name}", nested))
+        default = "see below" if nested and not is_required(field) else shown(field)
+        yield f"| `{name}` | {type_words(field)} | {default} | {about.get(name, '')} |"
+    yield ""
+    for inner_path, nested in inner:
+        yield from tables(inner_path, nested)
+
+
+def docstrings(model: type[Strict]) -> dict[str, str]:
+    """Field -> the text below it, of the model and of those that it extends."""
+    found: dict[str, str] = {}
+    for owner in reversed(model.__mro__):
+        if not (isinstance(owner, type) and issubclass(owner, Strict)) or owner is Strict:
+            continue
+        [definition] = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        assert isinstance(definition, ast.ClassDef)
+        body = definition.body
+        for field, text in pairwise(body):
+            is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
+                found[field.target.id] = " ".join(str(text.value.value).split()).replace("|", "\\|")
+    return found
+
+
+def model_of(annotation: Any) -> type[Strict] | None:
+    """The model in an annotation, also in a tuple of them or where None is allowed."""
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := model_of(part))), None)
+
+
+def is_required(field: FieldInfo) -> bool:
+    return field.default is PydanticUndefined and field.default_factory is None
+
+
+def shown(field: FieldInfo) -> str:
+    if is_required(field):
+        return "**required**"
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        value = [round(part, 4) for part in value]
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def type_words(field: FieldInfo) -> str:
+    """The type as a YAML author sees it, and its bounds."""
+    names = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(rule, key)}" for rule in field.metadata for key, sign in names.items() if hasattr(rule, key)
+    ]
+    return ", ".join([words(field.annotation), *bounds]).replace("|", "\\|")
+
+
+def words(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return words(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(words(part) for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) in (tuple, list):
+        return f"list of {words(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return f"mapping of {words(get_args(annotation)[0])} to {words(get_args(annotation)[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, Strict):
+        return "section"
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path"}
+    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def families_page() -> str:
+    sizes = ", ".join(f"{name} {parameters(name):.1f}" for name in SIZES)
+    rows = ["| family | kind | YAML | parameters, millions | what for |", "|---|---|---|---|---|"]
+    for name, (kind, title, use) in FAMILIES.items():
+        yaml = f"`{kind}: {{{name}: ...}}`"
+        rows.append(f"| [{title}](families/{name}.md) | {kind} | {yaml} | {sizes if name == 'vit' else '-'} | {use} |")
+    return "\n".join([_FAMILIES_HEAD, *rows, ""])
+
+
+def parameters(size: str) -> float:
+    """Of a ViT with patches of 16, in millions; counted without making them."""
+    with torch.device("meta"):
+        backbone = build_backbone("vit", VitConfig(size=size, patch=16), 224, seed=0)  # type: ignore[arg-type]
+    return sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
+
+
+if __name__ == "__main__":
+    main()
