@@ -102,3 +102,7 @@ _HOMES = {
     "verifying.verify_split": "verify",
 }
 __getattr__ = lazy_names(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -42,3 +42,7 @@ _HOMES = {
     "training.config": "RunConfig load_run_config",
 }
 __getattr__ = lazy_names(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -40,6 +40,7 @@ def test_each_name_is_what_its_module_defines(package: str) -> None:
             assert value is getattr(home, name)
             assert getattr(value, "__module__", home.__name__) == home.__name__, f"{name} is imported there too"
     assert top.__version__ == importlib.metadata.version("hjepa")
+    assert set(dir(top)) == {*top.__all__, "__version__"}, "what a notebook completes"
     with pytest.raises(AttributeError, match="no attribute 'bulid'"):
         _ = top.bulid
 
