@@ -3,8 +3,10 @@
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
+
+from braceexpand import braceexpand
 
 from hjepa_shards.errors import InputError
 from hjepa_shards.storage.remote_files import is_remote, remote_glob
@@ -29,7 +31,7 @@ def tars_in(folder: Path) -> list[str]:
 
 
 def expand(pattern: str) -> list[str]:
-    """The locations behind a pattern: {000..012}, {a,b}, * and `::` between several; each once, sorted.
+    """The locations that a pattern names: {000..012}, {0..10..5}, {a..c}, {a,b}, * and `::` between several; each once, sorted.
 
     InputError where a star finds nothing or the braces are not right.
     """
@@ -44,7 +46,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def _braced(text: str, pattern: str) -> list[str]:
-    """`text` with its braces written out."""
+    """`text` with its braces written out, the innermost first, so that no step can exceed MAX_TARS."""
     texts = [text]
     while any("{" in text for text in texts):
         longer = []
@@ -57,22 +59,21 @@ def _braced(text: str, pattern: str) -> list[str]:
     return texts
 
 
-def _innermost(text: str, pattern: str) -> tuple[str, Sequence[str], str]:
+def _innermost(text: str, pattern: str) -> tuple[str, Iterable[str], str]:
     """What stands before, in and after one pair of braces; text without braces is its own one choice."""
     if "{" not in text:
         return text, [""], ""
     found = re.search(r"\{([^{}]*)\}", text)
     if not found:
         raise InputError(f"{pattern}: a closing brace expected for each opening one; write it as x-{{000..012}}.tar")
-    before, after = text[: found.start()], text[found.end() :]
-    numbers = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", found[1])
-    if not numbers:
-        return before, found[1].split(","), after
-    first, last = int(numbers[1]), int(numbers[2])
-    if last < first or last - first >= MAX_TARS:
-        raise InputError(
-            f"{pattern}: {{{found[1]}}}: a range from less to more, of at most {MAX_TARS:,} tars, expected"
-        )
-    padded = any(len(digits) > 1 and digits[0] == "0" for digits in numbers.groups())
-    width = max(map(len, numbers.groups())) if padded else 0
-    return before, [f"{number:0{width}d}" for number in range(first, last + 1)], after
+    if numbers := re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\.-?\d+)?", found[1]):
+        digits = max(len(number) for number in numbers.groups("0"))
+        first, last = (int(number) for number in numbers.groups()[:2]) if digits < 20 else (0, MAX_TARS)
+        if last < first or last - first >= MAX_TARS:
+            raise InputError(
+                f"{pattern}: {found[0]}: a range from less to more, of at most {MAX_TARS:,} tars, expected"
+            )
+    choices = list(braceexpand(found[0], escape=False))
+    if choices == [found[0]]:  # neither a range nor a list: literal for a shell, and a name that no tar has
+        raise InputError(f"{pattern}: {found[0]}: a range as {{000..012}} or {{a..c}}, or a list as {{a,b}}, expected")
+    return text[: found.start()], choices, text[found.end() :]
