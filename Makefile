@@ -7,7 +7,7 @@ SETUP := .venv/.ready
 # containers like to set it; without bytecode every process that a command starts is seconds slower
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test check docs simd clean
+.PHONY: quickstart test check docs wheel coverage simd clean
 quickstart: $(SETUP)   ## build shards from the offline images, train, kill, resume, evaluate (CPU, a few minutes)
 	$(PY) tools/quickstart.py
 
@@ -24,6 +24,17 @@ docs: $(SETUP)         ## the documentation as HTML: docs/_build/html/index.html
 	.venv/bin/uv pip install -q --python $(PY) -c constraints.txt --group docs
 	$(PY) tools/document_config.py
 	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+wheel: $(SETUP)        ## sdist and wheel in dist/, tried in two empty environments
+	rm -rf build dist
+	.venv/bin/uv build -q
+	$(PY) tools/try_wheel.py
+
+coverage: $(SETUP)     ## the lines that no test reaches
+	OMP_NUM_THREADS=1 $(PY) -m coverage erase
+	OMP_NUM_THREADS=1 COVERAGE_CORE=sysmon $(PY) -m coverage run -m pytest -n 4 --dist worksteal
+	$(PY) -m coverage combine -q
+	$(PY) -m coverage report
 
 simd: $(SETUP)         ## Pillow-SIMD from source in place of Pillow (needs libjpeg and zlib headers)
 	.venv/bin/uv pip uninstall -q --python $(PY) pillow
