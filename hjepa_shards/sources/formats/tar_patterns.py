@@ -31,7 +31,7 @@ def tars_in(folder: Path) -> list[str]:
 
 
 def expand(pattern: str) -> list[str]:
-    """The locations that a pattern names: {000..012}, {0..10..5}, {a..c}, {a,b}, * and `::` between several; each once, sorted.
+    """The locations that a pattern names, each once, sorted: {000..012}, {0..10..5}, {a..c}, {a,b}, * and `::`.
 
     InputError where a star finds nothing or the braces are not right.
     """
