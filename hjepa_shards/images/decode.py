@@ -1,9 +1,10 @@
 """Encoded bytes -> a crop of them, resized, in its place in the batch.
 
-libjpeg-turbo (simplejpeg) for JPEG, libspng (pyspng) for PNG and OpenCV for WebP, because they work without the GIL;
-Pillow for what they would get wrong: CMYK, 16 bit, palettes, alpha, EXIF orientation, odd codecs. What they refuse
-Pillow decides on too, as it did in the build: simplejpeg refuses stray bytes that every other decoder skips. Resizing
-is OpenCV's, or ours with the same result (_resize.c).
+libjpeg-turbo (simplejpeg) for JPEG and OpenCV for WebP, because they work without the GIL; libspng (pyspng) for PNG,
+which holds it but is faster (loader/png_batch.py does without); Pillow for what they would get wrong: CMYK, 16 bit,
+palettes, alpha, EXIF orientation, odd codecs. What they refuse Pillow decides on too, as it did in the build:
+simplejpeg refuses stray bytes that every other decoder skips. Resizing is OpenCV's, or ours with the same result
+(_resize.c).
 """
 
 import contextlib

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hjepa_shards.errors import TooMuchDamage
 from hjepa_shards.images.crop import AugmentationConfig, random_crops
 from hjepa_shards.images.decode import crop_into, fitted
-from hjepa_shards.loader.png_batch import Job, show_small
+from hjepa_shards.loader.png_batch import Job, show_pngs
 from hjepa_shards.loader.sample_reader import DAMAGE, Located, SampleReader
 from hjepa_shards.loader.stage_times import lap
 from hjepa_shards.mixture.sample_order import Plan, Planned
@@ -95,7 +95,7 @@ class Filler:
             Job(data, found.row, views, row * num_views) if found and data else None
             for row, found, (views, _), data in zip(rows, located, crops, gathered, strict=True)
         ]
-        shown = show_small(jobs, draft.images.reshape(-1, side, side, 3))
+        shown = show_pngs(jobs, draft.images.reshape(-1, side, side, 3))
         for row, found, crop, data, is_shown in zip(rows, located, crops, gathered, shown, strict=True):
             sample = draft.wanted[row]
             if found and is_shown:

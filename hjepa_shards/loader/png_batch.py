@@ -1,4 +1,4 @@
-"""Small PNGs: their bytes tested, decoded and cropped many at once, in C and without Python's lock.
+"""PNGs: their bytes tested, decoded and cropped many at once, in C and without Python's lock.
 
 Image by image the lock is handed over more often than anything is done: two threads were slower than one. What this
 does not take, and whatever is wrong with an image, goes the usual way (sample_reader.py, decode.py), to the same
@@ -23,8 +23,8 @@ except ImportError:  # not compiled where this was installed, or a processor tha
     decode_pngs = bilinear_many = None
     has_libdeflate = False
 
-_SMALL = 128 * 128
-"""Pixels. Larger ones take so long that it is no matter how threads take turns."""
+_LARGEST = 512 * 512
+"""Pixels. A task's images are decoded together: larger ones would take memory, one after the other they do not."""
 
 
 class Job(NamedTuple):
@@ -39,7 +39,7 @@ class Job(NamedTuple):
     """Of the first view; the others follow."""
 
 
-def show_small(jobs: Sequence[Job | None], slots: NDArray[np.uint8]) -> list[bool]:
+def show_pngs(jobs: Sequence[Job | None], slots: NDArray[np.uint8]) -> list[bool]:
     """Put the crops of images into `slots` [n, R, R, 3]. Which images it was for. Tests of bytes count as decode."""
     shown = [False] * len(jobs)
     if decode_pngs is None or bilinear_many is None:
@@ -61,7 +61,7 @@ def show_small(jobs: Sequence[Job | None], slots: NDArray[np.uint8]) -> list[boo
 
 def _takes(job: Job, side: int) -> bool:
     row = job.row
-    if row.codec != Codec.PNG or row.colour not in PLAIN or row.orientation != 1 or row.height * row.width > _SMALL:
+    if row.codec != Codec.PNG or row.colour not in PLAIN or row.orientation != 1 or row.height * row.width > _LARGEST:
         return False
     for _, _, height, width in job.crops:  # noqa: SIM110 -- a generator takes as long as all else here
         if height > 2 * side or width > 2 * side or width < 3:  # as in `crop_into`
