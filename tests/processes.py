@@ -3,6 +3,7 @@
 import importlib
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -118,3 +119,15 @@ def _run_program(words: list[str], said: str, environment: dict[str, str]) -> No
         os.dup2(file, number)
         os.close(file)
     importlib.import_module(f"{words[0].replace('-', '_')}.cli").main()
+
+
+def no_network_namespaces() -> str:
+    """Why this machine makes no network namespaces; '' where it does."""
+    if os.geteuid() or not shutil.which("ip"):
+        return "network namespaces are made by root with iproute2"
+    name = f"hjepa-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], check=False, capture_output=True, text=True)
+    if made.returncode:
+        return f"no network namespaces here: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "del", name], check=True)
+    return ""

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 from hjepa_train import load_run_config, train
 from hjepa_train.base.metrics_file import read_metrics
 from tests.hjepa_train.tiny import tiny_run
-from tests.processes import running
+from tests.processes import no_network_namespaces, running
 
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")
 NODES = tuple(f"hjepa-{letter}-{os.getpid()}" for letter in "ab")
@@ -29,12 +28,9 @@ def ip(*words: str) -> None:
 @pytest.fixture
 def nodes() -> Iterator[None]:
     """10.77.0.1 and 10.77.0.2."""
-    if os.geteuid() or not shutil.which("ip"):
-        pytest.skip("network namespaces are made by root with iproute2")
-    try:
-        ip("netns", "add", NODES[0])
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+    if why := no_network_namespaces():
+        pytest.skip(why)
+    ip("netns", "add", NODES[0])
     try:
         ip("netns", "add", NODES[1])
         ip("link", "add", "hjepa0", "netns", NODES[0], "type", "veth", "peer", "name", "hjepa0", "netns", NODES[1])
@@ -87,7 +83,7 @@ def wait_for_step(processes: list[subprocess.Popen[bytes]], config: Path, step: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("how", "parallel"), [("cut off", "ddp"), ("killed", "fsdp")])
-def test_a_node_that_is_lost_ends_the_other_in_time_and_both_go_on_from_the_checkpoint(
+def test_a_node_that_is_lost_ends_the_other_in_time_and_the_run_continues_from_its_checkpoint(
     shards: Path, tmp_path: Path, nodes: None, how: str, parallel: str
 ) -> None:
     del nodes
@@ -107,8 +103,11 @@ def test_a_node_that_is_lost_ends_the_other_in_time_and_both_go_on_from_the_chec
     if how == "cut off":
         ip("-n", NODES[1], "link", "set", "hjepa0", "up")
     reached = read_metrics(config.parent / "tiny" / "metrics.jsonl")[-1]["step"]
-    with two_nodes(config) as processes:
-        wait_for_step(processes, config, reached + 5)
+    if how == "killed":  # it stays away
+        train(load_run_config(config), resume="auto", stop_after=reached + 5)
+    else:
+        with two_nodes(config) as processes:
+            wait_for_step(processes, config, reached + 5)
     found = read_metrics(config.parent / "tiny" / "metrics.jsonl")
     alone = tiny_run(shards, tmp_path / "alone", training__epochs=60)
     train(load_run_config(alone), stop_after=len(found))
