@@ -57,11 +57,12 @@ def _try_trainer(wheel: Path, folder: Path) -> None:
     config = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
     config["data"] |= {"root": "shards", "sources": [{"name": "digits", "weight": 1.0}]}
     config["evaluation"]["source"] = "digits"
+    config["objective"]["hjepa"]["momentum"] = 0.9  # a short run
     (folder / "digits.yaml").write_text(yaml.safe_dump(config))
     run("hjepa-shards", "build", "digits", "--out", "shards")
     run("hjepa-train", "run", "digits.yaml", "--stop-after", "20")
     (trained,) = (folder / "runs").iterdir()
-    run("hjepa-train", "eval", str(trained.relative_to(folder)))
+    run("hjepa-train", "eval", str(trained.relative_to(folder)), "--probe", "knn,ridge")
 
 
 def _environment(path: Path, requirement: str, *, without: tuple[str, ...] = ()) -> Callable[..., None]:
