@@ -257,7 +257,7 @@ static PyObject *bilinear_many(PyObject *module, PyObject *arguments) {
     result = failed ? PyErr_NoMemory() : Py_NewRef(Py_None);
     goto done;
 wrong:
-    PyErr_SetString(PyExc_ValueError, "crops inside their images, at least 3 wide, and outputs [n, R, R, 3] expected");
+    PyErr_SetString(PyExc_ValueError, "crops that lie in their images, at least 3 wide, and outputs [n, R, R, 3] expected");
 done:
     PyMem_Free(crops);
     PyBuffer_Release(&out);

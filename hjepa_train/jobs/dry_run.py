@@ -123,7 +123,7 @@ def _notes(config: RunConfig, plan: Forecast, not_built: tuple[str, ...]) -> Ite
     folder = config.run.folder / config.run.name
     newest = latest(folder / "checkpoints")
     if newest:
-        yield f"{folder} has checkpoints up to {newest.name}: `--resume auto` continues there, another run.name begins"
+        yield f"{folder} holds checkpoints up to {newest.name}: `--resume auto` continues, another run.name begins"
 
 
 def _about_probes(config: RunConfig) -> Iterator[str]:

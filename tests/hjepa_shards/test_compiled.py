@@ -157,7 +157,7 @@ def test_many_crops_are_resized_as_one_by_one() -> None:
     ],
 )
 def test_crops_outside_of_their_images_are_refused(crop: tuple[object, ...], shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="crops inside their images"):
+    with pytest.raises(ValueError, match="crops that lie in their images"):
         _resize.bilinear_many([crop], np.zeros(shape, np.uint8))
 
 
