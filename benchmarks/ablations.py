@@ -1,4 +1,4 @@
-"""What H-JEPA's choices are worth, on CIFAR-10 on a CPU: levels at equal FLOP, strength of the term against collapse.
+"""What H-JEPA's choices gain, on CIFAR-10 on a CPU: levels at equal FLOP, strength of the term against collapse.
 
     python benchmarks/ablations.py --raw data/raw/cifar10 [--parallel 2] [--seeds 0 1]
 
@@ -108,10 +108,10 @@ def run_in_process(variant: str, seed: int, arguments: argparse.Namespace) -> No
 def run_one(variant: str, seed: int, shards: Path, runs: Path) -> None:
     """Train and evaluate one variant, on one thread."""
     torch.set_num_threads(1)
-    asked, equal = (
+    wanted, equal = (
         config_of(name, seed, shards, runs, NUM_IMAGES) for name in (variant, AS_COSTLY_AS.get(variant, SETTING))
     )
-    num_images = round(NUM_IMAGES * flops(equal) / flops(asked) / 64) * 64
+    num_images = round(NUM_IMAGES * flops(equal) / flops(wanted) / 64) * 64
     folder = train(config_of(variant, seed, shards, runs, num_images), resume="auto")
     first = folder_of(runs, SETTING, 0) / "evaluation.json"
     pixels = json.loads(first.read_bytes())[0]["rows"][:2] if first.exists() else []  # the same for every run

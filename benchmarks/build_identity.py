@@ -1,4 +1,4 @@
-"""Are builds of CIFAR-10 byte-identical, whoever makes them? Workers, parts, a Ray cluster of two nodes, kill -9.
+"""Are builds of CIFAR-10 byte-identical, whatever makes them? Workers, parts, a Ray cluster of two nodes, kill -9.
 
     python benchmarks/build_identity.py --raw DIR [--kills 20]
 

@@ -4,8 +4,8 @@
 
 DIR: any folder of photographs. They are stored as originals of 500 x 375 (JPEG 95), with shorter side 256 (JPEG 90,
 PNG, lossy WebP) and as PNG of 32 x 32. Candidates alternate; medians are printed, counted in processor time. A
-candidate that is not installed is left out (PyTurboJPEG wants libturbojpeg); Pillow-SIMD is measured where it is
-installed in Pillow's place.
+candidate that is not installed is skipped (PyTurboJPEG wants libturbojpeg); Pillow-SIMD is measured where it is
+installed instead of Pillow.
 """
 
 import argparse

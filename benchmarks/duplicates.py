@@ -1,11 +1,11 @@
-"""How many of CIFAR-10's known copies are found, how many of the found ones are copies, and how fast?
+"""How many of CIFAR-10's known duplicates are found, how many of the found ones are duplicates, and how fast?
 
     python benchmarks/duplicates.py SHARDS/cifar10 --raw cifar-10-batches-py --known duplicates_cifar10.csv
 
 Known: the list published with ciFAIR (Barz and Denzler 2020, github.com/cvjena/cifair, folder `meta`): 286 test images
 with a near duplicate (judgment 1) or a very similar picture (2) among the training images, found by CNN features and
-confirmed by people. `--sheet FILE.png` shows the leaks that are not on the list, for one's own eyes: copies that the
-list misses, and pictures that are none. `--hashes N` times the search alone among N random hashes.
+confirmed by people. `--sheet FILE.png` shows the leaks that are not on the list, for one's own eyes: duplicates that
+the list misses, and pictures that are none. `--hashes N` times the search alone among N random hashes.
 """
 
 import argparse
@@ -37,20 +37,20 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--near", type=int, default=DEFAULT_NEAR)
     parser.add_argument("--hashes", type=int)
-    asked = parser.parse_args()
-    if asked.hashes:
-        time_search(asked.hashes, asked.near)
-    if asked.folders:
-        folders = splits_below(asked.folders)
+    options = parser.parse_args()
+    if options.hashes:
+        time_search(options.hashes, options.near)
+    if options.folders:
+        folders = splits_below(options.folders)
         began = time.perf_counter()
-        found = find_duplicates(folders, near=asked.near, workers=num_cores())
+        found = find_duplicates(folders, near=options.near, workers=num_cores())
         took_s = time.perf_counter() - began
         print(f"{found.num_samples:,} images in {took_s:.1f} s: {found.num_samples / took_s:,.0f} images/s")
         for relation in found.relations:
             print(f"{'leak ' * relation.leak}{relation.first} and {relation.second}: {relation.images}")
-        listed = compare(found, asked.known, asked.raw) if asked.known else set()
-        if asked.sheet:
-            draw(found, folders, listed, asked.sheet)
+        listed = compare(found, options.known, options.raw) if options.known else set()
+        if options.sheet:
+            draw(found, folders, listed, options.sheet)
 
 
 def time_search(num_hashes: int, near: int) -> None:
@@ -59,7 +59,7 @@ def time_search(num_hashes: int, near: int) -> None:
     pairs = near_pairs(hashes, 0, near, num_cores())
     took_s = time.perf_counter() - began
     print(
-        f"{num_hashes:,} random hashes, {near} bits: {took_s:.0f} s, {len(pairs.first):,} pairs, {pairs.cut:,} left out"
+        f"{num_hashes:,} random hashes, {near} bits: {took_s:.0f} s, {len(pairs.first):,} pairs, {pairs.cut:,} skipped"
     )
 
 
@@ -82,7 +82,7 @@ def compare(found: Duplicates, known: Path, raw: Path) -> set[str]:
 
 
 def draw(found: Duplicates, folders: list[Path], listed: set[str], path: Path) -> None:
-    """Pairs of a held-out image and its first copy in training, without the listed ones."""
+    """Pairs of a held-out image and its first duplicate in training, without the listed ones."""
     readers = {}
     for folder in folders:
         manifest = load_manifest(folder)
@@ -93,10 +93,10 @@ def draw(found: Duplicates, folders: list[Path], listed: set[str], path: Path) -
         if not group.leak or first.key in listed:
             continue
         cell = np.full((_SIDE + 14, 2 * _SIDE + 8, 3), 255, np.uint8)
-        for place, copy in enumerate((first, others[0])):
+        for index, copy in enumerate((first, others[0])):
             reader = readers[copy.source, copy.split]
             pixels = cv2.resize(reader.pixels(reader.locate(copy.index)), (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC)
-            cell[:_SIDE, place * (_SIDE + 1) :][:, :_SIDE] = pixels
+            cell[:_SIDE, index * (_SIDE + 1) :][:, :_SIDE] = pixels
         text = f"{others[0].kind} {others[0].distance}"
         cells.append(cv2.putText(cell, text, (0, _SIDE + 11), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1))
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % _COLUMNS) if cells else []

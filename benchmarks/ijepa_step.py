@@ -60,7 +60,7 @@ class Encoder(nn.Module):
 
 
 class Predictor(nn.Module):
-    """All blocks of all images in one pass, each behind its own copy of the context."""
+    """All blocks of all images in one pass, each after its own copy of the context."""
 
     def __init__(self, side: int, encoder_width: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -72,11 +72,11 @@ class Predictor(nn.Module):
 
     positions: Tensor
 
-    def forward(self, context_BKD: Tensor, context: list[Tensor], asked: list[Tensor]) -> Tensor:
+    def forward(self, context_BKD: Tensor, context: list[Tensor], blocks: list[Tensor]) -> Tensor:
         positions = self.positions.repeat(len(context_BKD), 1, 1)
         seen = self.embed(context_BKD) + gathered(positions, context)
-        places = gathered(positions, asked)
-        tokens = torch.cat([seen.repeat(len(asked), 1, 1), self.mask_token + places], 1)
+        at = gathered(positions, blocks)
+        tokens = torch.cat([seen.repeat(len(blocks), 1, 1), self.mask_token + at], 1)
         return self.project(self.norm(self.blocks(tokens))[:, seen.shape[1] :])
 
 
@@ -113,12 +113,12 @@ class Steps:
 
     def step(self, images_BCHW: Tensor) -> float:
         """The loss."""
-        context, *asked = (mask.to(self.device, non_blocking=True) for mask in self.masks[self.taken % NUM_MASKS])
+        context, *blocks = (mask.to(self.device, non_blocking=True) for mask in self.masks[self.taken % NUM_MASKS])
         with self.autocast():
             with torch.no_grad():
                 features = self.target(images_BCHW)
-                wanted = gathered(F.layer_norm(features, features.shape[-1:]), asked)
-            predicted = self.predictor(self.encoder(images_BCHW, [context]), [context], asked)
+                wanted = gathered(F.layer_norm(features, features.shape[-1:]), blocks)
+            predicted = self.predictor(self.encoder(images_BCHW, [context]), [context], blocks)
             loss = F.smooth_l1_loss(predicted, wanted)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -135,7 +135,7 @@ class Steps:
 
 
 def collated(like: HJepa, batch: int, seed: int) -> list[Tensor]:
-    """Context [B, K], then each block [B, Q]: I-JEPA's places, contexts cut to our number, too small ones redrawn."""
+    """Context [B, K], then each block [B, Q]: I-JEPA's cells, contexts cut to our number, too small ones redrawn."""
     side, masking, generator = like.grid, like.masking, torch.Generator().manual_seed(seed)
     height, width = max(block_shapes(side), key=lambda shape: shape[0] * shape[1])
     assert height * width == masking.num_cells[0]
@@ -150,14 +150,14 @@ def collated(like: HJepa, batch: int, seed: int) -> list[Tensor]:
         edge = side - below(side - round(side * 0.85**0.5) + 1)
         top, left = below(side - edge), below(side - edge)
         visible[top : top + edge, left : left + edge] = True
-        asked = list[Tensor]()
+        blocks = list[Tensor]()
         for _ in range(masking.num_blocks):
             top, left = below(side - height), below(side - width)
-            asked.append(cells[top : top + height, left : left + width].flatten())
+            blocks.append(cells[top : top + height, left : left + width].flatten())
             visible[top : top + height, left : left + width] = False
         context = cells[visible]
         if len(context) >= masking.num_context:
-            rows.append([context[: masking.num_context], *asked])
+            rows.append([context[: masking.num_context], *blocks])
     return [torch.stack(masks) for masks in zip(*rows, strict=True)]
 
 

@@ -1,9 +1,9 @@
-"""Is a run that was killed thirty times the run that was not? At steps, at its beginning, in the midst of a checkpoint.
+"""Is a run that was killed thirty times the run that was not? At steps, at its beginning, during a checkpoint.
 
     python benchmarks/kill_points.py                           # 30 times kill -9, a tiny run on digits
     python benchmarks/kill_points.py --ranks 2,1,4 --kills 8   # torchrun: -9 or SIGTERM, other numbers; --parallel fsdp
 
-One run in one piece; the same run as real processes that are killed one after the other, each going on with `--resume
+One run in one piece; the same run as real processes that are killed one after the other, each continuing with `--resume
 auto`. What a save had written when it was killed is read from the disk afterwards. Every number of metrics.jsonl but
 its clock, the order proof and the last model.safetensors must be equal to the bit; over ranks order proofs equal,
 losses to 1e-5. Exit code 1 if anything differs.
@@ -34,7 +34,7 @@ from hjepa_train.checkpoints.checkpoint_files import latest, read_state
 STAGES = ("folder", "model.safetensors", "optimizer.pt", "state.json", "files.json", "renamed")
 """Of a save, in their order: what has just appeared when the kill is sent."""
 MOMENTS = ("step", *STAGES[:3], "step", *STAGES[3:5], "begin", "step", "renamed")
-"""Kinds of kill points. step: behind a logged step; begin: when a run that goes on has cut its journal back."""
+"""Kinds of kill points. step: after a logged step; begin: when a run that continues has cut its journal back."""
 STEPS_BETWEEN, SAVE_EVERY = 8, 4
 SIGNALS = ("-9 to a rank", "-9 to all", "SIGTERM to a rank", "SIGTERM to the launcher")
 """How ranks are ended; one process is its own launcher."""
@@ -62,7 +62,7 @@ class Kill:
     saved: int
     """the step of the newest whole checkpoint, 0 without any"""
     left: str
-    """what of a save lies on the disk unfinished"""
+    """what of a save is on the disk unfinished"""
 
 
 def main() -> None:
@@ -132,7 +132,7 @@ def write_config(content: dict[str, Any], folder: Path) -> Path:
 
 
 def spread(num_steps: int, kills: int, seed: int) -> list[Point]:
-    """Kill points over the whole run, one in each equal part of it, at a place and of a kind that the seed decides."""
+    """Kill points over the whole run, one in each equal part of it, at a step and of a kind that the seed decides."""
     moments = [MOMENTS[number % len(MOMENTS)] for number in range(kills)]
     chance = random.Random(seed)
     chance.shuffle(moments)
@@ -176,7 +176,7 @@ def started(words: Sequence[str], config: Path) -> Iterator[subprocess.Popen[byt
 
 
 def kill_again_and_again(config: Path, points: Sequence[Point], *, say: Callable[[str], None]) -> list[Kill]:
-    """Begin a run, kill it with -9 at each point in turn, and let it come to its end."""
+    """Begin a run, kill it with -9 at each point in turn, and let it finish."""
     kills = []
     for number, point in enumerate(points):
         with started(command(config), config) as process:
@@ -192,7 +192,7 @@ def kill_again_and_again(config: Path, points: Sequence[Point], *, say: Callable
 
 def described(kill: Kill) -> str:
     return (
-        f"{kill.point.moment:17}  asked for step {kill.point.step:4}, logged {kill.logged:4}, saved {kill.saved:4}  "
+        f"{kill.point.moment:17}  wanted at step {kill.point.step:4}, logged {kill.logged:4}, saved {kill.saved:4}  "
         f"{kill.left or '-'}"
     )
 
@@ -200,7 +200,7 @@ def described(kill: Kill) -> str:
 def wait_for(point: Point, config: Path, process: subprocess.Popen[bytes]) -> None:
     """Until the point is there, or the process has ended."""
     resolved, folder = config.parent / "run" / "config.yaml", checkpoints_of(config)
-    if point.moment == "begin":  # config.yaml is written anew behind the journal
+    if point.moment == "begin":  # config.yaml is written again after the journal
         before = identity(resolved)
         while process.poll() is None and identity(resolved) == before:
             time.sleep(0.001)
@@ -209,10 +209,10 @@ def wait_for(point: Point, config: Path, process: subprocess.Popen[bytes]) -> No
         time.sleep(0.001)
     if point.moment == "step":
         return
-    stood = standing(folder)
+    before = standing(folder)
     while process.poll() is None:
         if point.moment == "renamed":
-            if standing(folder) - stood:
+            if standing(folder) - before:
                 return
             continue
         for name in listed(folder):
@@ -241,7 +241,7 @@ def standing(folder: Path) -> set[str]:
 
 
 def last_logged(config: Path) -> int:
-    """From the end of the journal, because it is asked for often."""
+    """From the end of the journal, because it is needed often."""
     try:
         with journal_of(config).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
@@ -289,7 +289,7 @@ def compare(whole: Path, pieces: Path) -> list[str]:
 
 
 def kill_ranks(config: Path, points: Sequence[Point], worlds: Sequence[int], chance: random.Random) -> None:
-    """Begin a run on the first number of ranks, end it at random at each point, and go on as the next number."""
+    """Begin a run on the first number of ranks, end it at random at each point, and continue as the next number."""
     kinds = [SIGNALS[number % len(SIGNALS)] for number in range(len(points))]
     chance.shuffle(kinds)
     for number, (point, how) in enumerate(zip(points, kinds, strict=True)):
@@ -307,7 +307,7 @@ def kill_ranks(config: Path, points: Sequence[Point], worlds: Sequence[int], cha
                 assert time.monotonic() < ended, f"{how}: ranks {ranks} live on"
                 time.sleep(0.05)
         print(
-            f"{number + 1:3}  {world} ranks, {how:23}  exit code {code:4}, asked for step {point.step:4}, logged "
+            f"{number + 1:3}  {world} ranks, {how:23}  exit code {code:4}, wanted at step {point.step:4}, logged "
             f"{last_logged(config):4}, saved {last_saved(config):4}  {unfinished(config) or '-'}",
             flush=True,
         )
@@ -327,7 +327,7 @@ def send(how: str, launcher: int, ranks: Sequence[int], chance: random.Random) -
 
 
 def children(process: int) -> list[int]:
-    """The processes that it started; Linux says so."""
+    """The processes that it started, by Linux's /proc."""
     tasks = Path(f"/proc/{process}/task").glob("*/children")
     return [int(child) for task in tasks for child in task.read_text().split()]
 

@@ -5,7 +5,7 @@
 --images: any folder of photographs, to be stored with shorter side 256 (JPEG 90) and as they are. --cifar10: the folder
 of `cifar-10-batches-py`, to be stored as PNG. Each of the three is repeated to 4,608 files or more; each peer gets an
 environment and a copy of the data in its own format below --work (PyTorch several times over: some gigabytes). A peer
-that cannot be installed, or reads no PNG, is named and left out. Peers alternate; medians are compared, and go into
+that cannot be installed, or reads no PNG, is named and skipped. Peers alternate; medians are compared, and go into
 benchmarks/results.
 """
 
@@ -172,10 +172,10 @@ def run(python: Path, *arguments: object) -> str | None:
     try:
         ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE_S, check=False)
     except subprocess.TimeoutExpired:
-        print(f"{arguments[1]}: {arguments[0]} takes more than {PATIENCE_S} s, left out")
+        print(f"{arguments[1]}: {arguments[0]} takes more than {PATIENCE_S} s, skipped")
         return None
     if ran.returncode:
-        print(f"{arguments[1]}: {arguments[0]} fails: {ran.stderr.strip().splitlines()[-1]}, left out")
+        print(f"{arguments[1]}: {arguments[0]} fails: {ran.stderr.strip().splitlines()[-1]}, skipped")
         return None
     return ran.stdout
 

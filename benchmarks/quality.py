@@ -46,21 +46,21 @@ def main() -> None:
 
 def ratios(paths: list[Path], settings: EncodeSettings) -> Iterator[float]:
     """PSNR in dB of each photograph's crop."""
-    for place, path in enumerate(paths):
+    for index, path in enumerate(paths):
         try:
             stored = encode(path.read_bytes(), settings)
         except DecodeError:
             continue
         info = stored.info
-        [crop], [shrink] = fitted(crop_of(place, info.height, info.width)[None], SIZE)
+        [crop], [shrink] = fitted(crop_of(index, info.height, info.width)[None], SIZE)
         pixels = decode(stored.data, info.colour, info.orientation, shrink)
         ours, theirs = both(stored.data, pixels, crop, SIZE, shrink if pixels.shape[0] < info.height else 1)
         error = ours - theirs
         yield float(10 * np.log10(255**2 / np.square(error).mean()))
 
 
-def crop_of(place: int, height: int, width: int, seed: int = 0) -> NDArray[np.int64]:
-    return random_crops(seed, np.array([place]), np.array([width]), np.array([height]), AugmentationConfig())[0]
+def crop_of(index: int, height: int, width: int, seed: int = 0) -> NDArray[np.int64]:
+    return random_crops(seed, np.array([index]), np.array([width]), np.array([height]), AugmentationConfig())[0]
 
 
 def both(
@@ -87,9 +87,9 @@ def neighbours(folder: Path, seed: int) -> list[str]:
         images = content[b"data"][:count].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         labels.append(torch.tensor(content[b"labels"][:count]))
         made = []
-        for place, image in enumerate(images):
+        for index, image in enumerate(images):
             stored = encode(np.ascontiguousarray(image), EncodeSettings(pixels="png"))
-            crop = crop_of(place + 10_000 * (name == "test_batch"), 32, 32, seed)
+            crop = crop_of(index + 10_000 * (name == "test_batch"), 32, 32, seed)
             made.append(both(stored.data, image, crop, 32).astype(np.float32))
         crops.append(torch.from_numpy(np.stack(made)).flatten(2))
     (bank, test), accuracies = crops, []

@@ -1,4 +1,4 @@
-"""One rank of a peer for `resume_vs_peers.py`: reads part of an epoch and saves, or goes on from there to its end.
+"""One rank of a peer for `resume_vs_peers.py`: reads part of an epoch and saves, or continues from there to its end.
 
     python benchmarks/resume_peers.py PEER DATA --state FILE (--take N | --resume FILE)
 
@@ -25,7 +25,7 @@ GLOBAL_BATCH = 128
 
 Batches = Iterator[list[int]]
 Opened = tuple[Batches, Callable[[], Any]]
-"""(batches of sample numbers to the end of the epoch, what gives the state behind the batch delivered last)"""
+"""(batches of sample numbers to the end of the epoch, what gives the state after the batch delivered last)"""
 
 
 def hjepa(data: Path, state: Any) -> Opened:
@@ -47,7 +47,7 @@ def hjepa(data: Path, state: Any) -> Opened:
 
 
 def webdataset(data: Path, state: Any) -> Opened:
-    """It keeps no state: a run that goes on begins its epoch again."""
+    """It keeps no state: a run that continues begins its epoch again."""
     import webdataset as wds
 
     shards = sorted(map(str, data.glob("*.tar")))
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--state", type=Path, required=True, help="where it is saved")
     parser.add_argument("--take", type=int, help="samples to read before")
-    parser.add_argument("--resume", type=Path, help="the state to go on from")
+    parser.add_argument("--resume", type=Path, help="the state to continue from")
     arguments = parser.parse_args()
     state = pickle.loads(arguments.resume.read_bytes()) if arguments.resume else None
     with suppress(ImportError):  # not what is to be timed

@@ -1,4 +1,4 @@
-"""How long until the first batch when a run goes on: at 0, 50, 99% of an epoch and after 100, beside a cold start?
+"""How long until the first batch when a run continues: at 0, 50, 99% of an epoch and after 100, beside a cold start?
 
     python benchmarks/resume_time.py [--images 1281167] [--rounds 5]
 
@@ -29,7 +29,7 @@ BATCH = 256
 PER_SHARD = 2048
 BILLION_SHARDS, BILLION_PER_SHARD = 125_000, 8_000
 PLACES = {"cold start": None, "0%": 0.0, "50%": 0.5, "99%": 0.99, "after 100 epochs": 100.0}
-"""Epochs behind; None: no state."""
+"""Epochs already done; None: no state."""
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def built(work: Path, images: int) -> Path:
 
 
 def a_billion(root: Path, work: Path) -> Path:
-    """A root whose manifest says so; nothing else of it exists."""
+    """A root with a manifest alone; nothing else of it exists."""
     manifest = load_manifest(root / "webdataset" / "train")
     digests = [f"{shard:064x}" for shard in range(BILLION_SHARDS)]
     manifest = dataclasses.replace(

@@ -1,10 +1,10 @@
-"""Half an epoch, a kill, the other half: seconds until it goes on, samples that come twice, samples that never come.
+"""Half an epoch, a kill, the other half: seconds until it continues, samples that come twice, samples that never come.
 
     python benchmarks/resume_vs_peers.py --images DIR [--peers webdataset torchdata ...]
 
 DIR: a folder with one folder of small images, some thousands (`loader_vs_peers.py --cifar10` leaves one). Each peer
-reads them on two ranks, saves as it offers to when half are read, and goes on in new processes: on two ranks again, on
-one, and on four. A peer that has no state begins its epoch again; one that refuses another number of ranks is said to.
+reads them on two ranks, saves as it offers to when half are read, and continues in new processes: on two ranks again,
+on one, and on four. A peer without a state begins its epoch again; one that refuses another number of ranks is named.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """A streaming shard engine for large image mixtures: plain tars, exact order, exact resume. No torch in here.
 
-Folders stand in the order of the data, and import only from those before them: base, storage, images, shards, sources,
+Folders are in the order of the data, and import only from those before them: base, storage, images, shards, sources,
 downloading, building, verifying, mixture, loader, duplicates, reports, commands; each says in its `__init__.py` what is
 in it. The names below are what users import.
 """

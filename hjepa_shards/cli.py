@@ -39,4 +39,4 @@ for _name, _command in _COMMANDS.items():
 
 
 def main() -> None:
-    run_app(app, interrupted="the same command goes on with what is not done yet")
+    run_app(app, interrupted="the same command continues with what is not done yet")

@@ -55,29 +55,29 @@ def overridden(content: dict[str, Any], changes: Sequence[str], where: str) -> d
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise InputError(f"--set {change}: a YAML value expected, {text!r} found") from error
-        place: Any = content
+        node: Any = content
         for key in way:
-            place = _item(place, key, change, where)
-        if isinstance(place, list):
-            _item(place, last, change, where)
-            place[int(last)] = value
-        elif isinstance(place, dict):
-            place[last] = value
+            node = _item(node, key, change, where)
+        if isinstance(node, list):
+            _item(node, last, change, where)
+            node[int(last)] = value
+        elif isinstance(node, dict):
+            node[last] = value
         else:
-            raise InputError(f"--set {change}: {where} has no keys below {'.'.join(way)}, which is {place!r}")
+            raise InputError(f"--set {change}: {where} has no keys below {'.'.join(way)}, which is {node!r}")
     return content
 
 
-def _item(place: Any, key: str, change: str, where: str) -> Any:
-    """What stands at a key of a mapping, made where it is missing, or at an index of a list."""
-    if isinstance(place, dict):
-        if place.get(key) is None:
-            place[key] = {}
-        return place[key]
-    if isinstance(place, list) and key.isdecimal() and int(key) < len(place):
-        return place[int(key)]
-    found = f"a list of {len(place)}" if isinstance(place, list) else repr(place)
-    raise InputError(f"--set {change}: {key} is nothing in {where}: {found} stands there")
+def _item(node: Any, key: str, change: str, where: str) -> Any:
+    """What is at a key of a mapping, made where it is missing, or at an index of a list."""
+    if isinstance(node, dict):
+        if node.get(key) is None:
+            node[key] = {}
+        return node[key]
+    if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+        return node[int(key)]
+    found = f"a list of {len(node)}" if isinstance(node, list) else repr(node)
+    raise InputError(f"--set {change}: {key} is nothing in {where}: {found} is there")
 
 
 def parse(model: type[Model], content: dict[str, Any], where: str) -> Model:
@@ -93,10 +93,10 @@ def parse(model: type[Model], content: dict[str, Any], where: str) -> Model:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Where the first wrong value of a file that programs write stands, and what is wrong with it."""
+    """Where the first wrong value of a file that programs write is, and what is wrong with it."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(map(str, first["loc"])) or "the whole"
-    return f"{place}: {first['msg']}"
+    where = ".".join(map(str, first["loc"])) or "the whole"
+    return f"{where}: {first['msg']}"
 
 
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -113,9 +113,9 @@ def _explain(model: type[BaseModel], detail: Any) -> str:
     if detail["type"] != "extra_forbidden":
         found = detail.get("input")
         shown = "" if isinstance(found, dict | list) else f", {found!r} found"
-        place = f"{path}: " if path else ""
+        where = f"{path}: " if path else ""
         message = detail["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
-        return f"{place}{message}{shown}"
+        return f"{where}{message}{shown}"
     known = _known_keys(model, location[:-1])
     nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     advice = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(sorted(known))}"

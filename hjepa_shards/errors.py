@@ -11,7 +11,7 @@
     BuildMismatch(InputError)   a half-finished build made with other settings, input or encoder
     ResumeMismatch(InputError)  a checkpoint of another mixture, plan or recipe
 
-Each message holds the place, what was expected, what was found, and the next move. The command line prints these
+Each message holds the location, what was expected, what was found, and the next move. The command line prints these
 (and nothing else) as one line and leaves with exit code 2.
 """
 

@@ -20,7 +20,7 @@ _EXTRA = ("torch", "safetensors", "tensorboard")
 """What `pip install 'hjepa[train]'` brings."""
 
 app = typer.Typer(
-    help="Train on mixtures of shards, go on after any kill, and see whether it learnt.",
+    help="Train on mixtures of shards, continue after any kill, and see whether it learnt.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -28,11 +28,11 @@ app.callback()(version_option)
 
 
 def main() -> None:
-    run_app(_app_in_its_place, interrupted="`hjepa-train run ... --resume auto` goes on from the last checkpoint")
+    run_app(_app_in_its_place, interrupted="`hjepa-train run ... --resume auto` continues from the last checkpoint")
 
 
 def _app_in_its_place() -> None:
-    """A memory that is full and a PyTorch that is not there are the user's to mend, wherever they are met."""
+    """A memory that is full and a PyTorch that is not there are the user's to fix, wherever they are met."""
     try:
         app()
     except ModuleNotFoundError as error:
@@ -65,7 +65,7 @@ def run_command(
         bool, typer.Option("--dry-run", help="check everything; print steps, samples, memory and hours; train nothing")
     ] = False,
 ) -> None:
-    """Train. Killed at any moment, `--resume auto` goes on in the middle of the epoch."""
+    """Train. Killed at any moment, `--resume auto` continues in the middle of the epoch."""
     from hjepa_train.base.distributed import is_first
     from hjepa_train.jobs.dry_run import dry_run
     from hjepa_train.jobs.run import train
@@ -87,19 +87,19 @@ def run_command(
     if not is_first():
         return
     write_report(folder)
-    for sheet in did_it_run_right(read_run(folder)):
-        console.print(as_rich(sheet))
+    for table in did_it_run_right(read_run(folder)):
+        console.print(as_rich(table))
     console.print(
         f"report       {folder / 'report.md'}, report.html\ntensorboard  tensorboard --logdir {folder / 'tensorboard'}"
     )
 
 
 def _print_dry_run(dry: "DryRun") -> None:
-    from hjepa_train.jobs.dry_run import as_sheets
+    from hjepa_train.jobs.dry_run import as_tables
     from hjepa_train.reports.text_table import as_rich
 
-    for sheet in as_sheets(dry):
-        console.print(as_rich(sheet))
+    for table in as_tables(dry):
+        console.print(as_rich(table))
     for note in dry.notes:
         console.print(f"[yellow]note[/yellow] {escape(note)}")
 
@@ -118,7 +118,7 @@ def eval_command(
 ) -> None:
     """Probe a run's encoders on frozen features, beside chance, raw pixels, PCA-30 and the untrained encoder.
 
-    Killed at any moment, the same command goes on behind the last finished probe.
+    Killed at any moment, the same command continues after the last finished probe.
     """
     from hjepa_train.jobs.evaluate import evaluate_all, probes_named
     from hjepa_train.reports.run_report import probed
@@ -145,23 +145,23 @@ def report_command(
         Path | None, typer.Option(help="folder for a comparison [default: `comparison` beside the first run]")
     ] = None,
 ) -> None:
-    """One run: its tables, report.md and report.html written anew. Several: side by side, also as a page and JSON."""
+    """One run: its tables, report.md and report.html written again. Several: side by side, also as a page and JSON."""
     from hjepa_train.reports.compare_runs import compare
     from hjepa_train.reports.run_report import did_it_learn, did_it_run_right, read_run, what_ran, write_report
     from hjepa_train.reports.text_table import as_rich
 
     if len(folders) > 1:
-        place, sheets = compare(folders, out)
-        written = ", ".join(str(place / f"comparison.{kind}") for kind in ("md", "html", "json"))
+        written_to, tables = compare(folders, out)
+        written = ", ".join(str(written_to / f"comparison.{kind}") for kind in ("md", "html", "json"))
     elif out:
-        raise InputError(f"--out {out}: several runs to compare expected, one found; its report stands in its folder")
+        raise InputError(f"--out {out}: several runs to compare expected, one found; its report is in its folder")
     else:
-        place = write_report(folders[0])
+        written_to = write_report(folders[0])
         run = read_run(folders[0])
-        sheets = [what_ran(run), *did_it_run_right(run), *did_it_learn(run)]
-        written = f"{place}, {place.with_suffix('.html')}"
-    for sheet in sheets:
-        console.print(as_rich(sheet))
+        tables = [what_ran(run), *did_it_run_right(run), *did_it_learn(run)]
+        written = f"{written_to}, {written_to.with_suffix('.html')}"
+    for table in tables:
+        console.print(as_rich(table))
     console.print(f"written  {written}", soft_wrap=True)
 
 
@@ -179,13 +179,13 @@ def bench_command(
 ) -> None:
     """Measure training on this machine: images/s, a step by its phases, the device's peak, the loader's speed."""
     from hjepa_train.jobs.bench import bench
-    from hjepa_train.jobs.bench_report import as_sheets, compared, make_folder, write_bench
+    from hjepa_train.jobs.bench_report import as_tables, compared, make_folder, write_bench
     from hjepa_train.reports.text_table import as_rich
     from hjepa_train.training.config import load_run_config
 
     if side_by_side:
-        for sheet in compared(files):
-            console.print(as_rich(sheet))
+        for table in compared(files):
+            console.print(as_rich(table))
         return
     if len(files) > 1:
         raise InputError(f"bench: one configuration expected, {len(files)} files found; results compare with --compare")
@@ -196,8 +196,8 @@ def bench_command(
             config, where=str(files[0]), steps=steps, say=lambda what: status.update(f"measuring: {escape(what)}")
         )
     written = write_bench(found, out)
-    for sheet in as_sheets(found):
-        console.print(as_rich(sheet))
+    for table in as_tables(found):
+        console.print(as_rich(table))
     console.print(f"written  {written}, .md, .html", soft_wrap=True)
 
 

@@ -30,14 +30,14 @@ def assert_backbone_contract(build: Callable[[], Backbone], image_size: int) -> 
     assert features.pooled_BD.shape == (2, backbone.width)
     assert features.stages == ()
 
-    # what was asked for does not change what comes out
+    # what was requested does not change what comes out
     every = tuple(range(1, backbone.num_stages + 1))
     staged = backbone.encode(patches, every)
     assert torch.equal(staged.tokens_BND, features.tokens_BND)
     assert len(staged.stages) == backbone.num_stages
     assert torch.equal(backbone.encode(patches, every[-1:]).stages[0], staged.stages[-1])
 
-    # patches carry their place: their order in the sequence means nothing, their place everything
+    # patches carry their location: their order in the sequence means nothing, their location everything
     order = torch.randperm(grid * grid, generator=torch.Generator().manual_seed(1)).expand(2, -1)
     shuffled = backbone.encode(patches.take(order)).tokens_BND
     torch.testing.assert_close(shuffled, features.tokens_BND.gather(1, order[..., None].expand_as(shuffled)))
@@ -167,7 +167,7 @@ def assert_resumes_exactly(
 ) -> None:
     """From the state of any batch (as JSON) the rest is the same, and so is the proof of order.
 
-    others: (global batch, world) to go on with besides the one it was stopped with; each batch divides `stop`.
+    others: (global batch, world) to continue with besides the one it was stopped with; each batch divides `stop`.
     """
     expected, proof = delivered(open_one, stop, global_batch=global_batch)
     states = []
@@ -184,5 +184,5 @@ def assert_resumes_exactly(
                 rest, end = delivered(
                     open_one, stop, global_batch=size, world=world, state=json.loads(json.dumps(state))
                 )
-                assert rest == {place: row for place, row in expected.items() if place >= position}
+                assert rest == {at: row for at, row in expected.items() if at >= position}
                 assert end == proof

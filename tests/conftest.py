@@ -19,11 +19,11 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # a shell's job in the background is deaf to Ctrl-C, and so would be all that the tests start
+    # a shell's job in the background ignores Ctrl-C, and so would be all that the tests start
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # one server of processes for each worker of xdist, from its start on: what it has imported (PyTorch takes seconds),
-    # each rank and each worker of a build has; whoever starts it later starts it with less
+    # each rank and each worker of a build has; a test that starts it later starts it with less
     if hasattr(config, "workerinput"):
         multiprocessing.set_forkserver_preload(FORKED_WITH)
         multiprocessing.forkserver.ensure_running()

@@ -95,7 +95,7 @@ class Forked:
 def forked(*words: object, said: Path, environment: Mapping[str, str] | None = None) -> Iterator[Forked]:
     """A command in a process group of its own, forked from a process that has PyTorch already: seconds sooner.
 
-    words: such as "hjepa-train", "run", config.  said: a folder for what it prints, behind what is there.
+    words: such as "hjepa-train", "run", config.  said: a folder for what it prints, after what is there.
     """
     said.mkdir(parents=True, exist_ok=True)
     multiprocessing.set_forkserver_preload(FORKED_WITH)

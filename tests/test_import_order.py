@@ -1,4 +1,4 @@
-"""The house: every file in its folder, folders in the order of the data, and imports only from what stands above."""
+"""The house: every file in its folder, folders in the order of the data, and imports only from what is above."""
 
 import ast
 import importlib
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MOST_MODULES = 13
-"""In a folder, `__init__` left out: what a reader takes in at a glance."""
+"""In a folder, without `__init__`: what a reader takes in at a glance."""
 _HOUSES = {
     "hjepa_shards": """
         : errors config
@@ -101,12 +101,12 @@ def test_every_module_has_its_place_in_the_order(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", ORDER)
-def test_modules_import_only_what_stands_above_them(package: str) -> None:
+def test_modules_import_only_what_is_above_them(package: str) -> None:
     modules = modules_of(package)
     wrong = []
     compiled = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / package).rglob("*.c")}
-    for place, module in enumerate(ORDER[package]):
-        allowed = compiled | {f"{package}.{above}" for above in ORDER[package][:place]}
+    for index, module in enumerate(ORDER[package]):
+        allowed = compiled | {f"{package}.{above}" for above in ORDER[package][:index]}
         for name in imports_of(modules[module]):
             if (name == package or name.startswith(f"{package}.")) and name not in allowed:
                 wrong.append(f"{package}.{module} imports {name}")

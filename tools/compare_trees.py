@@ -3,7 +3,7 @@
     python tools/compare_trees.py HEAD~1
 
 Both trees, as processes of this Python: every source is built (journal included), a mixture's order is proved, H-JEPA,
-MAE and SimCLR are trained, and a run that the old tree began and was stopped goes on in this one. Real data where
+MAE and SimCLR are trained, and a run that the old tree began and was stopped continues in this one. Real data where
 HJEPA_TEST_DATA names some. Exit code 1 where anything differs.
 """
 

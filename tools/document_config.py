@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def pages() -> dict[str, str]:
-    """File name below docs/ -> what is to stand in it."""
+    """File name below docs/ -> what is to be in it."""
     return {"config.md": config_page(), "families.md": families_page()}
 
 

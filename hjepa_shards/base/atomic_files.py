@@ -41,7 +41,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def _sent_to_disk_meanwhile(descriptor: int) -> Iterator[None]:
     """A large file goes to the disk while it is written, so that there is little left to wait for at its end.
 
-    Whatever goes wrong there is raised behind the block: the kernel reports an error to one flush only.
+    Whatever goes wrong there is raised after the block: the kernel reports an error to one flush only.
     """
     ended = threading.Event()
 
@@ -113,9 +113,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def require_writable(folder: Path) -> None:
-    """InputError where no file can be made: before hours of work rather than behind them."""
+    """InputError where no file can be made: before hours of work rather than after them."""
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: a folder that can be written expected, it cannot; choose another place")
+        raise InputError(f"{folder}: a folder that can be written expected, it cannot; choose another location")
 
 
 def sync_folder(folder: Path) -> None:
@@ -137,7 +137,7 @@ def _locked(path: Path, operation: int, otherwise: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise InputError(f"{path.parent}: {otherwise}") from error
         except OSError:
-            pass  # a file system without locks, as clusters have them: then nobody is kept out
+            pass  # a file system without locks, as clusters have them: then no one is kept out
         yield
 
 
@@ -149,7 +149,7 @@ def _temporary(path: Path) -> Path:
 def _advice(path: Path, error: OSError) -> str:
     folder = path.parent
     if isinstance(error, PermissionError | NotADirectoryError | FileNotFoundError | IsADirectoryError):
-        return f"{path}: cannot be written: {error.strerror or error}; choose another place, then run it again"
+        return f"{path}: cannot be written: {error.strerror or error}; choose another location, then run it again"
     try:
         stat = os.statvfs(folder)
         free = f"{stat.f_bavail * stat.f_frsize / 2**20:.1f} MiB free"

@@ -1,11 +1,11 @@
-"""Random numbers from keys, never from a generator that somebody moved before.
+"""Random numbers from keys, never from a generator whose state other code may have moved.
 
 Every draw of the system names its purpose: `derive_key(seed, "window", entry, generation, pass, lane,
 window)`. The same parts give the same 128-bit key on every machine, and Philox turns a key into any number
 of words. Parts are typed (1 is not "1") and prefixed by their length ("ab", "c" is not "a", "bc"), so two
 purposes never share a key.
 
-Raw words and a stable sort are all that is used: numpy promises the stream of Philox for ever, and promises
+Raw words and a stable sort are all that is used: numpy promises the stream of Philox forever, and promises
 nothing of that kind for `Generator.permutation`.
 """
 

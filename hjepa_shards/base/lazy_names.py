@@ -1,4 +1,4 @@
-"""Names of a package that are imported when somebody uses them (PEP 562): `import hjepa_shards` costs nothing."""
+"""Names of a package that are imported when they are used (PEP 562): `import hjepa_shards` costs nothing."""
 
 import importlib
 from collections.abc import Callable, Mapping

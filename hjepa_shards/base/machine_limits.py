@@ -1,6 +1,6 @@
 """What this machine lets one process have: cores, memory, open files, disks; and the versions of what is installed.
 
-A container's limits are smaller than the machine's and stand in control groups: version 2 (cpu.max, memory.max) or 1
+A container's limits are smaller than the machine's and are in control groups: version 2 (cpu.max, memory.max) or 1
 (cpu.cfs_quota_us, memory.limit_in_bytes), where every group above the process's own limits it too.
 """
 
@@ -46,7 +46,7 @@ class Cores:
     allowed: int
     """Those that the process may be scheduled on."""
     quota: float | None
-    """Cores' worth of time that its control groups grant; None: no limit."""
+    """The time of how many cores its control groups grant; None: no limit."""
 
     @property
     def usable(self) -> float:
@@ -77,7 +77,7 @@ class Disk:
 
     folder: Path
     kind: str
-    """ext4, xfs, nfs4, tmpfs, ...; '' where nobody says."""
+    """ext4, xfs, nfs4, tmpfs, ...; '' where it is unknown."""
     free_bytes: int
     read_bytes_per_s: float | None = None
     """In one piece, past the memory cache; None: not measured."""
@@ -110,14 +110,14 @@ def open_files() -> OpenFiles:
 
 def disk_of(folder: Path) -> Disk:
     """The file system of a folder, or of the nearest folder above it that exists."""
-    folder = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+    folder = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     return Disk(folder=folder, kind=_kind(folder), free_bytes=shutil.disk_usage(folder).free)
 
 
 def measured(disk: Disk) -> Disk:
     """With its speed: a file without a name is written, dropped from memory and read again.
 
-    Whatever ends the process, nothing of the file stays behind.
+    Whatever ends the process, nothing of the file stays.
     """
     num_bytes = min(_DISK_BYTES, disk.free_bytes // 8 // _BLOCK_BYTES * _BLOCK_BYTES)
     if not num_bytes:
@@ -136,7 +136,7 @@ def versions() -> dict[str, str]:
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-    from PIL import features  # only here: this folder stands below all images
+    from PIL import features  # only here: this folder comes before all images
 
     turbo = features.version("libjpeg_turbo")
     return found | ({"libjpeg-turbo of Pillow": turbo} if turbo else {})
@@ -167,17 +167,17 @@ def _groups(proc: Path, groups: Path, controller: str) -> Iterator[Path]:
             continue
         for root in (groups / names, groups / controller) if names else (groups, groups / "unified"):
             below = root / path.strip("/")
-            yield from (place for place in (below, *below.parents) if place.is_relative_to(root) and place.is_dir())
+            yield from (group for group in (below, *below.parents) if group.is_relative_to(root) and group.is_dir())
 
 
 def _kind(folder: Path) -> str:
     """The type of the file system that holds a folder."""
     best = ("", "")
     for line in _read(Path("/proc/mounts")).splitlines():
-        _, place, kind, *_ = line.split(" ")
-        place = place.replace("\\040", " ")
-        if folder.is_relative_to(place) and len(place) >= len(best[0]):
-            best = (place, kind)
+        _, path, kind, *_ = line.split(" ")
+        path = path.replace("\\040", " ")
+        if folder.is_relative_to(path) and len(path) >= len(best[0]):
+            best = (path, kind)
     return best[1]
 
 

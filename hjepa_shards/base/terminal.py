@@ -14,15 +14,15 @@ from rich.console import Console
 from hjepa_shards.errors import InputError, ShardError
 
 _INTERRUPTED = (130, 138, 143)
-"""What typer makes of Ctrl-C, and what a run leaves with that was asked to stop by SIGUSR1 or SIGTERM."""
+"""What typer makes of Ctrl-C, and what a run leaves with that was told to stop by SIGUSR1 or SIGTERM."""
 
 console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 def run_app(app: Callable[[], object], *, interrupted: str) -> None:
-    """Run a command; what its user can mend is one line on stderr and exit code 2 (HJEPA_TRACEBACK=1 shows more).
+    """Run a command; what its user can fix is one line on stderr and exit code 2 (HJEPA_TRACEBACK=1 shows more).
 
-    interrupted: how to go on after Ctrl-C.
+    interrupted: how to continue after Ctrl-C.
     """
     try:
         app()
@@ -31,7 +31,7 @@ def run_app(app: Callable[[], object], *, interrupted: str) -> None:
             raise
         say_error(f"error: {error}")
         raise SystemExit(2) from error
-    except PermissionError as error:  # pathlib asks whether a place is a folder, and raises where it may not look
+    except PermissionError as error:  # pathlib asks whether a path is a folder, and raises where it may not look
         say_error(f"error: {error.filename}: {error.strerror}; change its permissions, or choose another")
         raise SystemExit(2) from error
     except SystemExit as left:

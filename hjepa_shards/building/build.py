@@ -2,7 +2,7 @@
 
 The slices are fixed before any task runs (`build_plan.py`); each finished shard leaves a record; the manifest is made
 from plan and records alone (`merge_parts.py`). So any number of workers, machines, parts and kills gives the same
-bytes, and running the same command again does only what is missing. An image that no decoder reads is left out of its
+bytes, and running the same command again does only what is missing. An image that no decoder reads is excluded from its
 slice and named in the manifest; nothing else moves.
 """
 
@@ -31,7 +31,7 @@ _DEFAULT_SETTINGS = {"keep": KEEP, "png": PNG, "jpeg": JPEG_256}
 
 
 class Progress(Protocol):
-    """Hears how far a build is."""
+    """Receives how far a build is."""
 
     def __call__(self, done: int, total: int, num_bytes: int, /) -> None:
         """done, total: samples; num_bytes: raw bytes read so far."""
@@ -49,7 +49,7 @@ class BuildOptions:
     seed: int = 0
     """Of the shuffle that decides which sample goes into which shard."""
     limit: int | None = None
-    """Only so many samples, drawn over the whole list (the first ones may all be of one class), always the same."""
+    """Only this many samples, drawn over the whole list (the first ones may all be of one class), always the same."""
     classes: Path | None = None
     """A file with one class a line, in place of the published list (imagenet100)."""
     list_file: Path | None = None
@@ -57,7 +57,7 @@ class BuildOptions:
     name: str | None = None
     """What to call the source among the shards, where not as it is called here: a second folder of own images."""
     exclude: Path | None = None
-    """A file that names samples to be left out (`exclusions.py`)."""
+    """A file that names samples to be excluded (`exclusions.py`)."""
     workers: int = 1
     """Processes on this machine."""
     cluster: str | None = None
@@ -103,9 +103,9 @@ def build(
     """Build `out/<source, or options.name>/<split>` for each of `splits` (all that the raw data has, if none is named).
 
     raw: a folder, or tars as a pattern; None for the bundled images.  out: a folder, or a URL that fsspec knows.
-    progress: hears (samples done, samples in all, raw bytes read). Returns a manifest a split. Continues where a killed
-    build stopped. InputError for a wrong folder or option, BuildMismatch where `out` holds a build with other settings,
-    input or encoder.
+    progress: receives (samples done, samples in all, raw bytes read). Returns a manifest a split. Continues where a
+    killed build stopped. InputError for a wrong folder or option, BuildMismatch where `out` holds a build with other
+    settings, input or encoder.
     """
     options = options or BuildOptions()
     name = options.name or source
@@ -150,7 +150,7 @@ def build_part(
 
 
 def default_settings(source: str) -> EncodeSettings:
-    """How a source's pixels are stored when nothing else is asked for."""
+    """How a source's pixels are stored when nothing else is requested."""
     require_source(source)
     return _DEFAULT_SETTINGS[SOURCES[source].pixels]
 
@@ -190,7 +190,7 @@ def _num_samples(plan: BuildPlan, shard: int) -> int:
 def _opened(
     source: str, raw: str | Path | None, splits: Sequence[str], options: BuildOptions
 ) -> list[tuple[str, RawSplit]]:
-    """Every split, opened before the first is built: what is wrong with the last is said at once."""
+    """Every split, opened before the first is built: what is wrong with the last is reported at once."""
     require_source(source)
     _require_name(options.name, source)
     require_encoder(_settings(source, options))
@@ -199,7 +199,7 @@ def _opened(
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')}: a positive number expected, {value} found")
     if options.cluster and raw is not None and Path(raw).exists():
-        raw = Path(raw).resolve()  # workers on other machines stand in other folders
+        raw = Path(raw).resolve()  # workers on other machines run in other folders
     return [
         (split, open_split(source, raw, split, classes=options.classes, list_file=options.list_file))
         for split in splits or default_splits(source, raw)
@@ -207,7 +207,7 @@ def _opened(
 
 
 def _require_name(name: str | None, source: str) -> None:
-    """InputError for a name that a folder, a key or a reader of tars could stumble over, or that means other images."""
+    """InputError for a name that a folder, a key or a reader of tars could fail on, or that means other images."""
     if name is None or name == source:
         return
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
@@ -222,7 +222,7 @@ def _listed(target: Target, name: str, split: str, raw: RawSplit, options: Build
     listed = take_list(raw)
     if options.exclude is not None:
         reasons = read_exclusions(options.exclude, name, split)
-        listed = listed.without({place: reasons[key] for key, place in listed.listing.places_of(reasons).items()})
+        listed = listed.without({index: reasons[key] for key, index in listed.listing.places_of(reasons).items()})
     if options.limit is not None:
         listed = listed.thinned(options.limit)
     if not len(listed.listing):

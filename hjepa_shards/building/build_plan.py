@@ -4,8 +4,8 @@
     slice j is shard j
 
 The plan holds all of a manifest that is known before an image is encoded; so the manifest follows from plan and records
-alone, on a machine that never saw the raw data. Whoever comes first writes the plan; whoever comes later (a build that
-goes on, another part, a repair) compares, and is refused by name where settings, input or encoder differ.
+alone, on a machine that never saw the raw data. The first process writes the plan; each later one (a build that
+continues, another part, a repair) compares, and is refused by name where settings, input or encoder differ.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class BuildPlan:
     """Of the list that is cut into shards."""
     samples_per_shard: Annotated[int, Field(ge=1)]
     excluded: Sequence[Mapping[str, Any]]
-    """Samples left out on request, before the list was cut: name, index, reason."""
+    """Samples excluded on request, before the list was cut: name, index, reason."""
     members: Mapping[str, Any]
     class_names: Sequence[str]
     class_groups: Sequence[str]
@@ -78,7 +78,7 @@ _PLANS = TypeAdapter(BuildPlan)
 @final
 @dataclass(frozen=True, slots=True)
 class RawList:
-    """A raw split, its samples in order, and what was left out of them on request."""
+    """A raw split, its samples in order, and what was excluded from them on request."""
 
     raw: RawSplit
     listing: Listing
@@ -89,15 +89,15 @@ class RawList:
         return self.listing.digest(self.raw.class_names)
 
     def without(self, reasons: Mapping[int, str]) -> "RawList":
-        """Without the samples at some places; reasons: why, by place."""
+        """Without the samples at some indices; reasons: why, by index."""
         excluded = []
-        for place in sorted(reasons):
-            sample = self.listing[place]
-            excluded.append({"name": sample.name, "index": sample.index, "reason": reasons[place]})
+        for index in sorted(reasons):
+            sample = self.listing[index]
+            excluded.append({"name": sample.name, "index": sample.index, "reason": reasons[index]})
         return replace(self, listing=self.listing.without(reasons), excluded=excluded)
 
     def thinned(self, num_samples: int) -> "RawList":
-        """So many, drawn over the whole list and still in its order: the first ones may all be of one class."""
+        """This many, drawn over the whole list and still in its order: the first ones may all be of one class."""
         if num_samples >= len(self.listing):
             return self
         return replace(self, listing=self.listing.drawn(derive_key(0, "limit"), num_samples))
@@ -133,12 +133,12 @@ def fix_plan(
     samples_per_shard: int | None,
     shard_bytes: int,
 ) -> BuildPlan:
-    """The plan of `target`: the one that stands there, compared with what is asked for, or a new one.
+    """The plan of `target`: the one that is there, compared with what is requested, or a new one.
 
     source: the name to build under.  raw_source: the one that opened the raw data, mostly the same.
     samples_per_shard: None lets a new plan choose it, for shards of about `shard_bytes`.
     """
-    asked: dict[str, Any] = {
+    requested: dict[str, Any] = {
         "source": source,
         "split": split,
         "settings": settings.model_dump(),
@@ -149,20 +149,20 @@ def fix_plan(
         "excluded": list(listed.excluded),
     }
     if samples_per_shard is not None:
-        asked["samples_per_shard"] = samples_per_shard
+        requested["samples_per_shard"] = samples_per_shard
     found = read_plan(target)
     if found is None:
         names = target.names()
         if PLAN not in names and any(name.endswith(".tar") for name in names):
             raise BuildMismatch(f"{target.where}: holds tars but no build journal; build into another folder")
         if samples_per_shard is None:
-            asked["samples_per_shard"] = _samples_per_shard(listed, settings, shard_bytes)
-        plan = _new_plan(listed, settings, asked, raw_source)
+            requested["samples_per_shard"] = _samples_per_shard(listed, settings, shard_bytes)
+        plan = _new_plan(listed, settings, requested, raw_source)
         if target.create(PLAN, _packed(plan)):
             return plan
         found = read_plan(target)  # another part was faster
         assert found is not None
-    if different := differences(dataclasses.asdict(found), asked):
+    if different := differences(dataclasses.asdict(found), requested):
         raise BuildMismatch(
             f"{target.where}: holds a build made otherwise ({different}); build under another --name or --out, or "
             "remove this one to start again"
@@ -171,7 +171,7 @@ def fix_plan(
 
 
 def read_plan(target: Target) -> BuildPlan | None:
-    """The plan that stands in `target`, if any."""
+    """The plan that is in `target`, if any."""
     try:
         data = target.read(PLAN)
     except FileNotFoundError:
@@ -194,7 +194,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(f"{key}: {_shown(was.get(key))} before, {_shown(now[key])} now" for key in different)
 
 
-def _new_plan(listed: RawList, settings: EncodeSettings, asked: Mapping[str, Any], raw_source: str) -> BuildPlan:
+def _new_plan(listed: RawList, settings: EncodeSettings, requested: Mapping[str, Any], raw_source: str) -> BuildPlan:
     raw, listing = listed.raw, listed.listing
     members = Members(
         image=_image_extension(listing.names(), settings),
@@ -202,12 +202,12 @@ def _new_plan(listed: RawList, settings: EncodeSettings, asked: Mapping[str, Any
         captions=listing.has_captions(),
     )
     plan = BuildPlan(
-        **asked,
+        **requested,
         members=dataclasses.asdict(members),
         class_names=raw.class_names,
         class_groups=raw.class_groups,
         notes=listed.notes,
-        provenance=raw.provenance.as_dict() | ({"raw_source": raw_source} if raw_source != asked["source"] else {}),
+        provenance=raw.provenance.as_dict() | ({"raw_source": raw_source} if raw_source != requested["source"] else {}),
         renamed=listing.renamed(),
     )
     return BuildPlan(**json.loads(_packed(plan)))  # as it will be read

@@ -1,7 +1,7 @@
-"""Somebody else's tars, made usable by one pass: sidecars and a manifest beside them, the tars untouched.
+"""Third-party tars, made usable by one pass: sidecars and a manifest beside them, the tars untouched.
 
 webdataset's rules: a member's key is its name up to the first dot, members of one key are one sample. Samples without
-an image that a decoder can open are left out by name. Members need not stand in key order.
+an image that a decoder can open are excluded by name. Members need not be in key order.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def index_tars(
 ) -> Manifest:
     """Index every tar in `folder`. `source` and `split` are the last two parts of its path unless named.
 
-    class_names: of the labels 0, 1, ...  progress: hears (shards done, shards in all).
+    class_names: of the labels 0, 1, ...  progress: receives (shards done, shards in all).
     InputError if there are none, or if `hjepa-shards build` made them; ShardError for a tar that cannot be read.
     """
     paths = sorted(folder.glob("*.tar"))

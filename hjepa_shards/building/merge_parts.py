@@ -1,6 +1,6 @@
 """The manifest of a build, from its plan and its shards' records alone.
 
-So it is the same whoever built the shards, and wherever: one machine, a cluster, or parts that never met.
+So it is the same whatever built the shards, and wherever: one machine, a cluster, or parts that never met.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ def unmerged_below(folder: str | Path) -> list[str]:
 
 
 def finish(target: Target, plan: BuildPlan) -> Manifest:
-    """The same for whoever is alone in the target."""
+    """The same for a process that is alone in the target."""
     names = target.names()
     missing = [shard for shard in range(plan.num_shards) if not is_finished(names, plan.shard_name(shard))]
     if missing:
@@ -96,9 +96,9 @@ def finish(target: Target, plan: BuildPlan) -> Manifest:
 
 
 def is_finished(names: set[str], shard_name: str) -> bool:
-    """Whether a shard was written and still stands; one that was removed since is written again.
+    """Whether a shard was written and is still there; one that was removed since is written again.
 
-    names: what stands in the target.
+    names: what is in the target.
     """
     return {record_name(shard_name), shard_name, f"{shard_name}.index"} <= names
 

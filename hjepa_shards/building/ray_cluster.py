@@ -1,7 +1,7 @@
 """The same shard tasks on the machines of a Ray cluster (`pip install 'hjepa[cluster]'`).
 
 Nodes need this package, the raw data and the folder of the shards (or its URL) under the same names; that, and the
-encoder, is asked of every node before the first task and of every process before its own. A task of a node that dies
+encoder, is checked on every node before the first task and in every process before its own. A task of a lost node
 runs again elsewhere: it is the same function of the same slice.
 """
 
@@ -66,7 +66,7 @@ def _connected(address: str) -> Iterator[ModuleType]:
 
 
 def _require_listener(address: str) -> None:
-    """InputError where no machine listens at `host:port`: Ray would go on trying for many minutes."""
+    """InputError where no machine listens at `host:port`: Ray would keep trying for many minutes."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not colon or not port.isdigit():
         return  # `auto` and the like: Ray knows at once

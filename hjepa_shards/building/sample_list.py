@@ -62,12 +62,12 @@ class Listing:
         return bool(self._one("SELECT EXISTS (SELECT 1 FROM samples WHERE captions != '')")[0])
 
     def renamed(self) -> dict[str, tuple[str, int]]:
-        """Key -> (name, index) where the key does not tell the name."""
+        """Key -> (name, index) where the key does not hold the name."""
         found = self._database.execute("SELECT name, idx FROM samples WHERE has_digest ORDER BY place")
         return {key_of(name, index, True): (name, index) for name, index in found}
 
     def places_of(self, keys: Collection[str]) -> dict[str, int]:
-        """Where the samples with these keys stand. InputError for a key that no sample has."""
+        """Where the samples with these keys are. InputError for a key that no sample has."""
         places = {key: place for place, (key, _) in enumerate(self.keyed()) if key in keys} if keys else {}
         unknown = [key for key in keys if key not in places]
         if unknown:
@@ -78,16 +78,16 @@ class Listing:
         return places
 
     def without(self, places: Collection[int]) -> "Listing":
-        """All but the samples at some places; keys stay what they are."""
+        """All but the samples at some indices; keys stay what they are."""
         return Listing(row for place, row in enumerate(self._rows()) if place not in places) if places else self
 
     def drawn(self, key: int, num_samples: int) -> "Listing":
-        """So many, drawn without replacement, in their order here; keys stay what they are."""
+        """This many, drawn without replacement, in their order here; keys stay what they are."""
         shuffled = Shuffled(self, key)
         return Listing(shuffled.first_in_order(num_samples))
 
     def digest(self, class_names: Sequence[str]) -> str:
-        """Hex digest of everything here and of the classes that labels stand for; not of where the images lie."""
+        """Hex digest of everything here and of the classes that labels stand for; not of where the images are."""
         digest = hashlib.blake2b(json.dumps(list(class_names)).encode(), digest_size=16)
         self._add_texts(digest.update, "name")
         self._add_numbers(digest.update, "idx", "<i8")
@@ -111,7 +111,7 @@ class Listing:
             )
 
     def _add_texts(self, update: Callable[[bytes], None], column: str) -> None:
-        """All texts, then where each ends, behind a zero."""
+        """All texts, then where each ends, after a zero."""
         for texts in self._column(column):
             update("".join(texts).encode())
         end = np.zeros(1, "<i8")
@@ -170,7 +170,7 @@ class Shuffled:
             database.execute("DROP TABLE words")
 
     def slice(self, start: int, stop: int) -> Slice:
-        """The samples that stand at [start, stop) in this order."""
+        """The samples at [start, stop) in this order."""
         return Slice(
             self._database.execute(
                 f"SELECT {COLUMNS}, has_digest FROM {self._order} JOIN samples USING (place) "

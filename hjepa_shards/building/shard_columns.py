@@ -15,7 +15,7 @@ class Texts:
     def __init__(self) -> None:
         self._data = bytearray()
         self._ends = array("q", [0])
-        """Where each ends in `data`, behind a zero."""
+        """Where each ends in `data`, after a zero."""
 
     def __len__(self) -> int:
         return len(self._ends) - 1

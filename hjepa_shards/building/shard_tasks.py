@@ -64,7 +64,7 @@ class Task:
 
 
 Run = Callable[[Job, Iterable[Task], Report], None]
-"""A way to run tasks; `Report` hears of samples and raw bytes as they are done."""
+"""A way to run tasks; `Report` receives the numbers of samples and raw bytes as they are done."""
 
 
 def run_here(job: Job, tasks: Iterable[Task], report: Report) -> None:
@@ -80,14 +80,14 @@ def run_in_processes(job: Job, tasks: Iterable[Task], report: Report, workers: i
     if len(first) <= 1:
         return run_here(job, chain(first, left), report)
     left = chain(first, left)
-    # everything is imported once more, not once a worker; macOS cannot fork behind its frameworks
+    # everything is imported once more, not once a worker; macOS cannot fork once its frameworks are loaded
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     context.set_forkserver_preload([__name__])
     done = context.Array("q", 3)  # samples, raw bytes, whether to stop
     with ProcessPoolExecutor(len(first), mp_context=context, initializer=_start_worker, initargs=(job, done)) as pool:
         seen = (0, 0)
         try:
-            with _deaf_to_interrupts():
+            with _interrupts_delayed():
                 waiting = {pool.submit(_run_in_worker, task) for task in islice(left, 2 * workers)}
             while waiting:
                 ended, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
@@ -109,24 +109,24 @@ def run_in_processes(job: Job, tasks: Iterable[Task], report: Report, workers: i
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Ctrl-C goes to all processes of a terminal. Those that are started here stay deaf to it; this one hears it after.
+def _interrupts_delayed() -> Iterator[None]:
+    """Ctrl-C goes to all processes of a terminal. Those that are started here ignore it; this one receives it after.
 
     Else a half-started worker fills the terminal with what it failed to import.
     """
-    is_deaf = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as jobs in the background are
-    if is_deaf or threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as jobs in the background are
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: heard.append(number))
+    received: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, handler)
-    if heard:
+    if received:
         raise KeyboardInterrupt
 
 

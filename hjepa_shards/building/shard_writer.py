@@ -1,6 +1,6 @@
 """One shard: a slice of samples encoded, written as tar + sidecar, and its journal record.
 
-The record is written last, so a shard without one is not finished, whatever else lies there. Everything in it is a
+The record is written last, so a shard without one is not finished, whatever else is there. Everything in it is a
 function of (samples, settings, encoder): the same slice gives the same bytes on any machine.
 """
 
@@ -28,7 +28,7 @@ from hjepa_shards.storage.build_output import JOURNAL, Target
 __all__ = ["JOURNAL", "Members", "Statistics", "add_statistics", "record_name", "sha256_of", "write_shard"]
 
 MEASURED_FIRST, MEASURED_EVERY = 16, 256
-"""Of the images that are kept as they are, a shard's first and then one in so many are decoded: channel statistics."""
+"""Of images that are kept as they are, a shard's first 16 and then one in 256 are decoded, for channel statistics."""
 
 _COPY_BYTES = 1 << 20
 
@@ -72,7 +72,7 @@ def write_shard(
     statistics = Statistics()
     with target.new_file(shard_name) as file:
         shard = _ShardFile(TarWriter(file), members)
-        for place, (key, sample) in enumerate(samples.keyed()):
+        for index, (key, sample) in enumerate(samples.keyed()):
             num_bytes = 0
             try:
                 image = raw.read(sample)
@@ -80,7 +80,7 @@ def write_shard(
                 raw_digest.update(b"%d %d " % (num_bytes, checksum))
                 encoded = encode(image, settings)
                 moments = encoded.moments
-                if moments is None and (place < MEASURED_FIRST or place % MEASURED_EVERY == 0):
+                if moments is None and (index < MEASURED_FIRST or index % MEASURED_EVERY == 0):
                     moments = moments_of(encoded.data)
             except DecodeError as error:
                 exclusions.append({"name": sample.name, "index": sample.index, "reason": reason_of(error)})

@@ -66,11 +66,11 @@ def duplicates_command(
         list[Path], typer.Argument(help="built splits, or folders above them; the first ones keep theirs")
     ],
     near: Annotated[int, typer.Option(help="bits of 64 that two pictures' hashes may differ in, 0 to 15")] = 11,
-    out: Annotated[Path | None, typer.Option(help="list of copies to leave out, for `build --exclude`")] = None,
-    report: Annotated[Path | None, typer.Option(help="all groups of copies as JSON, for `report`")] = None,
+    out: Annotated[Path | None, typer.Option(help="list of duplicates to exclude, for `build --exclude`")] = None,
+    report: Annotated[Path | None, typer.Option(help="all groups of duplicates as JSON, for `report`")] = None,
     workers: Annotated[int | None, typer.Option(help="threads (default: cores)")] = None,
 ) -> None:
-    """Find copies of images (exact, near, mirrored) in splits, across them, and leaks into val and test."""
+    """Find duplicates of images (exact, near, mirrored) in splits, across them, and leaks into val and test."""
     from hjepa_shards.duplicates.find_duplicates import find_duplicates
 
     splits = splits_below(folders)
@@ -85,21 +85,21 @@ def duplicates_command(
     if out is not None:
         found.save_exclusions(out)
         console.print(
-            f"{escape(str(out))}: {len(found.exclusions):,} copies to leave out; `build --exclude` takes it (the first "
-            "of each stays, and every image of val and test)"
+            f"{escape(str(out))}: {len(found.exclusions):,} duplicates to exclude; `build --exclude` takes it (the "
+            "first of each stays, and every image of val and test)"
         )
     if report is not None:
         found.save_report(report)
-        console.print(f"{escape(str(report))}: {len(found.groups):,} groups of copies")
+        console.print(f"{escape(str(report))}: {len(found.groups):,} groups of duplicates")
 
 
 def _print_relations(found: "Duplicates") -> None:
     from hjepa_shards.duplicates.find_duplicates import KINDS
 
     if not found.relations:
-        console.print(f"[green]no copies[/green] among {found.num_samples:,} images")
+        console.print(f"[green]no duplicates[/green] among {found.num_samples:,} images")
         return
-    table = Table("", "images of", "that are copies of images in")
+    table = Table("", "images of", "that are duplicates of images in")
     for column in table.columns[1:]:
         column.overflow = "fold"
     for name in (*KINDS, "all", "share"):
@@ -107,12 +107,12 @@ def _print_relations(found: "Duplicates") -> None:
     for relation in found.relations:
         one, other = relation.first, relation.second
         side = 0 if relation.leak else 1
-        subject, place = (one, other) if relation.leak else (other, one if one != other else "itself")
+        subject, where = (one, other) if relation.leak else (other, one if one != other else "itself")
         total = relation.totals[side]
         table.add_row(
             "[red]leak[/red]" if relation.leak else "",
             escape(subject),
-            escape(place),
+            escape(where),
             *(f"{relation.images[kind][side]:,}" for kind in KINDS),
             f"{total:,}",
             f"{total / found.samples_of[subject]:.2%}",

@@ -68,7 +68,7 @@ rate = count / spent
 """
 _BUILT = "simplejpeg, as built"
 _COMPILED = ("images._resize", "loader._pread", "images._png")
-"""Parts in C, each left out where it could not be compiled."""
+"""Parts in C, each skipped where it could not be compiled."""
 _PATIENCE_S = 30
 """For one library to be imported and measured."""
 
@@ -79,7 +79,7 @@ _LITTLE_TEMPORARY = 2e9
 _LITTLE_MEMORY = 4e9
 _NETWORKED = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "ceph", "afs")
 _A100_IMAGES_PER_S = 1_000
-"""What the largest GPU of the users' own targets asks of a loader."""
+"""What the largest GPU of the users' own targets needs of a loader."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +109,7 @@ class Examination:
     encoders: tuple[Speed, ...]
     """To shorter side 256, quality 90: what `build` does to photographs."""
     resizers: tuple[Speed, ...]
-    """The photograph, shorter side 256, to 224 x 224: what a loader does behind its decode."""
+    """The photograph, shorter side 256, to 224 x 224: what a loader does after its decode."""
     not_compiled: tuple[str, ...]
     """Parts in C that are not here."""
     has_libdeflate: bool
@@ -118,7 +118,7 @@ class Examination:
     memory: Memory
     open_files: OpenFiles
     shards: Disk
-    """Where shards stand or will."""
+    """Where shards are or will be."""
     temporary: Disk
     stored_bytes: int
     """Of the photograph as `build` stores it."""
@@ -225,7 +225,7 @@ def _about_libraries(found: Examination) -> Iterator[Advice]:
         )
     if "pillow-simd" in found.versions:
         yield Advice(
-            what="build with `--encoder pillow-simd`, or install Pillow in its place",
+            what="build with `--encoder pillow-simd`, or install Pillow instead",
             why="Pillow-SIMD is installed and writes other bytes than Pillow, so the other encoders refuse it",
         )
 
@@ -327,7 +327,7 @@ def _encoders(photo: bytes) -> tuple[tuple[Speed, ...], bytes]:
         settings = EncodeSettings(pixels="jpeg", shorter_side=256, encoder=encoder)
         stored = encode(photo, settings).data
         rate = _rate(partial(encode, photo, settings))
-        remark = {"turbo": "the default", "pillow": "`make simd` puts Pillow-SIMD in its place"}.get(encoder, "")
+        remark = {"turbo": "the default", "pillow": "`make simd` replaces it by Pillow-SIMD"}.get(encoder, "")
         speeds.append(Speed(name=encoder, images_per_s=rate, remark=remark))
     return tuple(speeds), stored
 
@@ -365,7 +365,7 @@ def _gpus() -> tuple[str, ...]:
 def _ask(code: str, data: bytes) -> Callable[[], tuple[str, str]]:
     """Begin a Python process; call the result for (the last line that it prints, '') or ('', what is wrong with it)."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    with tempfile.TemporaryFile() as file:  # not a pipe: nobody would have to stand by until the process reads
+    with tempfile.TemporaryFile() as file:  # not a pipe: no one would have to wait until the process reads
         file.write(data)
         file.seek(0)
         process = subprocess.Popen(

@@ -26,9 +26,9 @@ def download_command(
     split: Annotated[list[str] | None, typer.Option(help="only this split (may be repeated)")] = None,
     small: Annotated[bool, typer.Option("--small", help="the images at 256x256 (places365)")] = False,
     keep_archives: Annotated[bool, typer.Option("--keep-archives", help="also after unpacking")] = False,
-    url_base: Annotated[str | None, typer.Option(help="mirror: an address below which the files stand")] = None,
+    url_base: Annotated[str | None, typer.Option(help="mirror: an address below which the files are")] = None,
 ) -> None:
-    """Fetch a raw dataset, check it against its published digest, unpack it. Killed? The same command goes on."""
+    """Fetch a raw dataset, check it against its published digest, unpack it. Killed? The same command continues."""
     from hjepa_shards.downloading.published_files import download, imagenet_instructions, space_needed
     from hjepa_shards.sources.registry import SOURCES
 
@@ -70,7 +70,7 @@ def verify_raw_command(
     list_file: Annotated[Path | None, typer.Option("--list", help="file that names the images")] = None,
     workers: Annotated[int | None, typer.Option(help="threads [default: cores]")] = None,
 ) -> None:
-    """Is raw data what was published? Exit code 1 if anything is wrong, 2 if nobody can say."""
+    """Is raw data what was published? Exit code 1 if anything is wrong, 2 if it cannot be decided."""
     from hjepa_shards.downloading.verify_raw import check_raw_files, check_raw_splits
     from hjepa_shards.sources.registry import SOURCES
 

@@ -40,7 +40,7 @@ def doctor_command(
 def bench_command(
     config: Annotated[Path, typer.Argument(help="mix.yaml: a run, or its data section alone")],
     images: Annotated[int, typer.Option(help="how many at a time", min=64)] = 2048,
-    rounds: Annotated[int, typer.Option(help="the median of so many", min=1)] = 5,
+    rounds: Annotated[int, typer.Option(help="the median of this many", min=1)] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Images a second that the loader delivers of this mixture, beside the decoder alone, and what limits it."""

@@ -1,4 +1,4 @@
-"""Commands that make shards or what stands beside them: build, merge, repair, index."""
+"""Commands that make shards or what is beside them: build, merge, repair, index."""
 
 import re
 import time
@@ -48,22 +48,22 @@ def build_command(
     shard_mb: Annotated[int, typer.Option(help="aimed size of a shard, MiB")] = 180,
     samples_per_shard: Annotated[int | None, typer.Option(help="instead of --shard-mb")] = None,
     seed: Annotated[int, typer.Option(help="of the shuffle over shards")] = 0,
-    limit: Annotated[int | None, typer.Option(help="only so many samples of each split, drawn over all of it")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="only this many samples of each split, drawn over all of it")
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="build it under another name, such as a second folder of your own")
     ] = None,
     classes: _Classes = None,
     list_file: _ListFile = None,
-    exclude: Annotated[
-        Path | None, typer.Option(help="samples to leave out, as `duplicates --out` writes them")
-    ] = None,
+    exclude: Annotated[Path | None, typer.Option(help="samples to exclude, as `duplicates --out` writes them")] = None,
     workers: _Workers = _CORES,
     cluster: Annotated[
         str | None, typer.Option(help="do the work on this Ray cluster: auto, host:6379 or ray://host:10001")
     ] = None,
     part: Annotated[str | None, typer.Option(help="i/n: only the i-th of n parts; `merge` puts them together")] = None,
 ) -> None:
-    """Turn a raw dataset into shards. Killed? The same command goes on. Exit code 3: images had to be left out."""
+    """Turn a raw dataset into shards. Killed? The same command continues. Exit code 3: images had to be excluded."""
     from hjepa_shards.building.build import BuildOptions, Part, build, build_part
     from hjepa_shards.storage.build_output import target_at
 
@@ -102,7 +102,7 @@ def build_command(
 
 
 def merge_command(
-    folders: Annotated[list[str], typer.Argument(help="splits that were built in parts, or what stands above them")],
+    folders: Annotated[list[str], typer.Argument(help="splits that were built in parts, or what is above them")],
 ) -> None:
     """Write the manifests of splits of which all parts are built."""
     from hjepa_shards.building.merge_parts import merge, unmerged_below
@@ -139,7 +139,7 @@ def repair_command(
 
 
 def index_command(
-    folder: Annotated[Path, typer.Argument(help="folder with somebody else's *.tar")],
+    folder: Annotated[Path, typer.Argument(help="folder with third-party *.tar")],
     source: Annotated[str | None, typer.Option(help="name [default: the folder above]")] = None,
     split: Annotated[str | None, typer.Option(help="name [default: this folder]")] = None,
 ) -> None:
@@ -155,7 +155,7 @@ def index_command(
 def _settings(
     source: str, pixels: str | None, shorter_side: int | None, quality: int | None, encoder: str
 ) -> "EncodeSettings":
-    """The source's own way of storing pixels, or the one asked for."""
+    """The source's own way of storing pixels, or the requested one."""
     from hjepa_shards.building.build import default_settings
     from hjepa_shards.config import parse
     from hjepa_shards.images.encode import EncodeSettings
@@ -197,21 +197,21 @@ class _Timed:
 
 
 def _end(built: Sequence[tuple[str, "Manifest"]]) -> None:
-    """The summary of a build; leaves with its own exit code where images had to be left out."""
+    """The summary of a build; leaves with its own exit code where images had to be excluded."""
     print_manifests(built)
     failed = 0
     for _, manifest in built:
-        asked = manifest.settings["list_excluded"]
-        if asked:
-            console.print(f"{manifest.name}: {asked:,} samples left out on request")
-        for reason, count in _by_reason(manifest.exclusions[asked:]):
+        on_request = manifest.settings["list_excluded"]
+        if on_request:
+            console.print(f"{manifest.name}: {on_request:,} samples excluded on request")
+        for reason, count in _by_reason(manifest.exclusions[on_request:]):
             console.print(f"[yellow]excluded[/yellow] {count:,} of {manifest.name}: {escape(reason)}")
-        failed += len(manifest.exclusions) - asked
+        failed += len(manifest.exclusions) - on_request
         print_remarks(manifest)
     if failed:
         raise typer.Exit(BUILT_WITH_EXCLUSIONS)
 
 
 def _by_reason(exclusions: Sequence[Any], most: int = 10) -> list[tuple[str, int]]:
-    """The commonest reasons, numbers in them left out, and how many images each has cost."""
+    """The commonest reasons, without the numbers in them, and how many images each has cost."""
     return Counter(re.sub(r"\d[\d,.]*", "N", entry["reason"]) for entry in exclusions).most_common(most)

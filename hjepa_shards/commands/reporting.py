@@ -29,7 +29,7 @@ def mix_command(
     image_size: Annotated[
         int | None, typer.Option(help="side of the crops, pixels [default: 224, or less if all images are smaller]")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="replace a file that stands there")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
 ) -> None:
     """Write a commented run configuration around a mixture of sources, built or not yet."""
     from hjepa_shards.config import parse
@@ -78,7 +78,7 @@ def report_command(
     duplicates: Annotated[Path | None, typer.Option(help="what `duplicates --report` wrote")] = None,
     mix: Annotated[Path | None, typer.Option(help="mix.yaml: draw its shares")] = None,
     raw: Annotated[
-        list[str] | None, typer.Option(help="[source=]folder of raw data: show the images that were left out")
+        list[str] | None, typer.Option(help="[source=]folder of raw data: show the images that were excluded")
     ] = None,
 ) -> None:
     """Write one self-contained page: images, classes, sizes, exclusions, duplicates, provenance, shares."""
@@ -102,7 +102,7 @@ def report_command(
 
 
 def _raw_of(text: str, sources: list[str]) -> tuple[str, str]:
-    """(source, folder) of --raw: the source may be left out where there is one only."""
+    """(source, folder) of --raw: the source may be omitted where there is one only."""
     name, equals, folder = text.partition("=")
     if equals and name in sources:
         return name, folder

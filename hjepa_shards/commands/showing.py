@@ -64,7 +64,7 @@ def plan_command(
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="another value, such as data.epoch_samples=50000")
     ] = None,
-    proof: Annotated[int | None, typer.Option(help="print the order proof after so many images", min=0)] = None,
+    proof: Annotated[int | None, typer.Option(help="print the order proof after this many images", min=0)] = None,
     expect: Annotated[
         str | None, typer.Option(help="with --proof: the proof that a run reported; exit code 1 where it is another")
     ] = None,
@@ -140,7 +140,7 @@ def print_forecast(plan: "Forecast", mixture: "Mixture") -> None:
         "never seen",
         "read",
         "windows",
-        caption="windows: keep so much in memory or on an SSD",
+        caption="windows: keep this much in memory or on an SSD",
     )
     for column in (*drawn.columns[1:], *comes_to.columns[1:]):
         column.justify = "right"
@@ -175,7 +175,7 @@ def _print_details(folder: Path, manifest: "Manifest") -> None:
     facts = {
         "members of a sample": ", ".join(manifest.members),
         **{key.replace("_", " "): value for key, value in manifest.settings.items()},
-        "encoder": "somebody else's" if manifest.encoder is None else _words(manifest.encoder),
+        "encoder": "third-party" if manifest.encoder is None else _words(manifest.encoder),
         **{key.replace("_", " "): value for key, value in manifest.provenance.items()},
         "order digest": manifest.order_digest,
         "content digest": manifest.content_digest,

@@ -24,7 +24,7 @@ def splits_below(folders: list[Path]) -> list[Path]:
         names = ", ".join(str(folder) for folder in folders)
         raise InputError(
             f"{names}: no {FILE_NAME} here or below; `hjepa-shards build` writes one, `hjepa-shards index` makes one "
-            "for somebody else's tars"
+            "for third-party tars"
         )
     return found
 

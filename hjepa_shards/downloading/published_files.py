@@ -22,7 +22,7 @@ from hjepa_shards.storage.http_download import PATIENT, SILENT, Patience, Watche
 from hjepa_shards.storage.safe_unpack import is_unpacked, unpack
 
 _SLACK = 2
-"""So many times `unpacked_bytes` may come out of an archive before it counts as a bomb."""
+"""This many times `unpacked_bytes` may come out of an archive before it counts as a bomb."""
 
 
 @final
@@ -208,7 +208,7 @@ IMAGENET = (
         splits=("val",),
     ),
 )
-"""Not fetched: whoever wants them has to agree to ImageNet's terms first."""
+"""Not fetched: a user who wants them has to agree to ImageNet's terms first."""
 
 
 @final
@@ -218,7 +218,7 @@ class Space:
 
     to_fetch: int
     at_most: int
-    """More than now, on the way: archives stand beside what comes out of them."""
+    """More than now, on the way: archives are kept beside what comes out of them."""
     in_the_end: int
     """More than now."""
     free: int
@@ -235,14 +235,14 @@ def download(
     patience: Patience = PATIENT,
     watcher: Watcher = SILENT,
 ) -> list[Path]:
-    """The files of a source, fetched, checked and unpacked below `raw`; returns what stands there then.
+    """The files of a source, fetched, checked and unpacked below `raw`; returns what is there then.
 
-    Killed? The same call goes on. What is there already costs no network.
+    Killed? The same call continues. What is there already costs no network.
 
     splits: as of `build`; none: its default ones.  small: the small edition of the images (Places365).
     keep_archives: what was unpacked stays beside what came out of it.
     url_base: a mirror: a folder that has the files under their own names.
-    patience: tries and seconds between them, for a server that breaks off.  watcher: hears how far it is.
+    patience: tries and seconds between them, for a server that breaks off.  watcher: receives how far it is.
     InputError where the server or the disk do not give what is needed, ShardError where the bytes are not right.
     """
     files = _chosen(source, splits, small)
@@ -293,7 +293,7 @@ def imagenet_instructions(source: str, raw: Path) -> str:
         "    1. Register at https://image-net.org/signup, with an address of your university or company; log in.\n"
         "    2. From https://image-net.org/challenges/LSVRC/2012/2012-downloads.php fetch\n"
         f"{files}\n"
-        "       `wget -c LINK` goes on after a break. ImageNet-100 is a part of these two, there is nothing smaller.\n"
+        "       `wget -c LINK` continues after a break. ImageNet-100 is a part of these; there is nothing smaller.\n"
         f"    3. Put both into {raw} and leave them packed: they are read as they are. The tree that\n"
         "       Kaggle has (train/<synset>/*.JPEG, and val/<synset>/*.JPEG or all of val in one folder) serves too.\n"
         "    4. Look whether they are right, then build:\n"
@@ -350,7 +350,7 @@ def _bring(file: RemoteFile, raw: Path, url_base: str | None, patience: Patience
 
 
 def _check_archive(file: RemoteFile, path: Path, watcher: Watcher) -> None:
-    """An archive that stands there: left by a run that was killed while unpacking, or put there by the user."""
+    """An archive that is there: left by a run that was killed while unpacking, or put there by the user."""
     found = digest_of(path, "sha256", watcher.bar(f"check {file.name}"))
     if found != file.sha256:
         raise ShardError(

@@ -1,8 +1,8 @@
-"""Is raw data what its authors published? Asked before a build of hours, of every source in the same way.
+"""Is raw data what its authors published? Checked before a build of hours, of every source in the same way.
 
 Files: whether one is empty or unfinished, and those with a published digest against it. Splits, through `open_split` as
 `build` opens them: how many images, which classes have none, and whether images decode: a keyed choice of a thousand,
-or all of them. What does not decode would be left out by `build`; here it is named.
+or all of them. What does not decode would be excluded by `build`; here it is named.
 """
 
 import tempfile
@@ -122,9 +122,9 @@ def check_raw_splits(
 ) -> list[SplitCheck]:
     """Look into each of `splits` (the default ones, if none is named).
 
-    raw, classes, list_file: as `open_split` takes them.  deep: decode every image.  workers: threads.  watcher: hears
-    how far it is.
-    InputError for an unknown source; a split that cannot be opened says so in its check.
+    raw, classes, list_file: as `open_split` takes them.  deep: decode every image.  workers: threads.  watcher:
+    receives how far it is.
+    InputError for an unknown source; a split that cannot be opened is reported in its check.
     """
     require_source(source)
     checks = []
@@ -210,7 +210,7 @@ class _Walk:
         self._most_bytes = None if deep else _QUICK_BYTES
 
     def look_into(self, folder: Path) -> None:
-        """Every file below, hidden ones left out."""
+        """Every file below, except hidden ones."""
         for entry in entries(folder):
             if entry.is_dir(follow_symlinks=False):
                 self.look_into(Path(entry.path))
@@ -218,7 +218,7 @@ class _Walk:
                 self.count += 1
                 num_bytes = entry.stat().st_size
                 if entry.name.endswith(".part"):
-                    self.odd.append(f"{entry.path}: an unfinished download; `hjepa-shards download` goes on with it")
+                    self.odd.append(f"{entry.path}: an unfinished download; `hjepa-shards download` continues it")
                 elif num_bytes == 0:
                     self.odd.append(f"{entry.path}: a file with bytes expected, an empty one found; fetch it again")
                 elif entry.name in self._digests and (self._most_bytes is None or num_bytes <= self._most_bytes):

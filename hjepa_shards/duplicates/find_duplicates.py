@@ -4,9 +4,9 @@
     near       the same picture after other processing: size, compression, colours, a small shift (perceptual_hash.py)
     mirrored   near its mirror image
 
-Splits are put in order of precedence, held-out ones (val, test) first and then as they were given; the first copy in
-that order stays. A sample is excluded if it is a copy of one that stays, never because of a chain of others. Held-out
-samples are never excluded: a benchmark stays the one that others report on.
+Splits are put in order of precedence, held-out ones (val, test) first and then as they were given; the first duplicate
+in that order stays. A sample is excluded if it is a duplicate of one that stays, never because of a chain of others.
+Held-out samples are never excluded: a benchmark stays the one that others report on.
 """
 
 import json
@@ -42,14 +42,14 @@ Start = Callable[[str], Callable[[int, int], None]]
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A sample of a group of copies."""
+    """A sample of a group of duplicates."""
 
     source: str
     split: str
     index: int
     """In manifest order."""
     key: str | None
-    """As in the manifest and the tar; None where the tar no longer tells."""
+    """As in the manifest and the tar; None where the tar no longer has it."""
     label: int
     kind: Literal["first", "exact", "near", "mirrored"]
     """What it is of the other sample in the group that it is most alike; "first" for the first of them."""
@@ -60,7 +60,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Samples that are copies of one another, in order of precedence."""
+    """Samples that are duplicates of one another, in order of precedence."""
 
     kind: Kind
     """The loosest among them: exact if all have the same pixels."""
@@ -119,7 +119,7 @@ class Duplicates:
         write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
     def save_report(self, path: Path) -> None:
-        """One JSON object; leaks stand first in both lists.
+        """One JSON object; leaks come first in both lists.
 
         {"groups": [{"kind": "exact" | "near" | "mirrored", "leak": bool, "samples": [{"source", "split", "index",
                      "key": str | null, "label", "kind": "first" | "exact" | "near" | "mirrored", "distance",
@@ -139,10 +139,10 @@ class Duplicates:
 def find_duplicates(
     folders: Sequence[Path], *, near: int = DEFAULT_NEAR, workers: int = 1, start: Start | None = None
 ) -> Duplicates:
-    """Look for copies in and between the built splits in `folders`.
+    """Look for duplicates in and between the built splits in `folders`.
 
-    near: how many of their hash's 64 bits two pictures may differ in (0 to 15).  workers: threads.
-    start: gives a progress callback (done, total) for what it is told is done.
+    near: the most bits of their 64-bit hashes that two pictures may differ in (0 to 15).  workers: threads.
+    start: gives a progress callback (done, total) for the name of what is done.
     InputError for another `near`, ShardError where a split cannot be read.
     """
     if not 0 <= near <= MAX_DISTANCE:
@@ -172,7 +172,7 @@ def _by_precedence(folders: Sequence[Path]) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class _Links:
-    """Between the first samples with their pixels; exact copies are found by `first`."""
+    """Between the first samples with their pixels; exact duplicates are found by `first`."""
 
     first: NDArray[np.int64]
     """Of each sample, the first with the same pixels (itself, where there is no other)."""
@@ -206,12 +206,12 @@ def _remarks(prints: Fingerprints, cut: int) -> Iterator[str]:
         stop = split.start + split.manifest.num_samples
         damaged = int((~prints.is_whole[split.start : stop]).sum())
         if damaged:
-            yield f"{split.name}: {damaged:,} samples are damaged and were left out; run `hjepa-shards verify`"
+            yield f"{split.name}: {damaged:,} samples are damaged and were skipped; run `hjepa-shards verify`"
     telling = int((prints.is_whole & ~prints.is_telling).sum())
     if telling:
         yield f"{telling:,} images are blank or under 16 pixels: compared exactly only"
     if cut:
-        yield f"{cut:,} comparisons were left out where too many images have the same coarse structure"
+        yield f"{cut:,} comparisons were skipped where too many images have the same coarse structure"
 
 
 # ---- what follows from it
@@ -265,7 +265,7 @@ class _Copies:
         return is_held_out(self._split(sample).manifest.split)
 
     def _reasons(self) -> dict[int, tuple[int, int, int]]:
-        """Excluded sample -> (number in KINDS, distance, which sample that stays): copies of samples that stay."""
+        """Excluded sample -> (number in KINDS, distance, which sample that stays): duplicates of samples that stay."""
         by_later: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         for earlier, later, kind, distance in self.links.near.tolist():
             by_later[later].append((kind, distance, earlier))
@@ -306,7 +306,7 @@ class _Copies:
 
     def _described(self, group: list[int], keys: dict[int, str | None], reasons: dict[int, Any]) -> Group:
         copies = []
-        for place, sample in enumerate(group):
+        for index, sample in enumerate(group):
             split = self._split(sample)
             kind, distance, _ = self.best[sample]
             copies.append(
@@ -316,8 +316,8 @@ class _Copies:
                     index=sample - split.start,
                     key=keys[sample],
                     label=int(self.prints.labels[sample]),
-                    kind=KINDS[kind] if place else "first",
-                    distance=distance if place else 0,
+                    kind=KINDS[kind] if index else "first",
+                    distance=distance if index else 0,
                     excluded=sample in reasons,
                 )
             )
@@ -326,7 +326,7 @@ class _Copies:
         return Group(KINDS[loosest], len(held_out) == 2, tuple(copies))
 
     def _relations(self) -> Iterator[Relation]:
-        """For each two splits with copies between them, in order of precedence."""
+        """For each two splits with duplicates between them, in order of precedence."""
         found: dict[tuple[int, int], tuple[dict[int, int], dict[int, int]]] = defaultdict(lambda: ({}, {}))
         splits = self.prints.splits
 
@@ -372,7 +372,9 @@ class _Copies:
 
     def _unnamed(self, reasons: dict[int, Any], keys: dict[int, str | None]) -> list[str]:
         lost = sum(keys[sample] is None for sample in reasons)
-        text = f"{lost:,} copies cannot be excluded: their tars no longer tell their keys; run `hjepa-shards verify`"
+        text = (
+            f"{lost:,} duplicates cannot be excluded: their tars no longer hold their keys; run `hjepa-shards verify`"
+        )
         return [text] if lost else []
 
     def _keys(self, samples: set[int]) -> dict[int, str | None]:

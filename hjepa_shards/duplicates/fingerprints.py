@@ -101,7 +101,7 @@ def open_splits(folders: Sequence[Path]) -> list[Split]:
 
 
 def fingerprints_of(splits: Sequence[Split], workers: int, progress: Progress | None = None) -> Fingerprints:
-    """Read and decode every sample. Damaged ones are left out (`is_whole`)."""
+    """Read and decode every sample. Damaged ones are skipped (`is_whole`)."""
     prints = Fingerprints(splits)
     readers = [SampleReader(LocalStore(s.folder, s.manifest, len(splits)), s.manifest) for s in splits]
     reduced: list[int] = []
@@ -128,7 +128,7 @@ def fingerprints_of(splits: Sequence[Split], workers: int, progress: Progress | 
 
 
 def _room_for(num_bytes: int) -> BinaryIO:
-    """A temporary file of so many bytes. Checked first: a full disk under a memory map kills the process."""
+    """A temporary file of this many bytes. Checked first: a full disk under a memory map kills the process."""
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
@@ -152,7 +152,7 @@ def _take(prints: Fingerprints, offset: int, reader: SampleReader, samples: rang
     """Fill in some samples of one split; gives those whose pixels were decoded at a fraction of their size."""
     small, whole, reduced = [], [], []
     for sample in samples:
-        place = offset + sample
+        index = offset + sample
         try:
             located = reader.locate(sample)
             data = reader.image_bytes(located)
@@ -161,12 +161,12 @@ def _take(prints: Fingerprints, offset: int, reader: SampleReader, samples: rang
         except DAMAGE:
             continue
         if reduction(data, *header) > 1:
-            reduced.append(place)
-        prints.digests[place] = _digest(pixels, located.row)
-        prints.labels[place] = located.label
-        prints.is_telling[place] = min(located.width, located.height) >= MIN_SIDE
+            reduced.append(index)
+        prints.digests[index] = _digest(pixels, located.row)
+        prints.labels[index] = located.label
+        prints.is_telling[index] = min(located.width, located.height) >= MIN_SIDE
         small.append(squashed(pixels))
-        whole.append(place)
+        whole.append(index)
     if small:
         stack = np.stack(small)
         gray = gray_of(stack)
@@ -181,8 +181,8 @@ def _look_closer(
     prints: Fingerprints, readers: Sequence[SampleReader], reduced: NDArray[np.int64], workers: int
 ) -> None:
     """Equal at a fraction of the size is not equal: digests of all pixels for those."""
-    _, place, times = np.unique(prints.digests[reduced], axis=0, return_inverse=True, return_counts=True)
-    suspects = reduced[times[place.reshape(-1)] > 1]
+    _, index, times = np.unique(prints.digests[reduced], axis=0, return_inverse=True, return_counts=True)
+    suspects = reduced[times[index.reshape(-1)] > 1]
 
     def look(sample: int) -> tuple[int, Any]:
         number = prints.split_number(sample)

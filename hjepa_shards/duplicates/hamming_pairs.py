@@ -35,7 +35,7 @@ class Pairs:
     second: NDArray[np.int64]
     distance: NDArray[np.int64]
     cut: int
-    """Comparisons and pairs left out by the bounds, an upper limit."""
+    """Comparisons and pairs skipped by the bounds, an upper limit."""
 
 
 def near_pairs(
@@ -54,9 +54,9 @@ def near_pairs(
     found, cut, done = [], 0, 0
     for number in range(_BANDS):
         band = _Band(hashes, flip, number)
-        for pairs, left_out in in_threads(lambda mask, band=band: band.search(mask, max_distance), masks, workers):
+        for pairs, skipped in in_threads(lambda mask, band=band: band.search(mask, max_distance), masks, workers):
             found.append(pairs)
-            cut += left_out
+            cut += skipped
             done += 1
             if progress:
                 progress(len(hashes) * done // (_BANDS * len(masks)), len(hashes))
@@ -65,7 +65,7 @@ def near_pairs(
 
 
 class _Band:
-    """The hashes, rotated so that one band stands in front, in order."""
+    """The hashes, rotated so that one band is in front, in order."""
 
     def __init__(self, hashes: NDArray[np.uint64], flip: int, number: int) -> None:
         rotated = _rotate(hashes, number * _BAND_BITS)
@@ -76,35 +76,35 @@ class _Band:
         self._starts = np.searchsorted(self._bands, np.arange((1 << _BAND_BITS) + 1))
 
     def search(self, mask: int, max_distance: int) -> tuple[NDArray[np.int64], int]:
-        """[pairs, 3]: first, second, distance of those whose bands differ by `mask`; and how many were left out."""
+        """[pairs, 3]: first, second, distance of those whose bands differ by `mask`; and how many were skipped."""
         wanted = self._bands ^ (mask ^ int(self._flip >> np.uint64(64 - _BAND_BITS)))
-        places = np.nonzero(self._bands <= wanted)[0]  # the others are found from the other side
-        start = self._starts[wanted[places]]
-        stop = self._starts[wanted[places] + 1]
-        start = np.where(self._bands[places] == wanted[places], np.maximum(start, places + 1), start)
+        indices = np.nonzero(self._bands <= wanted)[0]  # the others are found from the other side
+        start = self._starts[wanted[indices]]
+        stop = self._starts[wanted[indices] + 1]
+        start = np.where(self._bands[indices] == wanted[indices], np.maximum(start, indices + 1), start)
         some = start < stop
-        places, start, stop = places[some], start[some], stop[some]
+        indices, start, stop = indices[some], start[some], stop[some]
         crowded = np.nonzero(stop - start > MAX_COMPARED)[0]
-        left_out = 0
+        skipped = 0
         if len(crowded):
-            left_out = int((stop - start)[crowded].sum()) - MAX_COMPARED * len(crowded)
-            probe = self._keys[places[crowded]] ^ self._flip ^ (np.uint64(mask) << np.uint64(64 - _BAND_BITS))
+            skipped = int((stop - start)[crowded].sum()) - MAX_COMPARED * len(crowded)
+            probe = self._keys[indices[crowded]] ^ self._flip ^ (np.uint64(mask) << np.uint64(64 - _BAND_BITS))
             middle = np.searchsorted(self._keys, probe)
             low = np.clip(middle - MAX_COMPARED // 2, start[crowded], stop[crowded] - MAX_COMPARED)
             start[crowded], stop[crowded] = low, low + MAX_COMPARED
         found = [np.zeros((0, 3), np.int64)]
-        for part in _chunks(places, start, stop):
+        for part in _chunks(indices, start, stop):
             pairs, dropped = self._compare(*part, max_distance)
             found.append(pairs)
-            left_out += dropped
-        return np.concatenate(found), left_out
+            skipped += dropped
+        return np.concatenate(found), skipped
 
     def _compare(
-        self, places: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64], max_distance: int
+        self, indices: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64], max_distance: int
     ) -> tuple[NDArray[np.int64], int]:
-        """Each hash in `places` with those in its [start, stop): as `search`."""
+        """Each hash in `indices` with those in its [start, stop): as `search`."""
         counts = stop - start
-        one = np.repeat(places, counts)
+        one = np.repeat(indices, counts)
         other = np.arange(len(one)) + np.repeat(start - (np.cumsum(counts) - counts), counts)
         distance = np.bitwise_count(self._keys[one] ^ self._keys[other] ^ self._flip)
         close = np.nonzero(distance <= max_distance)[0]
@@ -116,12 +116,12 @@ class _Band:
 
 
 def _chunks(
-    places: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
+    indices: NDArray[np.int64], start: NDArray[np.int64], stop: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
     """The same in parts of about `_CHUNK` comparisons."""
     ends = np.cumsum(stop - start)
     cuts = np.searchsorted(ends, np.arange(0, int(ends[-1]) if len(ends) else 0, _CHUNK)[1:])
-    yield from zip(np.split(places, cuts), np.split(start, cuts), np.split(stop, cuts), strict=True)
+    yield from zip(np.split(indices, cuts), np.split(start, cuts), np.split(stop, cuts), strict=True)
 
 
 def _rotate(hashes: NDArray[np.uint64], bits: int) -> NDArray[np.uint64]:

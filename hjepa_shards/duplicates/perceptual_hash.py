@@ -4,10 +4,10 @@ The hash is the signs of the 64 lowest frequencies of a 32x32 gray picture (DCT;
 instead). With signs the mirrored picture's hash is known without looking at it: odd horizontal frequencies change sign,
 so it is `hash ^ MIRROR`. All of it is integer arithmetic: the same bits on any machine for the same small picture.
 
-A hash alone is not enough: of CIFAR-10's 1.8 billion pairs 5,845 lie within 11 bits, and three quarters of these show
+A hash alone is not enough: of CIFAR-10's 1.8 billion pairs 5,845 are within 11 bits, and three quarters of these show
 different things. So a candidate's 16x16 thumbnails must agree too, in their colours *and* in their details (without the
 local mean: any two planes before a blue sky agree in their colours), with up to one thumbnail pixel of shift between
-them. The thresholds come from looking at the pairs, sorted by agreement (benchmarks/duplicates.py). Given up: copies
+them. The thresholds come from looking at the pairs, sorted by agreement (benchmarks/duplicates.py). Not found: those
 that are turned, cropped by more than a tenth, or of other colours, gray ones above all.
 """
 
@@ -25,13 +25,13 @@ SIDE = 32
 """Of the small picture that everything is computed from, in pixels; width and height are squashed to it."""
 THUMBNAIL_SIDE = 16
 MIN_SIDE = 16
-"""Smaller images hold too little to be told apart by this: they are compared exactly only."""
+"""Smaller images hold too little to be distinguished by this: they are compared exactly only."""
 MIN_CONTRAST = 3.0
 """Standard deviation of gray levels below which a picture is blank, and compared exactly only."""
 
-_DECODED_SIDE = 64  # JPEGs are decoded at 1/2, 1/4 or 1/8 as long as the shorter side keeps so many pixels
+_DECODED_SIDE = 64  # JPEGs are decoded at 1/2, 1/4 or 1/8 as long as the shorter side keeps this many pixels
 _DETAIL = 0.75  # least correlation of the thumbnails without their local means
-_DETAIL_MIRRORED = 0.80  # mirrored copies are rarer, pictures that happen to look like one are not
+_DETAIL_MIRRORED = 0.80  # mirrored duplicates are rarer, pictures that happen to look like one are not
 _COLOUR = 0.85  # least correlation of the thumbnails themselves
 _LOCAL = 5  # thumbnail pixels that a local mean goes over
 

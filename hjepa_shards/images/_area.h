@@ -7,16 +7,16 @@
 #define AT_ONCE 4 /* source pixels that are taken from one load */
 
 typedef struct {
-    int taps;       /* source pixels that are looked at for an output pixel, in fours; weights of 0 behind those under it */
-    int pairs;      /* of output pixels; an odd last one stands twice */
+    int taps;       /* source pixels that are looked at for an output pixel, in fours; weights of 0 after those under it */
+    int pairs;      /* of output pixels; an odd last one is there twice */
     int32_t *start; /* [pairs][2] bytes into the row where the first of them is */
     float *weights; /* [pairs][taps][2][4] the weight four times */
 } Area;
 
-/* How many source pixels lie under an output pixel, at most. */
+/* How many source pixels are under an output pixel, at most. */
 static int most_under(int from, int to) { return (int)ceil(1.0 / ((double)to / from)) + 1; }
 
-/* The first source pixel under output pixel x, and the weights of it and of those behind it. Returns their count. */
+/* The first source pixel under output pixel x, and the weights of it and of those after it. Returns their count. */
 static int under(int x, int from, double scale, int *first, float *weights) {
     double low = x * scale, high = low + scale, cell = scale < from - low ? scale : from - low;
     int begin = (int)ceil(low), end = (int)floor(high), count = 0;
@@ -44,7 +44,7 @@ static void plan_area(Area *area, int from, int to, float *found) {
     }
 }
 
-/* Adds a row of bytes, times `share`, to sums [pairs][2][4]. Reads up to 3 * taps + 4 bytes behind the row. */
+/* Adds a row of bytes, times `share`, to sums [pairs][2][4]. Reads up to 3 * taps + 4 bytes past the row. */
 AVX2 static void add_row(const Area *area, const uint8_t *bytes, float share, int is_first, float *sums) {
     const __m256i first_pixel = _mm256_broadcastsi128_si256( /* each byte widened to 32 bits */
         _mm_setr_epi8(0, -1, -1, -1, 1, -1, -1, -1, 2, -1, -1, -1, -1, -1, -1, -1));
@@ -76,21 +76,21 @@ AVX2 static void round_row(const float *sums, int columns, uint8_t *out) {
 }
 
 AVX2 static int average(const uint8_t *source, int height, int width, Py_ssize_t stride, uint8_t *out, int rows, int columns) {
-    int taps = (most_under(width, columns) + AT_ONCE - 1) / AT_ONCE * AT_ONCE, behind = 3 * taps + 4;
+    int taps = (most_under(width, columns) + AT_ONCE - 1) / AT_ONCE * AT_ONCE, past_row = 3 * taps + 4;
     Area area = {.taps = taps, .pairs = (columns + 1) / 2};
     size_t count = 2 * (size_t)area.pairs, row_bytes = 3 * (size_t)width, most_rows = (size_t)most_under(height, rows);
-    float *memory = malloc(4 * (count * (1 + 4 * (size_t)taps + 4) + (size_t)taps + most_rows) + row_bytes + (size_t)behind);
+    float *memory = malloc(4 * (count * (1 + 4 * (size_t)taps + 4) + (size_t)taps + most_rows) + row_bytes + (size_t)past_row);
     if (!memory) return -1;
     area.start = (int32_t *)memory, area.weights = memory + count;
     float *sums = area.weights + 4 * count * (size_t)taps, *found = sums + 4 * count, *shares = found + taps;
-    uint8_t *near_end = (uint8_t *)(shares + most_rows); /* nothing may be read behind the last row where it stands */
+    uint8_t *near_end = (uint8_t *)(shares + most_rows); /* nothing may be read past the last row where it is */
     plan_area(&area, width, columns, found);
     double scale = 1.0 / ((double)rows / height);
     for (int y = 0; y < rows; y++) {
         int first, last = under(y, height, scale, &first, shares) - 1;
         for (int i = 0; i <= last; i++) {
             const uint8_t *row = source + (first + i) * stride;
-            if ((height - 1 - first - i) * stride < behind) row = memcpy(near_end, row, row_bytes);
+            if ((height - 1 - first - i) * stride < past_row) row = memcpy(near_end, row, row_bytes);
             add_row(&area, row, shares[i], i == 0, sums);
         }
         round_row(sums, columns, out + (Py_ssize_t)3 * columns * y);

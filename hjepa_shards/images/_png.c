@@ -69,7 +69,7 @@ static inline uint8_t paeth(int left, int above, int corner) {
 }
 
 #ifdef __SSE2__
-/* A row of RGB, three channels at once. Reads a byte behind each row. */
+/* A row of RGB, three channels at once. Reads a byte past each row. */
 static void unfilter_paeth_rgb(uint8_t *row, const uint8_t *rgb_above, int bytes) {
     const __m128i zero = _mm_setzero_si128();
     __m128i left = zero, corner = zero;
@@ -137,7 +137,7 @@ static int inflate_chunk(Inflater *inflater, int is_first, uint8_t *bytes, uint3
     return stream->avail_in ? Z_DATA_ERROR : status;
 }
 
-/* All IDAT chunks into `rows`, which they must fill exactly. Whether they do, and nothing stands between that changes
+/* All IDAT chunks into `rows`, which they must fill exactly. Whether they do, and there is nothing between that changes
    what the pixels mean. */
 static int inflate_chunks(const Image *image, Inflater *inflater, uint8_t *rows, size_t bytes) {
     int status = Z_OK, is_first = 1;
@@ -173,7 +173,7 @@ static int decode(Image *image, Inflater *inflater, uint8_t *rows) {
     unsigned long crc = inflater->whole ? fast.crc32(0, image->data, (size_t)image->size)
                                         : crc32(0, image->data, (uInt)image->size);
     if (crc != image->crc) return 0;
-    uint8_t *above = rows; /* a row of zeros stands before the first */
+    uint8_t *above = rows; /* a row of zeros before the first */
     memset(above, 0, (size_t)bytes + 1);
     rows += bytes + 1;
     size_t all = ((size_t)bytes + 1) * image->height;

@@ -68,7 +68,7 @@ AVX2 static __m256i two_pixels(const uint8_t *a, const uint8_t *b) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(first), second, 1);
 }
 
-/* A row of bytes -> sums [count][4] of 15 bits. Reads up to two bytes behind the row. */
+/* A row of bytes -> sums [count][4] of 15 bits. Reads up to two bytes past the row. */
 AVX2 static void across(const Row *row, const uint8_t *bytes, int16_t *sums) {
     const __m256i pairs = _mm256_broadcastsi128_si256( /* r r' g g' b b' - -, each byte widened to 16 bits */
         _mm_setr_epi8(0, -1, 3, -1, 1, -1, 4, -1, 2, -1, 5, -1, -1, -1, -1, -1));
@@ -119,7 +119,7 @@ AVX2 static int resize(const uint8_t *source, int height, int width, Py_ssize_t 
     int16_t *sums[2] = {(int16_t *)(memory + 2 * values), (int16_t *)(memory + 2 * values + values / 2)};
     int is_wide = has_avx512 && plan_wide(&wide, width, columns);
     Row row = {.count = (int)count, .start = memory, .weights = memory + count};
-    uint8_t *last = (uint8_t *)(memory + 9 * count); /* nothing may be read behind the last row where it stands */
+    uint8_t *last = (uint8_t *)(memory + 9 * count); /* nothing may be read past the last row where it is */
     if (!is_wide) {
         sums[0] = (int16_t *)(memory + 5 * count), sums[1] = (int16_t *)(memory + 7 * count);
         memcpy(last, source + (height - 1) * stride, last_bytes);
@@ -280,7 +280,7 @@ static PyObject *use_avx512(PyObject *module, PyObject *wanted) {
 
 static PyMethodDef methods[] = {
     {"use_avx512", use_avx512, METH_O, "May `bilinear` use it? Whether it does now; the pixels are the same."},
-    {"bilinear_many", bilinear_many, METH_VARARGS, "The same of crops of images as bytes, each into its place of an array [n, R, R, 3]."},
+    {"bilinear_many", bilinear_many, METH_VARARGS, "The same of crops of images as bytes, each into its slot of an array [n, R, R, 3]."},
     {"bilinear", bilinear, METH_VARARGS, "Resize bytes [H, W, 3], W >= 3, into all of another array, as cv2.INTER_LINEAR does."},
     {"mean", mean, METH_VARARGS, "Resize bytes [H, W, 3] into all of a smaller array, as cv2.INTER_AREA does; not by whole numbers."},
     {NULL, NULL, 0, NULL},

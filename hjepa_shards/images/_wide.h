@@ -16,7 +16,7 @@ typedef struct {
 
 static size_t wide_count(int size) { return ((size_t)3 * size + BLOCK - 1) / BLOCK * BLOCK; }
 
-/* 0 where the neighbours of 16 values lie further apart than 64 bytes, or the row has no 64. */
+/* 0 where the neighbours of 16 values are further apart than 64 bytes, or the row has no 64. */
 AVX512 static int plan_wide(Wide *wide, int width, int size) {
     double scale = 1.0 / ((double)size / width);
     int last_start = 3 * width - BLOCK, fits = last_start >= 0;
@@ -42,7 +42,7 @@ AVX512 static __m512i sums_of(const Wide *wide, int vector, const uint8_t *bytes
     return _mm512_srai_epi32(_mm512_madd_epi16(pairs, _mm512_load_si512(wide->weights + 16 * vector)), 4);
 }
 
-/* A row of bytes -> sums [count] of 15 bits. Reads nothing behind the row. */
+/* A row of bytes -> sums [count] of 15 bits. Reads nothing past the row. */
 AVX512 static void across_wide(const Wide *wide, const uint8_t *bytes, int16_t *sums) {
     for (int vector = 0; 16 * vector < wide->count; vector += 2)
         _mm512_store_si512(sums + 16 * vector, _mm512_packs_epi32(sums_of(wide, vector, bytes), sums_of(wide, vector + 1, bytes)));

@@ -16,7 +16,7 @@ from hjepa_shards.config import Strict
 
 _ATTEMPTS = 10
 _WORDS = 12
-"""Raw words a position: ten pairs of 32-bit numbers for the attempts, two words for the place."""
+"""Raw words a position: ten pairs of 32-bit numbers for the attempts, two words for the location."""
 _BLOCK = 256
 """Positions that are drawn for together."""
 
@@ -67,14 +67,14 @@ def random_crops(
     Ten attempts at an area and a ratio, the first that fits is taken, else the largest central crop within the
     ratios: torchvision's rule, with every draw made at once.
     """
-    share, ratio, place = _draws(seed, positions, view, config.crop_scale, config.crop_ratio)
+    share, ratio, corner = _draws(seed, positions, view, config.crop_scale, config.crop_ratio)
     area = (widths * heights)[:, None] * share
     high, wide = np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))
     fits = (high > 0) & (high <= heights[:, None]) & (wide > 0) & (wide <= widths[:, None])
     first = np.arange(len(positions)), fits.argmax(1)
     crop = np.stack([high[first], wide[first]], 1).astype(np.int64)
     room = np.stack([heights, widths], 1) - crop + 1
-    crops = np.concatenate([(place * room) >> 31, crop], 1)
+    crops = np.concatenate([(corner * room) >> 31, crop], 1)
     none = ~fits[first]
     if none.any():
         crops[none] = central_crops(widths[none], heights[none], config.crop_ratio)
@@ -82,15 +82,15 @@ def random_crops(
 
 
 Draws = tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.int64]]
-"""Shares of the area and ratios [n, 10], places [n, 2] of 31 bits: their products stay within int64."""
+"""Shares of the area and ratios [n, 10], locations [n, 2] of 31 bits: their products stay within int64."""
 
 
 def _draws(seed: int, positions: NDArray[np.int64], view: int, *ranges: tuple[float, float]) -> Draws:
     first, last = int(positions.min()) // _BLOCK, int(positions.max()) // _BLOCK
     blocks = [_block(seed, view, block, *ranges) for block in range(first, last + 1)]
     chosen = positions - first * _BLOCK
-    share, ratio, place = blocks[0] if first == last else map(np.concatenate, zip(*blocks, strict=True))
-    return share[chosen], ratio[chosen], place[chosen]
+    share, ratio, corner = blocks[0] if first == last else map(np.concatenate, zip(*blocks, strict=True))
+    return share[chosen], ratio[chosen], corner[chosen]
 
 
 @lru_cache(maxsize=64)
@@ -117,7 +117,7 @@ def central_crops(
     ratios: tuple[float, float] = (1.0, 1.0),
     share: float = 1.0,
 ) -> NDArray[np.int64]:
-    """The largest central crop whose width / height lies within `ratios`, its sides times `share`: [n, 4] as above."""
+    """The largest central crop whose width / height is within `ratios`, its sides times `share`: [n, 4] as above."""
     w = np.minimum(widths, np.rint(heights * ratios[1]).astype(np.int64))
     h = np.minimum(heights, np.rint(widths / ratios[0]).astype(np.int64))
     w, h = (np.maximum(1, np.rint(side * share).astype(np.int64)) for side in (w, h))

@@ -1,4 +1,4 @@
-"""Encoded bytes -> a crop of them, resized, in its place in the batch.
+"""Encoded bytes -> a crop of them, resized, in its slot of the batch.
 
 libjpeg-turbo (simplejpeg) for JPEG and OpenCV for WebP, because they work without the GIL; libspng (pyspng) for PNG,
 which holds it but is faster (loader/png_batch.py does without); Pillow for what they would get wrong: CMYK, 16 bit,
@@ -29,7 +29,7 @@ cv2.setNumThreads(0)  # the loader's threads are the parallelism
 PLAIN = frozenset({int(Colour.GRAY), int(Colour.RGB)})
 """Colours that fast decoders get right."""
 _SHRINKS = np.array([1, 1, 2, 2, 4, 4, 4, 4, 8])
-"""By how many times a crop is larger than asked for. Other scales of the inverse DCT are slower than none."""
+"""By how many times a crop is larger than needed. Other scales of the inverse DCT are slower than none."""
 
 
 def decode(data: bytes, colour: int, orientation: int, shrink: int = 1) -> NDArray[np.uint8]:

@@ -159,7 +159,7 @@ def moments_of(data: bytes) -> NDArray[np.int64]:
 
 
 def _moments(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Of every `step`-th pixel: averaging would cost more than it tells about a dataset's mean."""
+    """Of every `step`-th pixel: averaging would cost more than it says about a dataset's mean."""
     step = math.ceil(max(pixels.shape[:2]) / _STATISTICS_SIDE)
     some = pixels[::step, ::step]
     channels = np.broadcast_to(some, (3, *some.shape)) if some.ndim == 2 else np.moveaxis(some, 2, 0)

@@ -1,8 +1,8 @@
 """What an image file is, by its own bytes, and how any of them becomes 8-bit RGB.
 
-File names lie (ImageNet holds a PNG called .JPEG), so the codec is read from the magic bytes. `to_rgb` is the one rule
-for odd colours, used when building and when training: alpha is dropped and palettes are looked up, as torchvision
-does; 16 bits keep their upper 8; CMYK goes through Pillow.
+File names can be wrong (ImageNet holds a PNG called .JPEG), so the codec is read from the magic bytes. `to_rgb` is the
+one rule for odd colours, used when building and when training: alpha is dropped and palettes are looked up, as
+torchvision does; 16 bits keep their upper 8; CMYK goes through Pillow.
 """
 
 import io
@@ -27,11 +27,11 @@ MAX_SCANNED_PIXELS = 20 * MAX_PIXELS
 _FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "TGA", "PCX", "ICO", "JPEG2000", "AVIF", "SGI", "QOI"),
 )
-"""What is tried. Pillow knows more, among them EPS, for which it would start Ghostscript on a stranger's bytes."""
+"""What is tried. Pillow knows more, among them EPS, for which it would start Ghostscript on untrusted bytes."""
 
 _START_OF_SCAN = b"\xff\xda"
 _PNG_EXIF = (b"eXIf", b"exif", b"XML:com.adobe.xmp")
-"""One of them stands in a PNG that has EXIF. To find none Pillow decodes all of it: 40 times as long as keeping it."""
+"""One of them is in a PNG that has EXIF. To find none Pillow decodes all of it: 40 times as long as keeping it."""
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -152,8 +152,8 @@ def too_many_scans(data: bytes, num_pixels: int) -> int:
 
 
 def _reason(error: Exception, data: bytes) -> str:
-    """Why an image is left out: the rule, then what the decoder said. A manifest quotes it."""
-    said = re.sub(r" at 0x[0-9a-f]+", "", str(error))  # no address of an object may stand there
+    """Why an image is excluded: the rule, then what the decoder said. A manifest quotes it."""
+    said = re.sub(r" at 0x[0-9a-f]+", "", str(error))  # no address of an object may be in it
     match error:
         case UnidentifiedImageError():
             return "no image of a known format" if data else "an empty file"

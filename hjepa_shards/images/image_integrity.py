@@ -15,7 +15,7 @@ _FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 """JPEG markers of a baseline, extended or progressive frame with Huffman coding."""
 _PROGRESSIVE = 0xC2
 _METADATA = 0xE1
-"""APP1: EXIF and XMP, which may tell an orientation."""
+"""APP1: EXIF and XMP, which may hold an orientation."""
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD8)})
 """JPEG markers that are followed by no length: TEM, RST0 to RST7."""
 _COLOURS = {1: Colour.GRAY, 3: Colour.RGB, 4: Colour.CMYK}
@@ -36,11 +36,11 @@ def is_whole(data: bytes) -> bool:
 
 
 def plain_jpeg(data: bytes) -> ImageInfo | None:
-    """What the header of a whole and ordinary JPEG says, in a tenth of Pillow's time. None: Pillow has to be asked."""
+    """What the header of a whole and ordinary JPEG says, in a tenth of Pillow's time. None: Pillow has to decide."""
     if codec_of(data) != Codec.JPEG:
         return None
     segments = _jpeg_segments(data)
-    frames = [place for marker, place in segments if marker in _FRAMES]
+    frames = [offset for marker, offset in segments if marker in _FRAMES]
     if len(frames) != 1 or any(marker == _METADATA for marker, _ in segments) or not _jpeg_is_whole(data, segments):
         return None
     frame = data[frames[0] : frames[0] + 10]
@@ -53,45 +53,45 @@ def plain_jpeg(data: bytes) -> ImageInfo | None:
 
 
 def _jpeg_segments(data: bytes) -> list[tuple[int, int]]:
-    """Marker and place of every segment up to the first scan, behind which there is nothing but compressed data."""
+    """Marker and offset of every segment up to the first scan, after which there is nothing but compressed data."""
     segments = []
-    place = 2
-    while (place := data.find(b"\xff", place)) >= 0 and place + 10 <= len(data):
-        marker = data[place + 1]
+    offset = 2
+    while (offset := data.find(b"\xff", offset)) >= 0 and offset + 10 <= len(data):
+        marker = data[offset + 1]
         if marker == 0xFF:  # a fill byte
-            place += 1
+            offset += 1
         elif marker in _WITHOUT_LENGTH:
-            place += 2
+            offset += 2
         else:
-            segments.append((marker, place))
+            segments.append((marker, offset))
             if marker == _START_OF_SCAN:
                 break
-            place += 2 + int.from_bytes(data[place + 2 : place + 4])
+            offset += 2 + int.from_bytes(data[offset + 2 : offset + 4])
     return segments
 
 
 def _jpeg_is_whole(data: bytes, segments: list[tuple[int, int]]) -> bool:
-    """A thumbnail, with an end of its own, lies inside a segment and so before the first scan."""
+    """A thumbnail, with an end of its own, is inside a segment and so before the first scan."""
     return bool(segments) and segments[-1][0] == _START_OF_SCAN and data.rfind(_END_OF_IMAGE, segments[-1][1]) >= 0
 
 
 def _png_is_whole(data: bytes) -> bool:
-    place = _PNG_SIGNATURE_BYTES
-    while place + 12 <= len(data):
-        num_bytes = int.from_bytes(data[place : place + 4])
-        end = place + 8 + num_bytes
-        if crc32(data[place + 4 : end]) != int.from_bytes(data[end : end + 4]):
+    offset = _PNG_SIGNATURE_BYTES
+    while offset + 12 <= len(data):
+        num_bytes = int.from_bytes(data[offset : offset + 4])
+        end = offset + 8 + num_bytes
+        if crc32(data[offset + 4 : end]) != int.from_bytes(data[end : end + 4]):
             return False
-        if data[place + 4 : place + 8] == b"IEND":
+        if data[offset + 4 : offset + 8] == b"IEND":
             return True
-        place = end + 4
+        offset = end + 4
     return False
 
 
 def _webp_is_whole(data: bytes) -> bool:
     end = 8 + int.from_bytes(data[4:8], "little")
-    place = 12
-    while place + 8 <= end <= len(data):
-        place += 8 + int.from_bytes(data[place + 4 : place + 8], "little")
-        place += place % 2
-    return place >= end and end <= len(data) and place - end <= 1
+    offset = 12
+    while offset + 8 <= end <= len(data):
+        offset += 8 + int.from_bytes(data[offset + 4 : offset + 8], "little")
+        offset += offset % 2
+    return offset >= end and end <= len(data) and offset - end <= 1

@@ -13,11 +13,11 @@ from hjepa_shards.mixture.sample_order import add_proofs
 class Batch:
     """One rank's part of a global batch, n images.
 
-    The arrays live in the loader's ring of buffers and are valid until the next batch is asked for.
+    The arrays live in the loader's ring of buffers and are valid until the next batch is requested.
     """
 
     images: NDArray[np.uint8]
-    """[n, R, R, 3], RGB; [n, views, R, R, 3] where more than one view is asked for"""
+    """[n, R, R, 3], RGB; [n, views, R, R, 3] where more than one view is requested"""
     labels: NDArray[np.int64]
     entries: NDArray[np.int64]
     """Index into the mixture's entries, which are sorted by name."""

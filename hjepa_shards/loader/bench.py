@@ -1,6 +1,6 @@
 """How fast a mixture is delivered on this machine, beside what the decoder alone makes of the same bytes.
 
-Loader and decoder alternate, because other work on a machine comes and goes; medians are compared. Nobody takes the
+Loader and decoder alternate, because other work on a machine comes and goes; medians are compared. Nothing takes the
 batches: a trainer that is slower waits for nothing.
 """
 
@@ -36,7 +36,7 @@ class LoaderSpeed:
     decoder: float
     """Median of decoding the same images alone, as large as they are."""
     cold: float | None
-    """The first images after the kernel was asked to forget the shards; None where they are far away."""
+    """The first images after the kernel was told to forget the shards; None where they are far away."""
     stages: Mapping[Stage, float]
     """Share of the threads' working time."""
     limit: str
@@ -59,7 +59,7 @@ def bench_loader(
     """Images a second of `mixture` on this machine, beside the decoder's alone.
 
     batch: images of a batch.  images: of one measurement; some are taken twice where the mixture repeats them.
-    rounds: measurements of each, which alternate; their medians count.  say: hears what is being measured.
+    rounds: measurements of each, which alternate; their medians count.  say: receives what is being measured.
     ShardError, InputError as the loader raises them.
     """
     threads = mixture.config.threads or num_cores()
@@ -127,11 +127,11 @@ def _decoder(held: list[tuple[bytes, int, int]], threads: int) -> float:
 
 def _forget(mixture: Mixture) -> bool:
     """Ask the kernel to forget the shards. Whether it was possible."""
-    if not hasattr(os, "posix_fadvise") or not all(isinstance(place, Path) for place in mixture.places):
+    if not hasattr(os, "posix_fadvise") or not all(isinstance(location, Path) for location in mixture.places):
         return False
-    for place, manifest in zip(mixture.places, mixture.manifests, strict=True):
+    for location, manifest in zip(mixture.places, mixture.manifests, strict=True):
         for shard in range(manifest.num_shards):
-            descriptor = os.open(Path(place) / manifest.shard_name(shard), os.O_RDONLY)
+            descriptor = os.open(Path(location) / manifest.shard_name(shard), os.O_RDONLY)
             try:
                 os.fdatasync(descriptor)
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

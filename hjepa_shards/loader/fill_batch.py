@@ -1,7 +1,7 @@
 """The samples of a batch -> crops of them in its memory: located, read together, decoded, cropped.
 
 A damaged sample is replaced by rule (DAMAGE in sample_reader.py, `Plan.replacement`): attempt a = 1..16 looks at a
-keyed place of the same window. The replacement is a function of position and bytes alone.
+keyed index of the same window. The replacement is a function of position and bytes alone.
 """
 
 import sys
@@ -25,7 +25,7 @@ from hjepa_shards.mixture.sample_order import Plan, Planned
 
 _ATTEMPTS = 16
 _READ_AT_ONCE = 1 << 20
-"""Bytes of images that a thread holds as they are stored. What is far away is asked for all at once."""
+"""Bytes of images that a thread holds as they are stored. What is far away is requested all at once."""
 
 Crops = tuple[Sequence[Sequence[int]], int]
 """One a view, and how much smaller the image may be decoded for all of them (decode.py)."""

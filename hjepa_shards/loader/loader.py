@@ -2,7 +2,7 @@
 
 Threads, not processes: decode, resize and checksums release the GIL. Nothing here has a state of its own: a batch is a
 function of the plan and its position, so the state to save is that of the batch the trainer holds, however many are
-being prepared behind it.
+being prepared after it.
 
 Damaged samples are replaced (fill_batch.py). `damaged` is a report: it decides nothing but when there is too much of
 it.
@@ -42,7 +42,7 @@ _PREFETCH = 2
 _MAX_REPORTED = 1000
 """Damaged samples of an entry that a state lists."""
 _DAMAGE_SHARE, _DAMAGE_LEAST = 1e-3, 10
-"""A run stops when more than this share of an entry (and at least so many samples) turns out damaged."""
+"""A run stops when more than this share of an entry (and at least this many samples) turns out damaged."""
 
 
 @final
@@ -102,20 +102,20 @@ class Loader:
         for future in pending.tasks:
             future.result()
         self._waited_s += time.perf_counter() - began
-        self._prepare_behind(pending)
+        self._prepare_after(pending)
         return self._deliver(pending)
 
     def state_dict(self, batch: Batch | None = None) -> dict[str, Any]:
-        """Plain JSON from which a run goes on behind `batch` (None: where this loader began)."""
+        """Plain JSON from which a run continues after `batch` (None: where this loader began)."""
         position, proof = (batch.next_position, batch.proof) if batch else self._first
         damaged = {name: sorted(samples)[:_MAX_REPORTED] for name, samples in self.damaged.items()}
         return plan_state(self.plan, position, proof, damaged)
 
     def set_weights(self, weights: Mapping[str, float], *, after: Batch | None = None) -> None:
-        """Draw by other weights from the first position behind `after` on (None: the batch delivered last).
+        """Draw by other weights from the first position after `after` on (None: the batch delivered last).
 
         weights: of every entry, in any unit; one of weight 0 rests. Every rank makes the same call at the same step.
-        Batches delivered behind `after`, into a prefetcher say, come again under the new weights: drop them there.
+        Batches delivered after `after`, into a prefetcher say, come again under the new weights: drop them there.
         InputError for other names, wrong numbers, and for a mixture whose weights follow epochs.
         """
         names = [entry.name for entry in self.plan.entries]
@@ -123,7 +123,7 @@ class Loader:
             raise InputError(f"weights: one for each of {', '.join(names)} expected, {', '.join(weights)} found")
         position, proof = (after.next_position, after.proof) if after else self._last
         if position < self.plan.segment.start:
-            raise InputError(f"weights: were set at position {self.plan.segment.start}, behind this batch")
+            raise InputError(f"weights: were set at position {self.plan.segment.start}, after this batch")
         plan = self.plan.reweighed(position, exact_weights([weights[name] for name in names]))
         self._drop_pending()
         self.plan = plan
@@ -131,7 +131,7 @@ class Loader:
         self._position, self._proof = self._last = position, proof
 
     def merge_damage(self, reports: Iterable[Mapping[str, Mapping[int, str]]]) -> None:
-        """Every rank hands in the `damaged` of all ranks as `reports`: states list the union, and all stop at once.
+        """Every rank passes the `damaged` of all ranks as `reports`: states list the union, and all stop at once.
 
         TooMuchDamage above the limit, with the same words on all ranks.
         """
@@ -185,7 +185,7 @@ class Loader:
         self._pending.append(pending)
         self._position += self._global_batch
 
-    def _prepare_behind(self, delivered: Draft) -> None:
+    def _prepare_after(self, delivered: Draft) -> None:
         """The buffer that the trainer gave back by asking again is filled next."""
         if self._ring:
             self._prepare()
@@ -266,9 +266,9 @@ def open_loader(
     """Batches of `mixture` for one rank, from the start or from where `state` (a `state_dict`) left off.
 
     seed: of the order and of all crops.  global_batch: samples of all ranks together.  rank, world: which of how many.
-    accept_mixture, accept_content: go on from a state of other weights or sources, of other pixels.
+    accept_mixture, accept_content: continue from a state of other weights or sources, of other pixels.
     allocate: shape -> memory for a batch's images, page-locked say; called three times.  stops_alone: False where the
-    ranks tell each other what is damaged (`merge_damage`) and stop together.
+    ranks report to each other what is damaged (`merge_damage`) and stop together.
     ResumeMismatch where the state is of another mixture, InputError where `world` does not divide `global_batch`.
     """
     slice_size(global_batch, world)  # before anything is opened

@@ -2,7 +2,7 @@
 
 So nothing waits for a whole shard. Indexes are small and always fetched whole; without a cache they are mapped from
 files that have no name any more. What is in a cache was verified when it came; a sample's checksum is tested at every
-read all the same, and one that fails is read again from the origin, which decides.
+read anyway, and one that fails is read again from the origin, which decides.
 """
 
 import hashlib
@@ -80,7 +80,7 @@ class RemoteStore(Store):
         missing = [shard for shard in shards if shard not in self._sidecars]
         if len(missing) > 1:
             with ThreadPoolExecutor(min(len(missing), _INDEXES_AT_ONCE), thread_name_prefix="hjepa-index") as pool:
-                wait([pool.submit(self.sidecar, shard) for shard in missing])  # what fails is said when it is used
+                wait([pool.submit(self.sidecar, shard) for shard in missing])  # what fails is reported when it is used
 
     def sidecar(self, shard: int) -> Sidecar:
         return with_retries(lambda: self._sidecars.get(shard), lambda: f"{self._shard_url(shard)}: reading its index")
@@ -168,7 +168,7 @@ class RemoteStore(Store):
                     f"{url}: {self.manifest.shard_bytes[shard]} bytes expected, {found} found; upload it again"
                 ) from error
             raise ShardError(
-                f"{url}: bytes {offset} to {offset + num_bytes} expected, {error}; look at the line, then resume"
+                f"{url}: bytes {offset} to {offset + num_bytes} expected, {error}; check the connection, then resume"
             ) from error
 
     def _chunks(self, shard: int) -> Iterator[bytes]:
@@ -197,7 +197,7 @@ class RemoteStore(Store):
                 return checked_sidecar(self.cache.folder / self.manifest.index_sha256[shard], self.manifest, shard, url)
             finally:
                 os.close(descriptor)
-        # without a cache, or room in it; and what always comes with other bytes than the manifest's: its rows will tell
+        # without a cache, or room in it; and what always comes with other bytes than the manifest's: its rows show it
         with tempfile.NamedTemporaryFile(prefix="hjepa-index-") as file:  # its name is gone as soon as it is mapped
             data = b""
             for _ in range(_TRIES):
@@ -222,7 +222,7 @@ class RemoteStore(Store):
 
 
 def store_at(place: Place, manifest: Manifest, cache: ShardCache | None = None, num_stores: int = 1) -> Store:
-    """The shards of the split that lies there.  num_stores: how many the process has open."""
+    """The shards of the split that is there.  num_stores: how many the process has open."""
     if isinstance(place, Path):
         return LocalStore(place, manifest, num_stores)
     return RemoteStore(place, manifest, cache, num_stores)

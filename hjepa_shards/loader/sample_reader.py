@@ -93,7 +93,7 @@ class SampleReader:
             return error
 
     def gather(self, located: Sequence[Located]) -> list[bytes | None]:
-        """Stored images that are better asked for at once than one by one; None: let `image_bytes` read it."""
+        """Stored images that are better requested at once than one by one; None: let `image_bytes` read it."""
         rows = [(found.shard, found.row.image_offset, found.num_bytes) for found in located]
         return self.store.read_many(rows)
 
@@ -126,7 +126,7 @@ class SampleReader:
         """All captions of a sample; ChecksumMismatch where they are not what was written."""
         sidecar = self.store.sidecar(located.shard)
         if sidecar.flags & HAS_JSON:
-            with contextlib.suppress(ValueError):  # somebody else's tars may hold any json
+            with contextlib.suppress(ValueError):  # third-party tars may hold any json
                 content = json.loads(self.member_bytes(located, "json"))
                 if isinstance(content, dict) and isinstance(content.get("captions"), list):
                     return tuple(map(str, content["captions"]))

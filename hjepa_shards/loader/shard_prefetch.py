@@ -2,7 +2,7 @@
 
 Those far away come into the cache, those in a folder into the kernel's memory. A window's shards are all used from its
 beginning on, so those of the open windows are wanted now, in order of first use; until they are here single samples are
-read where they lie. Those of the next window are spread evenly over the open one.
+read where they are. Those of the next window are spread evenly over the open one.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ class Prefetcher:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="hjepa-fetch") if self._entries else None
 
     def advance(self, position: int) -> None:
-        """The samples from `position` on are asked for next."""
+        """The samples from `position` on are needed next."""
         if self._pool is None or position < self._next:
             return
         draws_left = []
@@ -90,6 +90,6 @@ def lanes_of(rank: int, world: int, lanes: int) -> range:
 
 
 def _fetch(store: Store, shard: int, closing: threading.Event) -> None:
-    """What goes wrong here is said by whoever reads the shard's samples."""
+    """What goes wrong here is reported where the shard's samples are read."""
     with contextlib.suppress(InputError, ShardError):
         store.fetch(shard, stopped=closing.is_set)

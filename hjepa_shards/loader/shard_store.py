@@ -1,4 +1,4 @@
-"""Where shards lie: bytes at an offset of a numbered shard.
+"""Where shards are: bytes at an offset of a numbered shard.
 
 One small interface; local folders here. Shards and sidecars are opened when they are first used and kept in an LRU
 bounded by the process's limit of open files. A read error (EIO, a missing file) is retried with backoff and then
@@ -45,11 +45,11 @@ class Store(ABC):
         """Bytes [offset, offset + num_bytes) of a shard. ShardTruncated if it is shorter than its manifest says."""
 
     def read_again(self, shard: int, offset: int, num_bytes: int) -> bytes:
-        """The same from where the shard really lies: what came first had another checksum."""
+        """The same from where the shard really is: what came first had another checksum."""
         return self.read(shard, offset, num_bytes)
 
     def read_many(self, wanted: Sequence[tuple[int, int, int]]) -> list[bytes | None]:
-        """What is worth asking for at once, of (shard, offset, bytes) each; None where `read` is to be called."""
+        """What is better requested at once, of (shard, offset, bytes) each; None where `read` is to be called."""
         return [None] * len(wanted)
 
     fetches = False
@@ -58,7 +58,7 @@ class Store(ABC):
     def fetch(self, shard: int, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Bring a whole shard nearer, where it stays while it is used. Whether it is there now.
 
-        stopped: asked between pieces; true ends it as if nothing had come.
+        stopped: called between pieces; true ends it as if nothing had come.
         """
         return False
 
@@ -120,7 +120,7 @@ class LocalStore(Store):
     fetches = hasattr(os, "posix_fadvise")
 
     def fetch(self, shard: int, stopped: Callable[[], bool] = lambda: False) -> bool:
-        """The kernel is asked to read it into memory."""
+        """The kernel is told to read it into memory."""
         with contextlib.suppress(OSError), self._descriptors.lent(shard) as descriptor:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
             return True

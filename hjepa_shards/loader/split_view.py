@@ -27,10 +27,10 @@ class Sample:
 
 @final
 class SplitView(Sequence[Sample]):
-    """The samples in manifest order, each read when it is asked for. Threads and workers may share it."""
+    """The samples in manifest order, each read when it is needed. Threads and workers may share it."""
 
     def __init__(self, place: str | Path) -> None:
-        """place: a folder or URL. InputError or ManifestError where no built split lies there."""
+        """place: a folder or URL. InputError or ManifestError where there is no built split."""
         self.place: Place = str(place).rstrip("/") if is_remote(str(place)) else Path(place)
         self.manifest = manifest_at(self.place)
         self._reader = SampleReader(store_at(self.place, self.manifest), self.manifest)
@@ -51,7 +51,7 @@ class SplitView(Sequence[Sample]):
         return self._at(places) if isinstance(places, range) else self._at([places])[0]
 
     def close(self) -> None:
-        """Close the shards; they open again when they are asked for."""
+        """Close the shards; they open again when they are needed."""
         self._reader.close()
 
     def __reduce__(self) -> tuple[type["SplitView"], tuple[Place]]:

@@ -1,6 +1,6 @@
 """What the threads of a loader spend their time on, and what limits it.
 
-A thread that was enrolled calls `lap(stage)` behind each stage; the time since its last lap is that stage's. A lap
+A thread that was enrolled calls `lap(stage)` after each stage; the time since its last lap is that stage's. A lap
 costs half a microsecond, a sample half a millisecond.
 """
 
@@ -57,7 +57,7 @@ class Traffic:
     cached: int = 0
     """Samples read from the cache."""
     ranges: int = 0
-    """Samples read where they lie, because their shard was not here yet."""
+    """Samples read where they are, because their shard was not here yet."""
     shards: int = 0
     """Fetched whole."""
     num_bytes: int = 0

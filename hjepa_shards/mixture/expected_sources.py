@@ -1,6 +1,6 @@
 """A mixture before its sources are built: those that are missing are taken to be as large as they were published.
 
-So a run can be planned on any machine, data or not. The counts are right as far as nothing had to be left out of the
+So a run can be planned on any machine, data or not. The counts are right as far as nothing had to be excluded from the
 build; bytes are not known, and are zero.
 """
 

@@ -206,7 +206,7 @@ def mixture_of_manifests(config: DataConfig, manifests: Sequence[Manifest], wher
 
 
 def find_place(config_root: str, source: SourceConfig, where: str) -> Place:
-    """Where a built source lies. InputError where none is built there; at a URL nobody looks yet."""
+    """Where a built source is. InputError where none is built there; at a URL nothing is looked up yet."""
     folder, root = place_of(config_root, source.name, source.split), Path(config_root)
     if isinstance(folder, Path) and not (folder / FILE_NAME).is_file():
         built = sorted(str(path.parent.relative_to(root)) for path in root.glob(f"*/*/{FILE_NAME}"))

@@ -1,4 +1,4 @@
-"""Which sample a draw of one entry is: draw n is place n mod N of pass n div N, and each pass is a new
+"""Which sample a draw of one entry is: draw n is index n mod N of pass n div N, and each pass is a new
 permutation.
 
 The permutation has two levels, so that a reader needs few files at a time. An entry is cut into `lanes`
@@ -55,7 +55,7 @@ class Entry:
     order_digest: str
     content_digest: str
     generation: int = 0
-    """Counts the times that this entry's order began anew within a run."""
+    """Counts the times that this entry's order began again within a run."""
     num_samples: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class _Pieces:
     """int64[pieces]."""
     first_piece: NDArray[np.int64]
     """int64[windows + 1]: where each window begins among the pieces."""
-    first_place: NDArray[np.int64]
+    first_index: NDArray[np.int64]
     """int64[windows + 1]: where each window begins among the lane's samples."""
 
     def of_window(self, window: int) -> NDArray[np.int64]:
@@ -123,23 +123,23 @@ class EntryOrder:
         """The draws [start, stop)."""
         numbers = np.arange(start, stop)
         pass_ = numbers // self._num_samples
-        places = numbers - pass_ * self._num_samples
+        indices = numbers - pass_ * self._num_samples
         samples = np.empty(stop - start, np.int64)
         for first in range(start - start % self._num_samples, stop, self._num_samples):
             low, high = max(start, first), min(stop, first + self._num_samples)
             self._fill(samples[low - start : high - start], first // self._num_samples, low - first)
-        return Draws(pass_=pass_, sample=samples, lane=(places + self._home) % self._settings.lanes)
+        return Draws(pass_=pass_, sample=samples, lane=(indices + self._home) % self._settings.lanes)
 
     def replacement(self, draw: int, attempt: int) -> int:
-        """The sample to try when the one of `draw` is damaged: a keyed place in the same window.
+        """The sample to try when the one of `draw` is damaged: a keyed index in the same window.
 
         attempt: 1..16; the first good sample is the one that is delivered.
         """
         assert 1 <= attempt <= MAX_ATTEMPTS
-        pass_, place = divmod(draw, self._num_samples)
-        lane = (place + self._home) % self._settings.lanes
-        ends = self._pieces(pass_, lane).first_place
-        window = int(np.searchsorted(ends, place // self._settings.lanes, side="right")) - 1
+        pass_, index = divmod(draw, self._num_samples)
+        lane = (index + self._home) % self._settings.lanes
+        ends = self._pieces(pass_, lane).first_index
+        window = int(np.searchsorted(ends, index // self._settings.lanes, side="right")) - 1
         samples = self._window(pass_, lane, window)
         key = derive_key(self._seed, "replace", self.entry.name, self.entry.generation, draw, attempt)
         return int(samples[key % len(samples)])
@@ -151,17 +151,17 @@ class EntryOrder:
         order of their pieces: a window that is not open costs no permutation.
         """
         found, holds_to = [], (draw // self._num_samples + 1) * self._num_samples
-        pass_, place = divmod(draw, self._num_samples)
+        pass_, index = divmod(draw, self._num_samples)
         for lane in lanes:
             first = (lane - self._home) % self._settings.lanes
-            in_lane = max(0, -((first - place) // self._settings.lanes))
-            ends = self._pieces(pass_, lane).first_place
+            in_lane = max(0, -((first - index) // self._settings.lanes))
+            ends = self._pieces(pass_, lane).first_index
             if ends[-1] == 0:
                 continue  # more lanes than samples
             window = min(int(np.searchsorted(ends, in_lane, side="right")) - 1, len(ends) - 2)
             begin, end = (
-                pass_ * self._num_samples + first + int(place) * self._settings.lanes
-                for place in ends[window : window + 2]
+                pass_ * self._num_samples + first + int(index) * self._settings.lanes
+                for index in ends[window : window + 2]
             )
             left = self._window(pass_, lane, window)[in_lane - int(ends[window]) :]
             open_now = self._shards_of(left[:_LOOK_AHEAD])
@@ -178,21 +178,21 @@ class EntryOrder:
         """In order of first use."""
         return list(dict.fromkeys((np.searchsorted(self._shard_starts, samples, side="right") - 1).tolist()))
 
-    def _fill(self, samples: NDArray[np.int64], pass_: int, place: int) -> None:
-        """Write the samples of consecutive places of one pass, from `place` on."""
+    def _fill(self, samples: NDArray[np.int64], pass_: int, index: int) -> None:
+        """Write the samples of consecutive indices of one pass, from `index` on."""
         lanes = self._settings.lanes
         for skipped in range(min(lanes, len(samples))):
-            lane = (place + skipped + self._home) % lanes
+            lane = (index + skipped + self._home) % lanes
             mine = samples[skipped::lanes]
-            self._fill_lane(mine, pass_, lane, (place + skipped) // lanes)
+            self._fill_lane(mine, pass_, lane, (index + skipped) // lanes)
 
-    def _fill_lane(self, samples: NDArray[np.int64], pass_: int, lane: int, place: int) -> None:
-        """Write the samples of consecutive places of one lane, from `place` on."""
-        ends = self._pieces(pass_, lane).first_place
-        window = int(np.searchsorted(ends, place, side="right")) - 1
+    def _fill_lane(self, samples: NDArray[np.int64], pass_: int, lane: int, index: int) -> None:
+        """Write the samples of consecutive indices of one lane, from `index` on."""
+        ends = self._pieces(pass_, lane).first_index
+        window = int(np.searchsorted(ends, index, side="right")) - 1
         written = 0
         while written < len(samples):
-            skipped = place + written - int(ends[window])
+            skipped = index + written - int(ends[window])
             run = self._window(pass_, lane, window)[skipped : skipped + len(samples) - written]
             samples[written : written + len(run)] = run
             written += len(run)
@@ -212,8 +212,8 @@ class EntryOrder:
         shorter, longer = divmod(num_pieces, num_windows)
         windows = np.arange(num_windows + 1)
         first_piece = windows * shorter + np.minimum(windows, longer)
-        first_place = np.concatenate([[0], np.cumsum(size)])[first_piece]
-        return _Pieces(start=cuts[order], size=size, first_piece=first_piece, first_place=first_place)
+        first_index = np.concatenate([[0], np.cumsum(size)])[first_piece]
+        return _Pieces(start=cuts[order], size=size, first_piece=first_piece, first_index=first_index)
 
     def _permute_window(self, pass_: int, lane: int, window: int) -> NDArray[np.int64]:
         """int64[samples of the window]."""

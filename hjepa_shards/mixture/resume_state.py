@@ -8,9 +8,9 @@ unless the caller accepts it:
     seed, order version                   never accepted
     weights                               `accept_mixture`: a new segment at this position
     entry added or removed                `accept_mixture`: the added one starts at draw 0
-    samples, shards or keys of an entry   `accept_mixture`: its next generation, at draw 0; the others go on
+    samples, shards or keys of an entry   `accept_mixture`: its next generation, at draw 0; the others continue
     lanes, window, shuffle                `accept_mixture`: the next generation of all, at draw 0
-    pixels alone                          `accept_content`: the same order goes on
+    pixels alone                          `accept_content`: the same order continues
 """
 
 import dataclasses
@@ -85,10 +85,10 @@ class Difference:
     what: str
     """Place, value of the state, value found."""
     accept: Flag | None
-    """The flag that goes on all the same; None where nothing does."""
+    """The flag that continues anyway; None where nothing does."""
 
     def __str__(self) -> str:
-        return f"{self.what} ({f'{self.accept} goes on' if self.accept else 'nothing can go on from here'})"
+        return f"{self.what} ({f'{self.accept} continues' if self.accept else 'nothing can continue from here'})"
 
 
 def plan_state(plan: Plan, position: int, proof: int, damaged: Mapping[str, Iterable[int]]) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _generation(state: LoaderState, mixture: Mixture, index: int) -> int:
 
 
 def _restarts(state: LoaderState, mixture: Mixture, index: int) -> bool:
-    """Whether an entry that goes on begins a new generation."""
+    """Whether an entry that continues begins a new generation."""
     entry = mixture.entries[index]
     old = state.sources.get(entry.name)
     return old is not None and (state.order != mixture.config.order or old.order_digest != entry.order_digest)

@@ -6,7 +6,7 @@ draws that is; the permutation (`permutation.py`) says which sample that draw is
 of ranks and threads, dry runs and proofs of order all follow from it.
 
 A global batch is the positions [position, position + batch), whatever the number of ranks. Ranks take equal
-slices of consecutive places of it, not every R-th place: with striding, the period of the counting aliases
+slices of consecutive indices of it, not every R-th one: with striding, the period of the counting aliases
 with R, and a rank's share of a source was wrong by up to 92 points.
 """
 
@@ -41,7 +41,7 @@ class Planned:
     source: NDArray[np.int64]
     """Index into the plan's entries."""
     draw: NDArray[np.int64]
-    """The how-manieth sample of its entry, from 0, in this generation."""
+    """The number of the draw from its entry, from 0, in this generation."""
     pass_: NDArray[np.int64]
     sample: NDArray[np.int64]
     """Index of the sample in its entry, in manifest order."""
@@ -50,14 +50,14 @@ class Planned:
     def __len__(self) -> int:
         return len(self.position)
 
-    def __getitem__(self, places: NDArray[np.int64] | NDArray[np.bool_] | slice) -> "Planned":
+    def __getitem__(self, indices: NDArray[np.int64] | NDArray[np.bool_] | slice) -> "Planned":
         return Planned(
-            position=self.position[places],
-            source=self.source[places],
-            draw=self.draw[places],
-            pass_=self.pass_[places],
-            sample=self.sample[places],
-            lane=self.lane[places],
+            position=self.position[indices],
+            source=self.source[indices],
+            draw=self.draw[indices],
+            pass_=self.pass_[indices],
+            sample=self.sample[indices],
+            lane=self.lane[indices],
         )
 
 
@@ -95,17 +95,17 @@ class Plan:
     def samples(self, start: int, stop: int) -> Planned:
         """The positions [start, stop), in order."""
         if start < self.segment.start or stop < start:
-            raise ValueError(f"positions [{start}, {stop}) asked of a plan that starts at {self.segment.start}")
+            raise ValueError(f"positions [{start}, {stop}) requested from a plan that starts at {self.segment.start}")
         source, draw, pass_, sample, lane = np.empty((5, stop - start), np.int64)
         for segment, begin, end in self._stretches(start, stop):
             for index, (first, offsets) in enumerate(segment.route(begin, end)):
-                last, places = first + len(offsets), offsets + (begin - start)
+                last, indices = first + len(offsets), offsets + (begin - start)
                 drawn = self._orders[index].draws(first, last)
-                source[places] = index
-                draw[places] = np.arange(first, last)
-                pass_[places] = drawn.pass_
-                sample[places] = drawn.sample
-                lane[places] = drawn.lane
+                source[indices] = index
+                draw[indices] = np.arange(first, last)
+                pass_[indices] = drawn.pass_
+                sample[indices] = drawn.sample
+                lane[indices] = drawn.lane
         position = np.arange(start, stop)
         return Planned(position=position, source=source, draw=draw, pass_=pass_, sample=sample, lane=lane)
 
@@ -113,7 +113,7 @@ class Plan:
         """The segment that `position` is in. InputError before the first: other weights ruled there."""
         if position < self.segment.start:
             raise InputError(
-                f"position {position}: lies before {self.segment.start}, where weights were set; take its state before "
+                f"position {position}: is before {self.segment.start}, where weights were set; take its state before "
                 "setting them"
             )
         if self.staircase:
@@ -154,7 +154,7 @@ class Plan:
         return held[first : first + stop - start]
 
     def rank_batch(self, position: int, batch: int, rank: int, world: int) -> Planned:
-        """What rank `rank` of `world` takes of the global batch at `position`: consecutive places of it."""
+        """What rank `rank` of `world` takes of the global batch at `position`: consecutive indices of it."""
         size = slice_size(batch, world)
         first = size * slice_of(rank, world, self.order.lanes, position, self.seed)
         return self.global_batch(position, batch)[first : first + size]
@@ -183,16 +183,16 @@ def _next_stair(position: int) -> int:
 
 
 def lane_order(lane: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
-    """int64[batch]: a batch's places by lane, each lane up to its equal quota; the few above fill the gaps.
+    """int64[batch]: a batch's indices by lane, each lane up to its equal quota; the few above fill the gaps.
 
-    lane: int64[batch], the home lane of each place.
+    lane: int64[batch], the home lane of each index.
     """
     batch = len(lane)
     quota = np.diff(np.arange(lanes + 1) * batch // lanes)
     by_lane = np.argsort(lane, kind="stable")
     size = np.bincount(lane, minlength=lanes)
-    place_in_lane = np.arange(batch) - np.repeat(np.cumsum(size) - size, size)
-    stays = place_in_lane < np.repeat(quota, size)
+    index_in_lane = np.arange(batch) - np.repeat(np.cumsum(size) - size, size)
+    stays = index_in_lane < np.repeat(quota, size)
     goes_to = lane.copy()
     goes_to[np.sort(by_lane[~stays])] = np.repeat(np.arange(lanes), quota - np.minimum(size, quota))
     return np.argsort(goes_to, kind="stable")
@@ -201,11 +201,11 @@ def lane_order(lane: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
 def slice_of(rank: int, world: int, lanes: int, position: int, seed: int) -> int:
     """Which of the `world` equal slices of the batch at `position` a rank takes.
 
-    Ranks that share a lane rotate among themselves by a key, so no rank always has the batch's first places.
+    Ranks that share a lane rotate among themselves by a key, so no rank always has the batch's first samples.
     """
     sharing = world // lanes if world % lanes == 0 else 1
-    lane, place = divmod(rank, sharing)
-    return lane * sharing + (place + derive_key(seed, "deal", position)) % sharing
+    lane, turn = divmod(rank, sharing)
+    return lane * sharing + (turn + derive_key(seed, "deal", position)) % sharing
 
 
 def slice_size(batch: int, world: int) -> int:

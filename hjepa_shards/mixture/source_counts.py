@@ -84,23 +84,23 @@ class Segment:
         return np.stack(drawn, axis=-1)
 
     def route(self, start: int, stop: int) -> list[tuple[int, NDArray[np.int64]]]:
-        """Who is drawn at the positions [start, stop): for each source its first draw there, and its places.
+        """Who is drawn at the positions [start, stop): for each source its first draw there, and its indices.
 
         Places are ascending offsets from `start`; the draws of one source at them are consecutive numbers.
         Costs O(length × log sources).
         """
         num_sources = len(self.weights)
-        places = {(0, num_sources): np.arange(stop - start)}
+        indices = {(0, num_sources): np.arange(stop - start)}
         first = {(0, num_sources): start - self.start}
         for node in _halvings(self.weights, self.owed):
-            here, draw = places.pop((node.low, node.high)), first.pop((node.low, node.high))
+            here, draw = indices.pop((node.low, node.high)), first.pop((node.low, node.high))
             before = node.left_run(draw, len(here))
             goes_left = before[1:] > before[:-1]
-            places[node.low, node.middle] = here[goes_left]
-            places[node.middle, node.high] = here[~goes_left]
+            indices[node.low, node.middle] = here[goes_left]
+            indices[node.middle, node.high] = here[~goes_left]
             first[node.low, node.middle] = left = int(before[0])
             first[node.middle, node.high] = draw - left
-        return [(first[i, i + 1] + self.draws[i], places[i, i + 1]) for i in range(num_sources)]
+        return [(first[i, i + 1] + self.draws[i], indices[i, i + 1]) for i in range(num_sources)]
 
     def cut(self, position: int, weights: Sequence[int]) -> "Segment":
         """The segment from `position` on, with other weights for the same sources."""
@@ -149,7 +149,7 @@ class _Halving:
     """Half of `weight`, for rounding to the nearest, and what the left half is owed by the right."""
 
     def left(self, draws: NDArray[np.int64]) -> NDArray[np.int64]:
-        """int64[...]: how many of the node's first `draws` draws went to its left half."""
+        """int64[...]: of the node's first `draws` draws, the number that went to its left half."""
         if self.left_weight == 0:
             return np.zeros_like(draws)
         if self.left_weight == self.weight:

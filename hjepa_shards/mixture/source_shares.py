@@ -29,7 +29,7 @@ class SourceShare:
     draws: int
     share: float
     target: float
-    """The share that its weight asks for now."""
+    """The target share of its weight now."""
     passes: float
     damaged: int
     """Distinct samples that this rank found damaged."""

@@ -20,7 +20,7 @@ from hjepa_shards.mixture.source_counts import exact_fraction, lowest_terms
 STAIR = 65_536
 """Positions with one set of weights."""
 _RESOLUTION = 10**6
-"""Shares between two given epochs are rounded to so many parts."""
+"""Shares between two given epochs are rounded to this many parts."""
 
 
 @final
@@ -29,7 +29,7 @@ class Staircase:
     """The weights of all entries."""
 
     knots: tuple[tuple[tuple[Fraction, Fraction], ...], ...]
-    """Of each entry: (epoch, weight), by epoch; constant before the first and behind the last."""
+    """Of each entry: (epoch, weight), by epoch; constant before the first and after the last."""
     epoch_samples: int
 
     @property
@@ -74,7 +74,7 @@ def make_staircase(weights: Sequence[float | Mapping[float, float]], epoch_sampl
 def _weight(knots: Sequence[tuple[Fraction, Fraction]], epoch: Fraction) -> Fraction:
     if epoch <= knots[0][0]:
         return knots[0][1]
-    for (left, before), (right, behind) in pairwise(knots):
+    for (left, before), (right, after) in pairwise(knots):
         if epoch <= right:
-            return before + (behind - before) * (epoch - left) / (right - left)
+            return before + (after - before) * (epoch - left) / (right - left)
     return knots[-1][1]

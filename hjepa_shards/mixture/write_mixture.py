@@ -1,7 +1,7 @@
-"""A run's configuration, written for the user: the mixture that was asked for, and every number known about it.
+"""A run's configuration, written for the user: the requested mixture, and every number known about it.
 
-The file is text from a template, not a dump, because its comments are half of its worth: samples, draws and passes of
-each source, the command that builds what is missing. `hjepa-train` takes it as it stands; nothing of the trainer is
+The file is text from a template, not a dump, because its comments are half of its value: samples, draws and passes of
+each source, the command that builds what is missing. `hjepa-train` takes it as it is; nothing of the trainer is
 imported here, a test of the trainer reads what this writes.
 """
 
@@ -31,7 +31,7 @@ SCALES: dict[str, tuple[tuple[str, ...], int | None]] = {
 """Foundation mixtures: sources as `parse_source` takes them, samples an epoch (None: all sizes together)."""
 
 _SMALLEST, _LARGEST = 32, 224
-"""Sides of the crops, unless one is asked for."""
+"""Sides of the crops, unless one is requested."""
 _MIN_STEPS = 2_000
 """With momentum .996 a target network forgets its random start in about 1,500 steps; shorter runs are refused."""
 
@@ -48,8 +48,8 @@ class MixtureFile:
 
 def parse_source(text: str) -> SourceConfig:
     """`name[:split][=weight]`, as on the command line: stl10:unlabeled=0.3."""
-    place, equals, weight = text.partition("=")
-    name, colon, split = place.partition(":")
+    named, equals, weight = text.partition("=")
+    name, colon, split = named.partition(":")
     content: dict[str, object] = {"name": name}
     if colon:
         content["split"] = split
@@ -57,18 +57,18 @@ def parse_source(text: str) -> SourceConfig:
         try:
             content["weight"] = float(weight)
         except ValueError:
-            raise InputError(f"--source {text}: a number expected behind =, {weight!r} found") from None
+            raise InputError(f"--source {text}: a number expected after =, {weight!r} found") from None
     return parse(SourceConfig, content, f"--source {text}")
 
 
 def write_mixture(path: Path, data: DataConfig, *, force: bool = False) -> MixtureFile:
     """Write a complete, commented run configuration around `data`.
 
-    Sources that are not built yet are written all the same. InputError for one that neither `build` nor `data.root`
+    Sources that are not built yet are written anyway. InputError for one that neither `build` nor `data.root`
     knows, for an image size without a patch that fits, and where `path` exists already and `force` is not set.
     """
     if path.exists() and not force:
-        raise InputError(f"{path}: a new file expected, one stands there; replace it with --force or choose another")
+        raise InputError(f"{path}: a new file expected, one is there; replace it with --force or choose another")
     if not data.root.isprintable():
         raise InputError(f"--root: a path of printable characters expected, {data.root!a} found")
     manifests = [_manifest(data.root, source) for source in data.sources]
@@ -216,7 +216,7 @@ class _Template:
             ("  lr: 1.0e-3", "of AdamW, its peak; falls to 0 along a cosine"),
             ("  warmup_epochs: null", "by default a tenth of the run"),
             (f"  precision: {recipe.precision}", "bf16 on a GPU, fp32 on a CPU"),
-            ("  save_every_steps: 500", "a kill costs at most so many"),
+            ("  save_every_steps: 500", "a kill costs at most this many"),
             ("  keep_checkpoints: 2", "the latest"),
             evaluation,
             ("logging: {every_steps: 20, tensorboard: true}", "a line in metrics.jsonl"),
@@ -273,7 +273,7 @@ class _Template:
             return recipe.epochs, ""
         least = math.ceil(_MIN_STEPS * recipe.global_batch / epoch)
         epochs = max(recipe.epochs, least)
-        why = ": at least so many, for the target network to forget its random start" if least > recipe.epochs else ""
+        why = ": at least this many, for the target network to forget its random start" if least > recipe.epochs else ""
         return epochs, f"{math.ceil(epochs * epoch / recipe.global_batch):,} steps{why}"
 
     def _evaluation(self, recipe: _Recipe) -> tuple[str | tuple[str, str], tuple[str, ...]]:

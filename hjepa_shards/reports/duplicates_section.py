@@ -1,4 +1,4 @@
-"""Copies of images for a page: what `hjepa-shards duplicates --report` wrote, read and shown with its images."""
+"""Duplicates of images for a page: what `hjepa-shards duplicates --report` wrote, read and shown with its images."""
 
 import contextlib
 from collections import Counter
@@ -29,7 +29,7 @@ class _Copy(BaseModel):
     excluded: bool = False
 
     @property
-    def place(self) -> str:
+    def split_name(self) -> str:
         return f"{self.source}-{self.split}"
 
 
@@ -41,7 +41,7 @@ class _Group(BaseModel):
 
     @property
     def disagrees(self) -> bool:
-        """Copies with different labels: of one source, where labels mean the same."""
+        """Duplicates with different labels: of one source, where labels mean the same."""
         return len({(copy.source, copy.label) for copy in self.samples if copy.label >= 0}) > len(
             {copy.source for copy in self.samples if copy.label >= 0}
         )
@@ -86,16 +86,16 @@ def copies_section(duplicates: Copies, found: Mapping[str, tuple[Path, Manifest]
     groups = []
     with contextlib.ExitStack() as stack:
         surveys: dict[str, Survey] = {}
-        for group in _worth_seeing(duplicates.groups)[:_GROUPS]:
+        for group in _most_telling(duplicates.groups)[:_GROUPS]:
             pictures = []
             for copy in group.samples[:_IMAGES_A_GROUP]:
-                if copy.place not in found or copy.index >= found[copy.place][1].num_samples:
+                if copy.split_name not in found or copy.index >= found[copy.split_name][1].num_samples:
                     continue
-                if copy.place not in surveys:
-                    surveys[copy.place] = stack.enter_context(Survey(*found[copy.place]))
-                names = found[copy.place][1].class_names
-                if picture := budget.shown(surveys[copy.place].show(copy.index), names):
-                    pictures.append(replace(picture, title=f"{copy.place} · {picture.title}"))
+                if copy.split_name not in surveys:
+                    surveys[copy.split_name] = stack.enter_context(Survey(*found[copy.split_name]))
+                names = found[copy.split_name][1].class_names
+                if picture := budget.shown(surveys[copy.split_name].show(copy.index), names):
+                    pictures.append(replace(picture, title=f"{copy.split_name} · {picture.title}"))
             groups.append({"group": group, "pictures": pictures})
     kinds = dict.fromkeys(kind for relation in duplicates.counts.relations for kind in relation.images)
     return {
@@ -108,25 +108,25 @@ def copies_section(duplicates: Copies, found: Mapping[str, tuple[Path, Manifest]
     }
 
 
-def _worth_seeing(groups: Sequence[_Group]) -> list[_Group]:
+def _most_telling(groups: Sequence[_Group]) -> list[_Group]:
     """Leaks before others, and among them the splits in turns, so that no large one hides the rest."""
     turns: Counter[frozenset[str]] = Counter()
     ranked = []
     for group in sorted(groups, key=lambda group: (group.kind != "exact", not group.disagrees)):
-        places = frozenset(copy.place for copy in group.samples)
-        turns[places] += 1
-        ranked.append((not group.leak, turns[places], group))
+        split_names = frozenset(copy.split_name for copy in group.samples)
+        turns[split_names] += 1
+        ranked.append((not group.leak, turns[split_names], group))
     return [group for *_, group in sorted(ranked, key=lambda entry: entry[:2])]
 
 
 def _relation(relation: _Relation, kinds: list[str]) -> dict[str, Any]:
-    """Said of the held-out split where there is a leak, otherwise of the one whose copies would go."""
+    """Said of the held-out split where there is a leak, otherwise of the one whose duplicates would go."""
     side = 0 if relation.leak else 1
     names = (relation.first, relation.second)
     numbers = [relation.images[kind][side] if kind in relation.images else 0 for kind in kinds]
     return {
         "of": names[side],
-        "place": names[1 - side] if names[0] != names[1] else "itself",
+        "within": names[1 - side] if names[0] != names[1] else "itself",
         "leak": relation.leak,
         "numbers": [*numbers, sum(numbers)],
     }

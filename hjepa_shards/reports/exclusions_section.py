@@ -1,4 +1,4 @@
-"""What a build left out, by reason; with what can still be seen of it, where the raw data is at hand."""
+"""What a build excluded, by reason; with what can still be seen of it, where the raw data is available."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from hjepa_shards.sources.registry import open_split
 _REASONS, _NAMES_A_REASON, _IMAGES_A_REASON = 40, 40, 12
 
 
-def left_out(manifest: Manifest, raw: str | None, budget: Budget) -> tuple[list[dict[str, Any]], list[str]]:
+def excluded_images(manifest: Manifest, raw: str | None, budget: Budget) -> tuple[list[dict[str, Any]], list[str]]:
     """Exclusions by reason, the commonest first, and what could not be shown of them."""
     by_reason: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for exclusion in manifest.exclusions:

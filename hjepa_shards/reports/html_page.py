@@ -1,6 +1,6 @@
-"""A page of HTML in one file: no script, nothing to fetch, and text from strangers escaped everywhere by rule.
+"""A page of HTML in one file: no script, nothing to fetch, and untrusted text escaped everywhere by rule.
 
-Templates are Jinja2 with every value escaped and every name required. The style sheet stands inline, under a content
+Templates are Jinja2 with every value escaped and every name required. The style sheet is inline, under a content
 security policy that allows no script, no request and no style but that one.
 """
 

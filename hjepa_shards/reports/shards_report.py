@@ -1,4 +1,4 @@
-"""One page about built splits: what the images look like, how they are spread, what was left out, where they come from.
+"""One page about built splits: what the images look like, how they are spread, what was excluded, where they come from.
 
 A single HTML file (html_page.py) with its images as data URIs within a fixed number of bytes. Names, captions, classes
 and reasons are other people's text.
@@ -19,7 +19,7 @@ from hjepa_shards.mixture.mixture import Mixture
 from hjepa_shards.mixture.source_shares import dataset_stats
 from hjepa_shards.reports import svg_bars
 from hjepa_shards.reports.duplicates_section import copies_section, read_copies
-from hjepa_shards.reports.exclusions_section import left_out
+from hjepa_shards.reports.exclusions_section import excluded_images
 from hjepa_shards.reports.html_page import render_page
 from hjepa_shards.reports.inline_images import Budget, class_name
 from hjepa_shards.reports.split_survey import MAX_ROWS, Rows, Survey, counts_by
@@ -57,7 +57,7 @@ def write_report(
     splits = []
     for folder, manifest in found.values():
         budget.next_part()
-        excluded, said = left_out(manifest, (raw or {}).get(manifest.source), budget)
+        excluded, said = excluded_images(manifest, (raw or {}).get(manifest.source), budget)
         notes += said
         with Survey(folder, manifest) as survey:
             splits.append(_split(folder, survey, excluded, budget))
@@ -189,7 +189,7 @@ def _facts(manifest: Manifest) -> dict[str, dict[str, str]]:
         "How it is stored": {
             **{key: value for key, value in manifest.settings.items() if key != "encoder"},
             "members": ", ".join(manifest.members),
-            "encoder": versions or "none: tars that somebody else wrote, untouched",
+            "encoder": versions or "none: third-party tars, untouched",
         },
         "What it is": {
             "order_digest": manifest.order_digest,

@@ -65,7 +65,7 @@ class Shown:
 
 @final
 class Survey:
-    """An opened split that can be asked; a context manager."""
+    """An opened split to look at; a context manager."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
@@ -127,7 +127,7 @@ class Survey:
         except DAMAGE:
             return ""
         if key is None:
-            return ""  # a longer name in an extended header, which somebody else wrote
+            return ""  # a longer name in an extended header, in a third-party tar
         return str(self.manifest.renamed[key][0]) if key in self.manifest.renamed else decode_key(key)
 
     def _captions(self, located: Located) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Bars as inline SVG: no script, no library, readable at any width.
 
-Places and widths are percentages, heights and letters are pixels, so a chart fills the column that it stands in and its
+Places and widths are percentages, heights and letters are pixels, so a chart fills the column that it is in and its
 text keeps its size. Colours come from the page's style sheet (light or dark) through class names. Names of classes and
 sources are other people's text: all of it goes through `proper` and is escaped.
 """
@@ -61,28 +61,28 @@ def histogram(values: NDArray[np.generic], label: str, show: Callable[[float], s
     counts, _ = np.histogram(values, edges)
     last = len(counts)
     names = [f"{show(low)} to {show(high)}" for low, high in itertools.pairwise(edges.tolist())]
-    ticks = {place: show(edges[place]) for place in sorted({round(last * i / _TICKS) for i in range(_TICKS + 1)})}
+    ticks = {index: show(edges[index]) for index in sorted({round(last * i / _TICKS) for i in range(_TICKS + 1)})}
     return columns(counts.tolist(), names, label, ticks)
 
 
 def columns(counts: Sequence[int], names: Sequence[str], label: str, ticks: dict[int, str]) -> Markup:
-    """A bar for each count, side by side.  ticks: bar -> what stands under its left edge."""
+    """A bar for each count, side by side.  ticks: bar -> what is under its left edge."""
     most, total = max([*counts, 1]), max(1, sum(counts))
     step = 100 / max(1, len(counts))
     gap = 0.0 if len(counts) > 100 else 0.12 * step
     body = Markup()
-    for place, (count, name) in enumerate(zip(counts, names, strict=True)):
+    for index, (count, name) in enumerate(zip(counts, names, strict=True)):
         if count:
             name = proper(name)
             height = max(1.5, _HEIGHT * count / most)
             title = f"{name}: {count:,} ({count / total:.1%})"
             body += _BAR.format(
-                x=place * step + gap / 2, width=step - gap, y=_HEIGHT - height, height=height, title=title
+                x=index * step + gap / 2, width=step - gap, y=_HEIGHT - height, height=height, title=title
             )
     body += _LINE.format(y=_HEIGHT)
-    for place, text in ticks.items():
-        anchor = "start" if place == 0 else "end" if place == len(counts) else "middle"
-        body += _TICK.format(x=place * step, y=_HEIGHT + _FOOT - 4, anchor=anchor, text=text)
+    for index, text in ticks.items():
+        anchor = "start" if index == 0 else "end" if index == len(counts) else "middle"
+        body += _TICK.format(x=index * step, y=_HEIGHT + _FOOT - 4, anchor=anchor, text=text)
     return _SVG.format(kind="columns", label=proper(label), height=_HEIGHT + _FOOT, body=body)
 
 

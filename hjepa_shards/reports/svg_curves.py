@@ -1,7 +1,7 @@
 """Curves as inline SVG, as `charts` draws bars: no script, no library, readable at any width, light and dark.
 
-Lines lie in an inner drawing of 1000 x 1000 units that is stretched over the chart while their strokes keep their
-width; letters and dots stand outside of it, at percentages. A long run is thinned: of each of some hundred stretches of
+Lines are in an inner drawing of 1000 x 1000 units that is stretched over the chart while their strokes keep their
+width; letters and dots are outside of it, at percentages. A long run is thinned: of each of some hundred stretches of
 the axis the lowest and the highest value are kept, so no spike is lost and no page grows with the length of a run.
 """
 
@@ -49,7 +49,7 @@ class Curve:
     points: Sequence[tuple[float, float | None]]
     """(x, y), x rising; where y is None or not finite the line has a gap."""
     colour: int
-    """One of the page's, counted from 0; they begin anew after `NUM_COLOURS`."""
+    """One of the page's, counted from 0; they begin again after `NUM_COLOURS`."""
     dashed: bool = False
 
 
@@ -128,8 +128,8 @@ def line_chart(
     else:
         ends = ((0.5, "middle", first),)
     foot = _HEAD + _HEIGHT + _FOOT - 4
-    for place, anchor, x in ends:
-        front += _TEXT.format(x=_GUTTER + _INNER * place, y=foot, anchor=anchor, text=show_x(x))
+    for share, anchor, x in ends:
+        front += _TEXT.format(x=_GUTTER + _INNER * share, y=foot, anchor=anchor, text=show_x(x))
     return _SVG.format(
         label=proper(label),
         height=_HEAD + _HEIGHT + _FOOT,
@@ -151,11 +151,11 @@ def _finite(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, f
     kept: list[tuple[float, float | None]] = []
     for number in range(_STRETCHES):
         part = clean[number * len(clean) // _STRETCHES : (number + 1) * len(clean) // _STRETCHES]
-        there = [(y, place) for place, (_, y) in enumerate(part) if y is not None]
-        places = {min(there)[1], max(there)[1]} if there else {0}
+        there = [(y, index) for index, (_, y) in enumerate(part) if y is not None]
+        kept_indices = {min(there)[1], max(there)[1]} if there else {0}
         if number in (0, _STRETCHES - 1):
-            places |= {0, len(part) - 1}
-        kept += [part[place] for place in sorted(places)]
+            kept_indices |= {0, len(part) - 1}
+        kept += [part[index] for index in sorted(kept_indices)]
     return kept
 
 
@@ -188,9 +188,9 @@ def _path(points: Sequence[tuple[float, float | None]]) -> str:
 def _alone(points: Sequence[tuple[float, float | None]]) -> list[tuple[float, float]]:
     """Values that no line leads to or from."""
     found: list[tuple[float, float]] = []
-    for place, (x, y) in enumerate(points):
-        before = points[place - 1][1] if place else None
-        after = points[place + 1][1] if place + 1 < len(points) else None
+    for index, (x, y) in enumerate(points):
+        before = points[index - 1][1] if index else None
+        after = points[index + 1][1] if index + 1 < len(points) else None
         if y is not None and before is None and after is None:
             found.append((x, y))
     return found

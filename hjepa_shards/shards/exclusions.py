@@ -1,6 +1,6 @@
-"""Samples to be left out on request: JSON lines {"source", "split", "key", "reason"}, as `duplicates --out` writes.
+"""Samples to be excluded on request: JSON lines {"source", "split", "key", "reason"}, as `duplicates --out` writes.
 
-Keys are those of the whole raw split, before anything is left out of it, so the samples that stay keep theirs.
+Keys are those of the whole raw split, before anything is excluded from it, so the samples that stay keep theirs.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Where a built split lies: a folder, or a URL that fsspec knows."""
+"""Where a built split is: a folder, or a URL that fsspec knows."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +13,7 @@ _USUAL_SPLITS = ("train", "val", "test")
 
 
 def place_of(root: str, source: str, split: str) -> Place:
-    """Where the `split` of a `source` lies below `root`, a folder or URL, built or not. Raises nothing."""
+    """Where the `split` of a `source` is below `root`, a folder or URL, built or not. Raises nothing."""
     return f"{root.rstrip('/')}/{source}/{split}" if is_remote(root) else Path(root) / source / split
 
 

@@ -4,7 +4,7 @@ Shards are columns, not objects: 125,000 of them load in a tenth of a second. Th
 bytes before it, so any flipped bit is found when the file is read. No times, hosts, paths or worker counts: a build is
 a pure function of its input, and so is this file.
 
-Two digests tell what changed. `order_digest` covers what the order of samples depends on (samples per shard, keys);
+Two digests show what changed. `order_digest` covers what the order of samples depends on (samples per shard, keys);
 `content_digest` covers the bytes. Neither holds paths, dates or texts.
 """
 
@@ -44,22 +44,22 @@ class Manifest:
     members: Sequence[str]
     """Extensions that every sample has, the image first: ["png", "cls"]."""
     shard_names: str | Sequence[str]
-    """A pattern with `%06d` for the number, or the file names one by one (somebody else's tars)."""
+    """A pattern with `%06d` for the number, or the file names one by one (third-party tars)."""
     shard_samples: NDArray[np.int64]
     shard_bytes: NDArray[np.int64]
     shard_sha256: Sequence[str]
     index_sha256: Sequence[str]
     keys_digest: Sequence[str]
     encoder: Mapping[str, Any] | None
-    """Identity of the encoder; None for shards that somebody else wrote."""
+    """Identity of the encoder; None for third-party tars."""
     settings: Mapping[str, Any]
     """Build settings: how pixels are stored, samples per shard, seed."""
     provenance: Mapping[str, Any]
     """Raw input digest, upstream name, licence, citation."""
     exclusions: Sequence[Mapping[str, Any]]
-    """Samples left out: name, index, reason."""
+    """Samples excluded: name, index, reason."""
     renamed: Mapping[str, Sequence[Any]]
-    """Key -> [name, index] where the key does not tell the name."""
+    """Key -> [name, index] where the key does not hold the name."""
     statistics: Mapping[str, Any]
     """Integers: sizes and channel moments over all samples."""
 
@@ -100,7 +100,7 @@ class Manifest:
 
 
 def built_splits(folder: Path) -> list[str]:
-    """The splits that stand below a source's folder, sorted."""
+    """The splits that are below a source's folder, sorted."""
     return sorted(path.parent.name for path in folder.glob(f"*/{FILE_NAME}"))
 
 
@@ -161,10 +161,10 @@ def load_manifest(folder: Path) -> Manifest:
             ) from error
         raise ManifestError(
             f"{path}: no manifest here; `hjepa-shards build` writes one, `hjepa-shards index {folder}` makes one "
-            "for tars that somebody else wrote"
+            "for third-party tars"
         ) from error
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be read: {error.strerror or error}; mend that, then run again") from error
+        raise ManifestError(f"{path}: cannot be read: {error.strerror or error}; fix that, then run again") from error
     return parse_manifest(data, str(path))
 
 
@@ -195,7 +195,7 @@ _FileName = Annotated[str, Field(pattern=r"^[^/%\x00]+\.tar$")]
 
 
 class _Columns(BaseModel, strict=True):
-    """The shards, as they stand in the file: a pattern or names, and columns of one length."""
+    """The shards, as they are in the file: a pattern or names, and columns of one length."""
 
     pattern: Annotated[str, Field(pattern=r"^[^/%\x00]*%06d[^/%\x00]*\.tar$")] | None = None
     names: list[_FileName] | None = None
@@ -218,7 +218,7 @@ class _Columns(BaseModel, strict=True):
 
 
 class _Content(BaseModel, strict=True):
-    """The file. Whatever else stands in it is left alone."""
+    """The file. Whatever else is in it is left alone."""
 
     source: str
     split: str

@@ -18,12 +18,12 @@ MAX_KEY_BYTES = 90
 
 _KEPT = frozenset(f"{string.ascii_letters}{string.digits}_-")
 _ESCAPES = {code: f"%{code:02X}" for code in range(128) if chr(code) not in _KEPT}
-_ESCAPES_BEHIND_QUOTE = {ord(left): _ESCAPES[ord(left)] for left in ".~"}
+_ESCAPES_AFTER_QUOTE = {ord(left): _ESCAPES[ord(left)] for left in ".~"}
 """What urllib leaves as it is."""
 
 
 class Extent(NamedTuple):
-    """Where the bytes of an image lie in a larger file that is read in place."""
+    """Where the bytes of an image are in a larger file that is read in place."""
 
     file: int
     """Which of the source's files."""
@@ -53,11 +53,11 @@ def extension_of(name: str) -> str:
 
 
 def plain_key(name: str) -> str:
-    """The key that tells its name."""
+    """The key that holds its name."""
     name = unicodedata.normalize("NFC", name)
     extension = extension_of(name)
     stem = name[: -len(extension) - 1] if extension else name
-    return stem.translate(_ESCAPES) if stem.isascii() else quote(stem, safe="").translate(_ESCAPES_BEHIND_QUOTE)
+    return stem.translate(_ESCAPES) if stem.isascii() else quote(stem, safe="").translate(_ESCAPES_AFTER_QUOTE)
 
 
 def digest_key(name: str, index: int) -> str:
@@ -68,5 +68,5 @@ def digest_key(name: str, index: int) -> str:
 
 
 def decode_key(key: str) -> str:
-    """The name (without extension) behind a key that is not in `renamed`."""
+    """The name (without extension) of a key that is not in `renamed`."""
     return unquote(key)

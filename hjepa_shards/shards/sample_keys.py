@@ -1,6 +1,6 @@
 """The keys of samples, read from tar headers on demand, for reports: in training a sample is its index.
 
-A member's header ends where its bytes begin, so a key costs one read of 512 bytes, and the row's key hash tells whether
+A member's header ends where its bytes begin, so a key costs one read of 512 bytes, and the row's key hash shows whether
 it is the right one. Names too long for such a header (GNU and pax tars of other people) cost one pass over the tar.
 """
 
@@ -15,7 +15,7 @@ from hjepa_shards.shards.tar import BLOCK_BYTES, scan, split_name
 
 
 def keys_of(tar: Path, rows: Iterable[Any]) -> list[str | None]:
-    """The key of each sidecar row of a shard; None where the tar no longer tells."""
+    """The key of each sidecar row of a shard; None where the tar no longer has it."""
     rows = list(rows)
     try:
         with tar.open("rb") as file:

@@ -1,7 +1,7 @@
 """The sidecar index of a shard: one fixed-width row a sample, so that a sample is one `pread`.
 
     64-byte header   magic "HJSI", u16 version, u16 row bytes, u32 flags, u64 samples, u64 tar bytes,
-                     16-byte digest of the keys, u32 crc32 of what stands before it, zeros
+                     16-byte digest of the keys, u32 crc32 of what comes before it, zeros
     80-byte rows     as in ROW below; the last four bytes are the crc32 of the row's first 76
 
 Little-endian. Memory-mapped when reading; a row's checksum is tested when the row is used, not before.
@@ -90,8 +90,8 @@ class Row(NamedTuple):
 
     def member(self, name: Member) -> tuple[int, int, int]:
         """Where it begins in the tar, its bytes, their CRC-32."""
-        place = MEMBERS.index(name)
-        return self[place], self[4 + 2 * place], self[5 + 2 * place]
+        first = MEMBERS.index(name)
+        return self[first], self[4 + 2 * first], self[5 + 2 * first]
 
 
 def key_hash(key: str) -> int:
@@ -100,7 +100,7 @@ def key_hash(key: str) -> int:
 
 
 def digest_of_keys(keys: Iterable[str]) -> bytes:
-    """16 bytes over the keys in order, each behind its length."""
+    """16 bytes over the keys in order, each after its length."""
     digest = hashlib.blake2b(digest_size=16)
     for key in keys:
         body = key.encode()

@@ -17,7 +17,7 @@ BLOCK_BYTES = 512
 
 
 def member_bytes(num_bytes: int) -> int:
-    """What a member of so many bytes takes of a tar: a header, and whole blocks."""
+    """What a member of this many bytes takes of a tar: a header, and whole blocks."""
     return BLOCK_BYTES + -(-num_bytes // BLOCK_BYTES) * BLOCK_BYTES
 
 
@@ -107,7 +107,7 @@ def scan(path: Path) -> Iterator[Member]:
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """tarfile stops in silence at a header that is none; only the end of the archive may stand there."""
+    """tarfile stops silently at a header that is none; only the end of the archive may be there."""
     with path.open("rb") as file:
         file.seek(offset)
         if any(file.read(BLOCK_BYTES)):

@@ -36,7 +36,7 @@ class Provenance:
 class RawSplit(ABC):
     """One split of a raw dataset, opened.
 
-    Whatever a subclass loads stands in a `cached_property`: these stay behind when a split is pickled.
+    Whatever a subclass loads is in a `cached_property`: these are not pickled with a split.
     """
 
     class_names: tuple[str, ...]
@@ -68,7 +68,7 @@ class RawSplit(ABC):
     def read(self, sample: RawSample) -> bytes | np.ndarray:
         """The encoded image as it is on disk, or pixels: uint8, [H, W, 3] RGB or [H, W] gray.
 
-        DecodeError where the raw data has this sample but no image for it: it is left out by name, with that reason.
+        DecodeError where the raw data has this sample but no image for it: it is excluded by name, with that reason.
         """
 
     @property
@@ -108,21 +108,21 @@ class Source:
     name: str
     description: str
     layout: str
-    """What stands under the raw folder; '' where no raw data is needed."""
+    """What is under the raw folder; '' where no raw data is needed."""
     classes: str
     images: str
     """Images by split, for people."""
     download: Literal["yes", "manual", "no need"]
     splits: tuple[str, ...]
-    """Those that the raw data may have; whoever made it named them where `names_splits`."""
+    """Those that the raw data may have; the user who made it named them where `names_splits`."""
     names_splits: bool = False
-    """Any split may be asked for: `splits` holds the usual ones."""
+    """Any split may be requested: `splits` holds the usual ones."""
     default_splits: tuple[str, ...]
     """What is built when no split is named."""
     find_splits: Callable[[Path], tuple[str, ...]] | None = None
-    """The same where it depends on what stands in the raw folder; nothing found: the default ones."""
+    """The same where it depends on what is in the raw folder; nothing found: the default ones."""
     pixels: Literal["png", "keep", "jpeg"]
-    """How images are stored when nothing else is asked for; jpeg: with shorter side 256, quality 90."""
+    """How images are stored when nothing else is requested; jpeg: with shorter side 256, quality 90."""
     takes_classes: bool = False
     """A class list (`--classes FILE`) chooses and orders the classes."""
     open: Callable[[Path | None, str, Path | None], RawSplit]
@@ -136,7 +136,7 @@ class Source:
 def raw_folder(raw: Path | None, inner: tuple[str, ...], needed: tuple[str, ...], advice: str) -> Path:
     """The folder that holds everything of `needed`: `raw` itself, or one of the folders `inner` in it.
 
-    InputError with what was looked for, what stands there and `advice`, if there is none.
+    InputError with what was looked for, what is there and `advice`, if there is none.
     """
     if raw is None:
         raise InputError(f"--raw: the folder of the raw data expected, nothing given; {advice}")

@@ -68,7 +68,7 @@ def open_split(
 
 
 def default_splits(name: str, raw: str | Path | None) -> tuple[str, ...]:
-    """What is built when no split is named: the source's usual ones, or those that stand in this raw data."""
+    """What is built when no split is named: the source's usual ones, or those that are in this raw data."""
     source = SOURCES[name]
     if source.find_splits is None or raw is None or not Path(raw).is_dir():
         return source.default_splits

@@ -1,8 +1,8 @@
 """Where a build writes: a folder, or a URL of anything that fsspec reaches (s3://bucket/prefix).
 
-A build needs little of the place: whole files under names relative to a split's folder, a listing, and one file that
+A build needs little of its target: whole files under names relative to a split's folder, a listing, and one file that
 only the first may create. Object stores show an object when all of it has arrived, so shards are written to a scratch
-file without a name (a killed process leaves none behind), sent whole, and followed by their journal record. They know
+file without a name (a killed process leaves none), sent whole, and followed by their journal record. They know
 no locks: two builds at once write the same bytes twice.
 """
 
@@ -25,7 +25,7 @@ from hjepa_shards.errors import InputError
 JOURNAL = ".journal"
 
 _FOLDERLESS = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"})
-"""Object stores have no folders; asked for one, some would make a bucket."""
+"""Object stores have no folders; requested to make one, some would make a bucket."""
 _COPY_BYTES = 16 << 20
 _BUSY = "another process is building here; wait for it to end"
 
@@ -65,11 +65,11 @@ class Target(ABC):
 
     @abstractmethod
     def alone(self) -> AbstractContextManager[None]:
-        """Nobody else builds here. InputError where somebody does."""
+        """Nothing else builds here. InputError where something does."""
 
     @abstractmethod
     def alone_with(self, part: str) -> AbstractContextManager[None]:
-        """Nobody else builds here but other parts; leaves the file `.journal/<part>` as a mark."""
+        """Nothing else builds here but other parts; leaves the file `.journal/<part>` as a mark."""
 
     @property
     @abstractmethod
@@ -99,8 +99,8 @@ def target_of(folder: str | Path) -> Target:
     return RemoteTarget(str(folder)) if is_url(folder) else FolderTarget(Path(folder))
 
 
-def is_url(place: str | Path) -> bool:
-    return "://" in str(place)
+def is_url(target: str | Path) -> bool:
+    return "://" in str(target)
 
 
 @final
@@ -154,7 +154,7 @@ class FolderTarget(Target):
 
 @final
 class RemoteTarget(Target):
-    """A prefix of an object store, or any other place that fsspec writes to."""
+    """A prefix of an object store, or any other location that fsspec writes to."""
 
     def __init__(self, url: str) -> None:
         self.where = url.rstrip("/")
@@ -163,7 +163,7 @@ class RemoteTarget(Target):
         return {"where": self.where}
 
     @cached_property
-    def _place(self) -> tuple[Any, str]:
+    def _location(self) -> tuple[Any, str]:
         """fsspec's file system, and the path in it."""
         try:
             return fsspec.url_to_fs(self.where)
@@ -173,32 +173,32 @@ class RemoteTarget(Target):
             raise InputError(f"{self.where}: a URL that fsspec knows expected: {error}") from error
 
     def prepare(self) -> None:
-        fs, path = self._place
+        fs, path = self._location
         if _FOLDERLESS.isdisjoint([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol):
             with self._explained("made"):
                 fs.makedirs(f"{path}/{JOURNAL}", exist_ok=True)
 
     def names(self) -> set[str]:
-        fs, path = self._place
+        fs, path = self._location
         with self._explained("listed"):
             fs.invalidate_cache()
             found = fs.find(path)
         return {name.removeprefix(path.rstrip("/") + "/") for name in found}
 
     def read(self, name: str) -> bytes:
-        fs, path = self._place
+        fs, path = self._location
         with self._explained("read", FileNotFoundError):
             return fs.cat_file(f"{path}/{name}")
 
     def read_all(self, names: Sequence[str]) -> list[bytes]:
-        fs, path = self._place
+        fs, path = self._location
         paths = [f"{path}/{name}" for name in names]
         with self._explained("read", FileNotFoundError):
             found = fs.cat(paths)  # many at a time; one by one, 10,000 would take a quarter of an hour
         return [found[path] for path in paths]
 
     def create(self, name: str, data: bytes) -> bool:
-        fs, path = self._place
+        fs, path = self._location
         with self._explained("written"):
             try:
                 fs.pipe_file(f"{path}/{name}", data, mode="create")
@@ -208,7 +208,7 @@ class RemoteTarget(Target):
 
     @contextmanager
     def new_file(self, name: str) -> Iterator[BinaryIO]:
-        fs, path = self._place
+        fs, path = self._location
         with tempfile.TemporaryFile() as scratch:
             with writing(Path(tempfile.gettempdir()) / name):
                 yield scratch
@@ -224,7 +224,7 @@ class RemoteTarget(Target):
                 )
 
     def remove(self, name: str) -> None:
-        fs, path = self._place
+        fs, path = self._location
         with self._explained("removed"), contextlib.suppress(FileNotFoundError):
             fs.rm_file(f"{path}/{name}")
 

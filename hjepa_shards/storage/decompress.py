@@ -1,4 +1,4 @@
-"""Compressed bytes made plain: gzip, zstd, bzip2 or xz, known by their first bytes, because file names lie.
+"""Compressed bytes made plain: gzip, zstd, bzip2 or xz, known by their first bytes, because file names can be wrong.
 
 A stream is fed in small pieces: what a piece can become is bounded, so a bomb fills no memory (zstd makes at most
 128 MiB of 4 KiB). Several streams in a row are one (pigz and zstd write such), and one that is cut short is an error,

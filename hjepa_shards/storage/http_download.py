@@ -1,9 +1,9 @@
-"""One file over HTTP, on a line that breaks: what has arrived stays in <file>.part, and the next try asks for the rest.
+"""One file over HTTP on a connection that breaks: what has arrived stays in <file>.part, the next try fetches the rest.
 
 <file>.part.json keeps the ETag (or date) of what is arriving. It goes back as If-Range, so a file that changed at the
-server comes anew instead of being glued together from two. A file gets its name when its size and sha256 are right, and
-not before. urllib does the HTTP: it verifies certificates, follows redirects and heeds the proxy variables; what this
-module adds (going on, patience, refusing a login page in place of an archive) no client library brings along.
+server comes again instead of being glued together from two. A file gets its name when its size and sha256 are right,
+and not before. urllib does the HTTP: it verifies certificates, follows redirects and respects the proxy variables; what
+this module adds (continuing, patience, refusing a login page in place of an archive) no client library brings along.
 """
 
 import email.utils
@@ -32,20 +32,20 @@ Progress = Callable[[int, int], None]
 _CHUNK_BYTES = 2**18
 _TRY_AGAIN_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TRIES_WITHOUT_ANSWER = 4
-"""A server that never answered in this run is given up sooner: more often a wrong address than a bad line."""
-_ELSEWHERE = "take it from another place with --url-base"
+"""A server that never answered in this run is given up sooner: more often a wrong address than a bad connection."""
+_ELSEWHERE = "take it from another address with --url-base"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Patience:
-    """How long a bad line is borne."""
+    """How long a bad connection is tolerated."""
 
     tries: int = 10
     """In a row that bring not a byte more than there was before."""
     first_wait_s: float = 1.0
     """After the first failure; doubled after each further one, times a random number in [0.5, 1]."""
     most_wait_s: float = 300.0
-    """A server whose Retry-After asks for more is left alone: the user is told when to come again."""
+    """A server whose Retry-After asks for more is left alone: the message says when to come again."""
     timeout_s: float = 60.0
     """Without a byte for so long, a connection counts as dead."""
 
@@ -56,10 +56,10 @@ PATIENT = Patience()
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Watcher:
-    """Hears how far a long piece of work is."""
+    """Receives how far a long piece of work is."""
 
     bar: Callable[[str], Progress]
-    """A piece of work of this name begins; what it returns hears the progress."""
+    """A piece of work of this name begins; what it returns receives the progress."""
     note: Callable[[str], None]
     """A line for the user: what went wrong, and when it is tried again."""
 
@@ -76,7 +76,7 @@ def fetch(
     patience: Patience = PATIENT,
     watcher: Watcher = SILENT,
 ) -> None:
-    """`path`, whole and right. Goes on from what an earlier call left.
+    """`path`, whole and right. Continues from what an earlier call left.
 
     num_bytes: as published; None where it is not: then the server's word counts, and the checksum.
     InputError where the server does not give the file, ShardError where it gives another one.
@@ -137,7 +137,7 @@ class _Part:
         self._memory = path.with_name(f"{path.name}.part.json")
         memory = self._remembered()
         self.total: int | None = memory.get("total")
-        # another server's ETag means nothing here; the checksum tells whether the two have the same file
+        # another server's ETag means nothing here; the checksum shows whether the two have the same file
         self.validator: str | None = memory.get("validator") if memory.get("url") == url else None
 
     @property
@@ -210,7 +210,7 @@ class _Transfer:
         """Until the next try is due. InputError where there is none."""
         patience = self.patience
         arrived = self.part.num_bytes
-        kept = f"the same command goes on {f'from byte {arrived:,}' if arrived else 'where this one ended'}"
+        kept = f"the same command continues {f'from byte {arrived:,}' if arrived else 'where this one ended'}"
         tries = patience.tries if self._answered else min(_TRIES_WITHOUT_ANSWER, patience.tries)
         if failures >= tries:
             raise InputError(f"{self.url}: given up after {failures} tries that brought nothing: {error}; {kept}")
@@ -250,7 +250,7 @@ class _Transfer:
             raise _Interrupted(_one_line(getattr(reason, "strerror", None) or reason)) from error
 
     def _take(self, response: http.client.HTTPResponse, progress: Progress) -> None:
-        """Body -> .part: after what is there if the server goes on from it, else from the beginning."""
+        """Body -> .part: after what is there if the server continues from it, else from the beginning."""
         headers = response.headers
         if response.status not in (200, 206):
             raise InputError(f"{self.url}: the file expected, answer {response.status} found; {_ELSEWHERE}")
@@ -265,7 +265,7 @@ class _Transfer:
             changed = validator is not None and self.part.validator not in (None, validator)
             if start != self.part.num_bytes or changed or (self.part.total is not None and total != self.part.total):
                 self.part.remove()
-                raise _Interrupted("another file stands there now, from the beginning")
+                raise _Interrupted("another file is there now, from the beginning")
         else:
             total = _number(headers["Content-Length"])
         if self.num_bytes is not None and total not in (None, self.num_bytes):
@@ -304,13 +304,13 @@ class _Transfer:
             if total and int(total[1]) == self.part.num_bytes:
                 return
             self.part.remove()
-            raise _Interrupted("another file stands there now, from the beginning") from error
+            raise _Interrupted("another file is there now, from the beginning") from error
         if error.code not in _TRY_AGAIN_STATUS:
             raise InputError(f"{self.url}: the file expected, {what} found; {_ELSEWHERE}") from error
-        raise _Interrupted(what, wait_s=_asked_wait_s(error.headers["Retry-After"])) from error
+        raise _Interrupted(what, wait_s=_requested_wait_s(error.headers["Retry-After"])) from error
 
 
-def _asked_wait_s(retry_after: str | None) -> float | None:
+def _requested_wait_s(retry_after: str | None) -> float | None:
     """Seconds of a Retry-After header, which holds seconds or a date."""
     seconds = _number(retry_after)
     if retry_after is None or seconds is not None:

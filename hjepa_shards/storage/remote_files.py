@@ -1,4 +1,4 @@
-"""Files at a URL (https://, s3://, gs:// and what else fsspec knows), over a line that breaks and goes on.
+"""Files at a URL (https://, s3://, gs:// and what else fsspec knows), over a connection that breaks and continues.
 
 Every file system raises errors of its own, so this boundary catches them all: what may be better at the next try is
 tried again, five times and longer apart each time, from the byte where it stopped.
@@ -110,7 +110,7 @@ def remote_ranges(wanted: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
     starts, stops = [start for _, start, _ in wanted], [stop for _, _, stop in wanted]
     try:
         found = files.cat_ranges(paths, starts, stops, on_error="return")
-    except Exception:  # as above; whoever asks tries each alone, and hears what is wrong
+    except Exception:  # as above; the caller tries each alone, and learns what is wrong
         return [None] * len(wanted)
     return [
         _of_range(data, start, stop) if isinstance(data, bytes) else None
@@ -119,7 +119,7 @@ def remote_ranges(wanted: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
 
 
 def _of_range(data: bytes, start: int, stop: int) -> bytes | None:
-    """What was asked for, also from a server that sends the whole file instead; None where it is less."""
+    """What was requested, also from a server that sends the whole file instead; None where it is less."""
     if len(data) == stop - start:
         return data
     return data[start:stop] if len(data) >= stop else None
@@ -148,14 +148,14 @@ def _patience() -> dict[str, Any]:
 
 @contextmanager
 def _opened_at(files: fsspec.AbstractFileSystem, path: str, at: int) -> Iterator[Any]:
-    """A file from byte `at` on; from an HTTP server that cannot begin there, what stands before is read and dropped."""
+    """A file from byte `at` on; from an HTTP server that cannot begin there, what comes before is read and dropped."""
     if "http" not in files.protocol:
         with files.open(path, "rb") as file:
             file.seek(at)
             yield file
         return
-    asked = {"headers": {"Range": f"bytes={at}-"}} if at else {}
-    with files.open(path, "rb", block_size=0, **asked) as file:
+    options = {"headers": {"Range": f"bytes={at}-"}} if at else {}
+    with files.open(path, "rb", block_size=0, **options) as file:
         response: Any = getattr(file, "r")  # noqa: B009 (of HTTP files only, which fsspec's types do not say)
         unwanted = 0 if response.status == 206 else at
         while unwanted:
@@ -188,6 +188,6 @@ def _wait_or_give_up(url: str, error: Exception, failures: int) -> None:
     if missing or status in _HOPELESS or isinstance(error, PermissionError) or failures == _TRIES:
         what = f"answer {status}" if status else said(error.__cause__ or error)
         raise InputError(
-            f"{url}: cannot be fetched ({what}); check the address and the line, then run the same command again"
+            f"{url}: cannot be fetched ({what}); check the address and the connection, then run the same command again"
         ) from error
     time.sleep(_FIRST_WAIT_S * 3 ** (failures - 1))

@@ -1,8 +1,8 @@
-"""Archives of strangers -> files in one folder, and nowhere else.
+"""Untrusted archives -> files in one folder, and nowhere else.
 
 One rule for tars and zips: regular files and folders below the folder, nothing more. A link, a device, an absolute name
 or a `..` ends the whole archive; no data set that we know holds one. (tarfile's own `data` filter lets links pass that
-stay inside, and has been mended for that more than once.) What comes out is counted while it is written and may not
+stay inside, and has been fixed for that more than once.) What comes out is counted while it is written and may not
 exceed a bound given beforehand, whatever the headers say.
 
 It is unpacked into .<archive>.unpacking, which becomes .<archive>.unpacked once it is on the disk, and from there each
@@ -34,7 +34,7 @@ _ENTRY_BYTES = 4096
 
 
 def is_unpacked(archive: Path, names: tuple[str, ...]) -> bool:
-    """Whether everything of `names` stands beside the archive, and no unpacking is half done."""
+    """Whether everything of `names` is beside the archive, and no unpacking is half done."""
     return not _staged(archive).exists() and all((archive.parent / name).exists() for name in names)
 
 
@@ -43,7 +43,7 @@ def unpack(archive: Path, *, names: tuple[str, ...], most_bytes: int, progress: 
 
     names: what the archive is known to hold; something of it missing means that it is another archive.
     most_bytes: that may come out of it.
-    ShardError for a damaged or hostile archive, InputError where something stands in the way.
+    ShardError for a damaged or hostile archive, InputError where something is in the way.
     """
     staged, begun = _staged(archive), archive.with_name(f".{archive.name}.unpacking")
     if not staged.exists():
@@ -63,7 +63,7 @@ def unpack(archive: Path, *, names: tuple[str, ...], most_bytes: int, progress: 
         _sync_file_system(begun)
         begun.rename(staged)
     for path in sorted(staged.iterdir()):
-        if not path.name.startswith("."):  # what macOS adds; and nobody's archive brings our lock
+        if not path.name.startswith("."):  # what macOS adds; and no archive brings our lock
             _refuse_if_full(archive.parent / path.name)
             with writing(archive.parent / path.name):
                 path.rename(archive.parent / path.name)
@@ -91,7 +91,7 @@ def _staged(archive: Path) -> Path:
 
 def _refuse_if_full(path: Path) -> None:
     if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"{path}: stands in the way of what is to be unpacked; move it elsewhere and run this again")
+        raise InputError(f"{path}: is in the way of what is to be unpacked; move it elsewhere and run this again")
 
 
 @final

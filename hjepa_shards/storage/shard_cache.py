@@ -4,9 +4,9 @@
     <folder>/<sha256>.part     one that is on its way; as large as it will be, so that its room is taken
     <folder>/.lock             held while room is made
 
-Everything that can be left behind by `kill -9` is told apart by locks, which go with their process: a part that nobody
-holds is rubbish, a file that somebody holds is pinned. The least recently used of the others make room. Files and parts
-together are never more than the limit.
+Everything that `kill -9` can leave is recognised by locks, which go with their process: a part that no process
+holds is rubbish, a file that a process holds is pinned. The least recently used of the others make room. Files and
+parts together are never more than the limit.
 """
 
 import errno
@@ -110,7 +110,7 @@ class ShardCache:
         """A part that takes its room at once, locked by this process; None where that is not possible."""
         with self._making_room():
             if part.exists() or part.with_suffix("").exists():
-                return None  # somebody's, for those of the dead are gone; or it has come
+                return None  # another process's, for those of the dead are gone; or it has come
             if not self._make_room(num_bytes):
                 return None
             descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -174,7 +174,7 @@ class _NotWhatWasAskedForError(Exception):
 
 
 def _removed(path: Path) -> bool:
-    """Whether a file could be removed: not while somebody holds it."""
+    """Whether a file could be removed: not while a process holds it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""A damaged split made right again: just the broken shards and sidecars are built anew, from raw.
+"""A damaged split made right again: just the broken shards and sidecars are built again, from raw.
 
-The manifest says all that a build needs: settings, seed, samples per shard, what was left out. Raw data or an encoder
+The manifest says all that a build needs: settings, seed, samples per shard, what was excluded. Raw data or an encoder
 that differ from its own are refused; what is built must have the manifest's sha256 before it takes the old file's
-place. Of tars that somebody else wrote only the sidecars can be made again.
+place. Of third-party tars only the sidecars can be made again.
 """
 
 import os
@@ -28,7 +28,7 @@ from hjepa_shards.storage.build_output import JOURNAL, FolderTarget
 from hjepa_shards.verifying.verify_split import Problem, verify
 
 _WORKSHOP = ".repair"
-"""Below the split, so on its disk: what is built anew stands here until it is found right."""
+"""Below the split, so on its disk: what is built again is here until it is found right."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class Repair:
     repaired: tuple[str, ...]
     """Names of the files that were made again."""
     left: tuple[Problem, ...]
-    """What no build can mend: files that the manifest does not know, somebody else's damaged tars."""
+    """What no build can repair: files that the manifest does not know, damaged third-party tars."""
 
 
 def repair(
@@ -52,7 +52,7 @@ def repair(
 ) -> Repair:
     """Verify the split in `folder` and make its broken files again. raw, classes, list_file: as it was built with.
 
-    workers: processes.  progress: hears (samples done, samples in all, raw bytes read).
+    workers: processes.  progress: receives (samples done, samples in all, raw bytes read).
     BuildMismatch for another encoder or other raw data, InputError where a rebuilt shard is not the manifest's.
     """
     manifest = _manifest(folder)
@@ -131,11 +131,11 @@ def _listed(folder: Path, plan: BuildPlan, raw: RawSplit, scratch: Path) -> RawL
     raw.prepare(scratch)
     listed = take_list(raw)
     reasons = {(entry["name"], entry["index"]): entry["reason"] for entry in plan.excluded}
-    places = {}
-    for place, sample in enumerate(listed.listing) if reasons else ():
+    damaged = {}
+    for number, sample in enumerate(listed.listing) if reasons else ():
         if (sample.name, sample.index) in reasons:
-            places[place] = reasons[sample.name, sample.index]
-    listed = listed.without(places).thinned(plan.num_samples)
+            damaged[number] = reasons[sample.name, sample.index]
+    listed = listed.without(damaged).thinned(plan.num_samples)
     settings = plan.encode_settings()
     require_encoder(settings)
     different = differences(
@@ -150,7 +150,7 @@ def _listed(folder: Path, plan: BuildPlan, raw: RawSplit, scratch: Path) -> RawL
 
 
 def _index_again(workshop: FolderTarget, folder: Path, problems: Sequence[Problem]) -> None:
-    """The sidecars of undamaged tars that somebody else wrote."""
+    """The sidecars of undamaged third-party tars."""
     damaged = {problem.path.name for problem in problems}
     for problem in problems:
         tar = folder / problem.path.stem
@@ -159,7 +159,7 @@ def _index_again(workshop: FolderTarget, folder: Path, problems: Sequence[Proble
 
 
 def _moved(workshop: FolderTarget, folder: Path, manifest: Manifest, problems: Sequence[Problem]) -> tuple[str, ...]:
-    """Put the files that were made again into their places, if all are right."""
+    """Put the files that were made again where they belong, if all are right."""
     made = [problem for problem in problems if (workshop.folder / problem.path.name).exists()]
     for problem in made:
         assert problem.shard is not None

@@ -1,4 +1,4 @@
-"""Do the samples of a split hold what their sidecar rows say? `verify --deep`: for shards that somebody else made.
+"""Do the samples of a split hold what their sidecar rows say? `verify --deep`: for third-party tars.
 
 Right checksums say that the bytes are those that were written, not that the right ones were. So every image is decoded
 in full, as training does, and its own header, the tar's headers and the .cls members are compared with the rows.

@@ -33,7 +33,7 @@ class Problem:
     lost_samples: tuple[int, ...] = ()
     """Their indices in manifest order."""
     lost_keys: tuple[str | None, ...] = ()
-    """The key of each, None where the shard no longer tells it."""
+    """The key of each, None where the shard no longer has it."""
     shard: int | None = None
     """The shard that this file belongs to, None where it belongs to none."""
 
@@ -41,8 +41,8 @@ class Problem:
 def verify(folder: Path, progress: Progress | None = None, workers: int = 1) -> list[Problem]:
     """Everything that is wrong with the files of the split in `folder`; empty when all is well.
 
-    progress: hears (bytes done, bytes in all).  workers: threads, which share out the files. ManifestError, InputError
-    where there is no manifest to judge by.
+    progress: receives (bytes done, bytes in all).  workers: threads, which share out the files. ManifestError,
+    InputError where there is no manifest to judge by.
     """
     manifest = load_manifest(folder)
     files = _Files(folder, manifest)
@@ -54,7 +54,7 @@ def verify(folder: Path, progress: Progress | None = None, workers: int = 1) -> 
         done += int(manifest.shard_bytes[shard])
         if progress:
             progress(done, total)
-    return problems + list(_strangers(folder, manifest))
+    return problems + list(_unknown_files(folder, manifest))
 
 
 def without_manifest(folder: Path) -> list[Problem]:
@@ -69,7 +69,7 @@ def without_manifest(folder: Path) -> list[Problem]:
         if (path / JOURNAL).exists():
             what = f"{tars}: an unfinished build; run the same `hjepa-shards build` to its end"
         else:
-            what = f"{tars}: `hjepa-shards index` makes one for tars that somebody else wrote"
+            what = f"{tars}: `hjepa-shards index` makes one for third-party tars"
         problems.append(Problem(path=path, what=what))
     return problems
 
@@ -171,7 +171,7 @@ def _lost(tar: Path, rows: list[Row | None]) -> list[int]:
         return list(range(len(rows)))
 
 
-def _strangers(folder: Path, manifest: Manifest) -> Iterator[Problem]:
+def _unknown_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
     """Shards and sidecars that the manifest does not know, and what a killed build left."""
     names = {manifest.shard_name(shard) for shard in range(manifest.num_shards)}
     known = names | {f"{name}.index" for name in names}

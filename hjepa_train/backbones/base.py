@@ -1,4 +1,4 @@
-"""What a backbone is to the rest: images become patches that know their place, patches become features.
+"""What a backbone is to the rest: images become patches that carry their position, patches become features.
 
 Dropping patches (H-JEPA, MAE), replacing them (SimMIM, BEiT) and other resolutions happen between `embed` and
 `encode` and need no flags. A backbone that needs the whole grid refuses dropped patches by an error that
@@ -25,7 +25,7 @@ class Patches:
     """cells on a side of the whole image"""
 
     def take(self, index_BK: Tensor) -> "Patches":
-        """Only the patches at these places of the sequence; the rest is gone before the first block."""
+        """Only the patches at these indices of the sequence; the rest is gone before the first block."""
         width = self.tokens_BND.shape[-1]
         return replace(
             self,
@@ -34,7 +34,7 @@ class Patches:
         )
 
     def replace(self, mask_BN: Tensor, token_D: Tensor) -> "Patches":
-        """`token_D` wherever the mask is True; places stay."""
+        """`token_D` wherever the mask is True; positions stay."""
         return replace(self, tokens_BND=torch.where(mask_BN[..., None], token_D, self.tokens_BND))
 
 
@@ -47,7 +47,7 @@ class Features:
     pooled_BD: Tensor
     """the image's one vector"""
     stages: tuple[Tensor, ...]
-    """tokens after the stages that were asked for, without the final norm"""
+    """tokens after the requested stages, without the final norm"""
 
 
 class Backbone(nn.Module, ABC):
@@ -58,7 +58,7 @@ class Backbone(nn.Module, ABC):
     patch_size: int
     """side of a cell of the grid, in pixels"""
     num_stages: int
-    """the last one that `encode` can be asked for"""
+    """the last one that `encode` can give"""
 
     @abstractmethod
     def embed(self, images_BCHW: Tensor) -> Patches:
@@ -74,4 +74,4 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode_flops(self, num_tokens: int) -> int:
-        """Of one image's `encode` of so many patches, forward."""
+        """Of one image's `encode` of this many patches, forward."""

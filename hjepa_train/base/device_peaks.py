@@ -1,7 +1,7 @@
-"""Devices by their names: what they can compute at best, and the speeds that the user asks of them.
+"""Devices by their names: what they can compute at best, and the speeds that the user wants of them.
 
-Peaks are of dense matrix products as PyTorch runs them unless told otherwise: bf16 with sums in float32, fp32 without
-TF32. They are the makers' data sheets but for the H200's bf16, which was measured (the data sheet has 989): nobody can
+Peaks are of dense matrix products as PyTorch runs them by default: bf16 with sums in float32, fp32 without
+TF32. They are the makers' data sheets but for the H200's bf16, which was measured (the data sheet has 989): nothing can
 use more. A CPU has none here: what it can do depends on its clock of the moment.
 """
 
@@ -66,10 +66,10 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps" and sys.platform == "darwin":
-        asked = subprocess.run(
+        answer = subprocess.run(
             ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
         )
-        return asked.stdout.strip() or device.type
+        return answer.stdout.strip() or device.type
     return device.type
 
 

@@ -56,7 +56,8 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[torch.device]:
             raise
         raise InputError(
             f"rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']} lost the others, or did not meet them within "
-            f"{timeout_s:.0f} s ({_first_sentence(error)}); look at what the others say, then go on with --resume auto"
+            f"{timeout_s:.0f} s ({_first_sentence(error)}); look at what the others say, then continue with "
+            "--resume auto"
         ) from error
     finally:
         if dist.is_initialized() and (is_whole or device.type != "cuda"):  # NCCL would wait for ranks that are lost
@@ -84,7 +85,7 @@ def all_reduce(tensor: Tensor) -> Tensor:
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """Every rank's rows behind each other, by rank, as many of each; backward sums every rank's gradient."""
+    """Every rank's rows one after another, by rank, as many of each; backward sums every rank's gradient."""
     return _Rows.apply(tensor) if world_size() > 1 else tensor  # pyright: ignore[reportReturnType]
 
 
@@ -97,7 +98,7 @@ def gather(value: Value) -> list[Value]:
 
 
 def on_first(work: Callable[[], Value]) -> Value:
-    """What `work` gives on rank 0, on all ranks. An error of its that a user can mend ends all, and is said once."""
+    """What `work` gives on rank 0, on all ranks. An error of its that a user can fix ends all, and is reported once."""
     error: Exception | None = None
     shared: list[Any] = [None, False]
     if rank() == 0:
@@ -115,7 +116,7 @@ def on_first(work: Callable[[], Value]) -> Value:
 
 
 def on_the_side(timeout_s: float) -> dist.ProcessGroup:
-    """All ranks once more, for what they say to each other in threads of their own. All ranks ask for it together."""
+    """All ranks once more, for what they send each other in threads of their own. All ranks call it together."""
     group = dist.new_group(timeout=timedelta(seconds=timeout_s), backend="gloo")
     assert isinstance(group, dist.ProcessGroup)
     return group
@@ -129,12 +130,12 @@ def mean_over_ranks(numbers: Mapping[str, float]) -> dict[str, float]:
 
 @final
 class StopVote:
-    """Whether a rank was asked to stop: the largest of all ranks' numbers, known to all one call later. None waits."""
+    """Whether a rank was told to stop: the largest of all ranks' numbers, known to all one call later. None waits."""
 
     def __init__(self, watch: Callable[[dist.Work], None] = lambda message: None) -> None:
         """watch: is given each message when it is sent."""
         self.last, self._watch = 0, watch
-        self._asked: tuple[Tensor, Any] | None = None
+        self._sent: tuple[Tensor, Any] | None = None
 
     def __call__(self, mine: int) -> int:
         if world_size() == 1:
@@ -142,9 +143,9 @@ class StopVote:
             return mine
         number = torch.tensor([mine])
         message = dist.all_reduce(number, dist.ReduceOp.MAX, async_op=True)
-        assert message, "asked for"
+        assert message, "requested"
         self._watch(message)
-        before, self._asked = self._asked, (number, message)
+        before, self._sent = self._sent, (number, message)
         if before:
             before[1].wait()
             self.last = int(before[0])
@@ -232,7 +233,7 @@ def _own(device: torch.device) -> torch.device:
 
 
 def _first_sentence(error: Exception) -> str:
-    """Without the place in somebody's C++ that begins it."""
+    """Without the location in C++ that begins it."""
     return re.sub(r"^\[.*?\] ", "", str(error)).partition("\n")[0].partition(". ")[0].strip()
 
 

@@ -1,7 +1,7 @@
 """metrics.jsonl: one JSON object for each step that was logged, and nothing else.
 
 A line is appended in one write, so a kill leaves at most one half-written line, always the last: reading
-drops it. On resume the file is cut back to the checkpoint's step, so each step stands once, whatever was
+drops it. On resume the file is cut back to the checkpoint's step, so each step is in it once, whatever was
 killed in between. JSON has no NaN: a number that is not finite is written as null.
 
 A line's keys:
@@ -10,10 +10,10 @@ A line's keys:
     images_per_s, data_wait     data_wait: share of the time, 0 to 1
     mfu                         model FLOP/s over the device's peak, 0 to 1; only where that is known (device_peaks.py)
     rho_l0 .., gap_l0 .., sd, positional_share, alignment, uniformity, rankme, rankme_cap, grad_norm
-    knn_target, ridge_target .. percent right of an encoder's features behind this update, where it was probed
+    knn_target, ridge_target .. percent right of an encoder's features after this update, where it was probed
     alarms, judged, proof       names of the alarms that fire, whether warm-up is over; the order proof, hex
     sources                     {name: {count, share, target, loss, passes}}; loss is of the steps since
-                                the last line, the rest of the run so far (target: what its weights asked for)
+                                the last line, the rest of the run so far (target: what its weights say)
 """
 
 import json

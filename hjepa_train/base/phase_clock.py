@@ -49,7 +49,7 @@ class PhaseClock:
 def mark_borders(objective: nn.Module, scaler: torch.amp.GradScaler, clock: PhaseClock) -> list[Any]:
     """Mark where forward and backward of every micro-batch end. Returns what to `remove()` from the objective.
 
-    scaler: marks the last backward's end, for the loop calls `unscale_` right behind it; it stays so.
+    scaler: marks the last backward's end, for the loop calls `unscale_` right after it; it stays so.
     """
     seen = 0
 

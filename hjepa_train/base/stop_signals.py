@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], int]]:
-    """The number of the signal that came, 0 as long as none did. Outside the main thread none is heard."""
+    """The number of the signal that came, 0 as long as none did. Outside the main thread none is received."""
     came: list[int] = []
     before = {}
 

@@ -1,8 +1,8 @@
-"""A run's memory, kept and taken up again: weights, AdamW's moments, and where it stood.
+"""A run's memory, kept and restored: weights, AdamW's moments, and where it was.
 
-They are copied to the host and written in a thread while training goes on. Where they are sharded over ranks (FSDP2),
+They are copied to the host and written in a thread while training continues. Where they are sharded over ranks (FSDP2),
 each rank writes its part (sharded_files.py): tensors by name, the objective's state_dict() and each parameter's
-moments. A run goes on from either kind, on any number of ranks, sharded or not.
+moments. A run continues from either kind, on any number of ranks, sharded or not.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -36,7 +36,7 @@ class Saver:
         keep_best: str | None = None,
         timeout_s: float = 600,
     ) -> None:
-        """keep: how many of the newest stay.  keep_best: by which probe one more does.  timeout_s: for ranks."""
+        """keep: the number of newest that stay.  keep_best: by which probe one more does.  timeout_s: for ranks."""
         self._folder, self._objective, self._optimizer = folder, objective, optimizer
         self._kept: _Named = {"keep": keep, "keep_best": keep_best}
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -44,7 +44,7 @@ class Saver:
         self._among = on_the_side(timeout_s) if any(map(is_shard, objective.parameters())) else None
 
     def save(self, step: int, state: _Named) -> None:
-        """Keep what stands now as the checkpoint of this step. CheckpointError if the one before was not written."""
+        """Keep what is there now as the checkpoint of this step. CheckpointError if the one before was not written."""
         self.wait()
         if self._among:
             self._save_sharded(step, state, self._among)
@@ -72,7 +72,7 @@ class Saver:
         needed = checkpoint_files.num_bytes(tensors)
 
         def begin() -> Path:
-            with checkpoint_files.told(self._folder, step, needed):
+            with checkpoint_files.reporting_disk_errors(self._folder, step, needed):
                 return checkpoint_files.begin(self._folder, step)
 
         writing = sharded_files.write(tensors, on_first(begin), among)
@@ -80,7 +80,7 @@ class Saver:
         def finish() -> Path | None:
             if rank() > 0:
                 return sharded_files.written(writing)
-            with checkpoint_files.told(self._folder, step, needed):
+            with checkpoint_files.reporting_disk_errors(self._folder, step, needed):
                 sharded_files.written(writing)
                 return checkpoint_files.finish(self._folder, step, state=state, **self._kept)
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run needs to go on, on disk whole or not at all.
+"""Checkpoints: what a run needs to continue, on disk whole or not at all.
 
     <run>/checkpoints/step-00000600/
         model.safetensors    an objective's state_dict: its whole memory
@@ -77,9 +77,9 @@ def save(
     keep_best: the name of a probe (`state["probe"]`); the checkpoint with its largest value stays as well.
 
     A checkpoint of the same step is replaced; later ones belong to a run that was given up and are removed.
-    CheckpointError where it cannot be written: nothing of it is left then, the last good one still stands.
+    CheckpointError where it cannot be written: nothing of it is left then, the last good one is still there.
     """
-    with told(folder, step, num_bytes(model) + num_bytes(optimizer)):
+    with reporting_disk_errors(folder, step, num_bytes(model) + num_bytes(optimizer)):
         saving = begin(folder, step)
         save_file(_unshared(model), saving / _MODEL)
         write_torch(saving / _OPTIMIZER, optimizer)
@@ -96,7 +96,7 @@ def begin(folder: Path, step: int) -> Path:
 
 
 def finish(folder: Path, step: int, *, state: Mapping[str, Any], keep: int, keep_best: str | None = None) -> Path:
-    """Make what stands there the checkpoint of this step; see `save`."""
+    """Make what is there the checkpoint of this step; see `save`."""
     if keep < 1:
         raise ValueError(f"keep: at least 1 checkpoint expected, {keep} found")
     path, saving = folder / _NAMED.format(step), _saving(folder, step)
@@ -120,7 +120,7 @@ def finish(folder: Path, step: int, *, state: Mapping[str, Any], keep: int, keep
 
 
 @contextmanager
-def told(folder: Path, step: int, needed: int) -> Iterator[None]:
+def reporting_disk_errors(folder: Path, step: int, needed: int) -> Iterator[None]:
     """Errors of the disk as CheckpointError, and nothing left of what was begun.  needed: bytes."""
     try:
         yield
@@ -164,7 +164,7 @@ def best(folder: Path, probe: str, *, up_to: int | None = None) -> tuple[Path, f
 def choose(folder: Path, which: str, probe: str | None) -> Path:
     """The checkpoint that a command names: `latest`, `best` (by `probe`), a step's name in `folder`, or a path.
 
-    InputError where it does not stand, with those that do.
+    InputError where it is not there, with those that are.
     """
     standing = _standing(folder)
     if not standing and which in ("latest", "best"):
@@ -216,7 +216,7 @@ def is_sharded(path: Path) -> bool:
 
 
 def identity(path: Path) -> str:
-    """What tells this checkpoint from any other: the digest of its files' digests."""
+    """What distinguishes this checkpoint from any other: the digest of its files' digests."""
     return hashlib.blake2b(json.dumps(_read_json(path, _FILES), sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -303,7 +303,7 @@ def write_torch(path: Path, content: Mapping[str, Any]) -> None:
     try:
         with path.open("wb") as file:
             torch.save(dict(content), file)
-    except RuntimeError as error:  # torch hides the disk's own error behind one of its zip writer
+    except RuntimeError as error:  # torch replaces the disk's own error by one of its zip writer
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
@@ -371,7 +371,7 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
 def _damaged(path: Path, what: str) -> CheckpointError:
     named = _NAME.fullmatch(path.name)
     before = [other for other in _standing(path.parent) if named and _step(other) < _step(path)]
-    advice = f"resume from the one before, {before[-1]}" if before else "there is none before it; start the run anew"
+    advice = f"resume from the one before, {before[-1]}" if before else "there is none before it; start the run again"
     return CheckpointError(f"{path}: damaged: {what}; {advice}")
 
 
@@ -382,7 +382,7 @@ def _advice(path: Path, error: Exception, needed: int) -> str:
     return (
         f"{path}: cannot be written: {reason} ({needed / 2**20:.1f} MiB needed, "
         f"{shutil.disk_usage(folder).free / 2**20:.1f} MiB free in {folder}); make room, then resume "
-        + (f"from {before}" if before else "or start again: no checkpoint stands yet")
+        + (f"from {before}" if before else "or start again: there is no checkpoint yet")
     )
 
 

@@ -1,7 +1,7 @@
 """Weights that are sharded over ranks, on a disk: torch.distributed.checkpoint, a file a rank and metadata about all.
 
 A module of its own because these libraries take seconds to import, which whole weights need not wait for. (The metadata
-are a pickle: go on from checkpoints of your own.)
+are a pickle: continue from checkpoints of your own.)
 """
 
 import warnings
@@ -21,13 +21,13 @@ from hjepa_train.base.distributed import world_size
 
 
 def write(tensors: dict[str, Any], folder: Path, among: dist.ProcessGroup) -> Future[Any]:
-    """Begin to write each rank's part of nested tensors, by all ranks together, behind training's back.
+    """Begin to write each rank's part of nested tensors, by all ranks together, in the background.
 
     What is written is a copy made here.  among: the ranks, in a group of their own, so that they may agree on this
     while they speak of other things. `written` waits.
     """
     writing = state_dict_saver.async_save(tensors, checkpoint_id=folder, process_group=among)
-    assert isinstance(writing, Future), "a stager of one's own would be asked for two"
+    assert isinstance(writing, Future), "a stager of one's own would be called twice"
     return writing
 
 
@@ -43,7 +43,7 @@ def written(writing: Future[Any]) -> None:
 def read(tensors: dict[str, Any], folder: Path) -> None:
     """Into the same names, in place, whole or sharded as they are; by all ranks together."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as it is told to be
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # as intended
         state_dict_loader.load(tensors, checkpoint_id=folder, no_dist=world_size() == 1)
 
 

@@ -25,7 +25,7 @@ from hjepa_train.data.augment import normalise
 BATCH = 256
 _LAST_STAGES = 4
 _MOST_TOKEN_BYTES = 2**31
-"""Of an encoder's tokens that are kept between passes; above, the images are encoded anew in each."""
+"""Of an encoder's tokens that are kept between passes; above, the images are encoded again in each."""
 
 
 class EvaluationConfig(Strict):
@@ -61,10 +61,10 @@ class Labelled:
     """int64 [N], -1 where there is none"""
 
 
-def held_out_split(data: DataConfig, source: str, asked: str | None) -> str:
-    """The split to test on, which stands beside a train split for the bank."""
+def held_out_split(data: DataConfig, source: str, wanted: str | None) -> str:
+    """The split to test on, which is beside a train split for the bank."""
     where = f"{data.root.rstrip('/')}/{source}"
-    built = splits_at(data.root, source, [asked] if asked else [])
+    built = splits_at(data.root, source, [wanted] if wanted else [])
     if not built:
         others = sorted({*(folder.name for folder in Path(data.root).glob("*")), *(one.name for one in data.sources)})
         others = [other for other in others if splits_at(data.root, other)]
@@ -73,11 +73,11 @@ def held_out_split(data: DataConfig, source: str, asked: str | None) -> str:
         if source in SOURCES:
             advice = f"build it with {_build(source, source)}"
         raise InputError(f"{where}: a built source expected, none found; {advice}")
-    tests = [asked] if asked else [split for split in ("test", "val") if split in built]
+    tests = [wanted] if wanted else [split for split in ("test", "val") if split in built]
     if not tests or tests[0] not in built or tests[0] == "train" or "train" not in built:
         raw_source = manifest_at(place_of(data.root, source, built[0])).raw_source
         raise InputError(
-            f"{where}: a split train to fit the probe on and another, {asked or 'test or val'}, to test it on "
+            f"{where}: a split train to fit the probe on and another, {wanted or 'test or val'}, to test it on "
             f"expected, {', '.join(built)} found; build it with {_build(source, raw_source)}, or name another source "
             "with --source or split with --split"
         )

@@ -1,4 +1,4 @@
-"""From the loader's uint8 arrays to micro-batches on the device: the one place that knows both packages' batches."""
+"""From the loader's uint8 arrays to micro-batches on the device: the one module that knows both packages' batches."""
 
 from collections.abc import Callable, Sequence
 from functools import cache

@@ -1,4 +1,4 @@
-"""A mixture for loops of other people: PyTorch's DataLoader, torchdata's StatefulDataLoader, Lightning.
+"""A mixture for other training loops: PyTorch's DataLoader, torchdata's StatefulDataLoader, Lightning.
 
     dataset = MixtureDataset(load_mixture_file(Path("mix.yaml")), seed=0, global_batch=256, rank=rank, world=world)
     loader = StatefulDataLoader(dataset, batch_size=None, num_workers=1)
@@ -38,7 +38,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
     ) -> None:
         """Rank `rank` of `world` of `mixture`'s order under `seed`, in batches of global_batch / world images.
 
-        num_batches: it ends after so many, counted from where it begins.  state: of `state_dict`.
+        num_batches: it ends after this many, counted from where it begins.  state: of `state_dict`.
         """
         self.mixture, self.num_batches = mixture, num_batches
         self.seed, self.global_batch, self.rank, self.world = seed, global_batch, rank, world
@@ -64,7 +64,7 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
             self._running = None
 
     def state_dict(self, batch: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """From which another dataset goes on: behind `batch`, or behind the one delivered last in this process.
+        """From which another dataset continues: after `batch`, or after the one delivered last in this process.
 
         With workers this process has delivered nothing: name the batch that training holds, or let StatefulDataLoader
         ask the worker.
@@ -78,9 +78,9 @@ class MixtureDataset(IterableDataset[dict[str, Any]]):
         return self._state or {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on behind the state at the next iteration. InputError while one is under way."""
+        """Continue after the state at the next iteration. InputError while one is under way."""
         if self._running:
-            raise InputError("load_state_dict: before the iteration expected, not in its midst")
+            raise InputError("load_state_dict: before the iteration expected, not in the middle of it")
         self._state = dict(state) or None
 
 

@@ -10,7 +10,7 @@ All learning rates are trained at once on the same batches, at little more than 
 the product of tokens and keys is tokens x (keys' weights x query), and values commute with the weighted mean, so that
 no token is ever projected (B N D instead of B N D D a head).
 
-Left out of V-JEPA's block: the projection behind the attention, which the linear head makes superfluous, and the MLP.
+Omitted from V-JEPA's block: the projection after the attention, which the linear head makes superfluous, and the MLP.
 
 Legend: B images, N tokens, D width, C classes, K learning rates, H attention heads, E = D / H.
 """
@@ -62,8 +62,8 @@ def forward(heads: Sequence[AttentiveHead], tokens_BND: Tensor) -> Tensor:
     query_KHE = torch.stack([head.query_D for head in heads]).view(K, H, E)
     key_KHED = torch.stack([head.key_DD for head in heads]).view(K, H, E, D)
     value_KHED = torch.stack([head.value_DD for head in heads]).view(K, H, E, D)
-    asked_SD = torch.einsum("khe,khed->khd", query_KHE, key_KHED).reshape(K * H, D) / math.sqrt(E)
-    share_BSN = F.linear(tokens_BND, asked_SD).transpose(1, 2).softmax(2)
+    query_SD = torch.einsum("khe,khed->khd", query_KHE, key_KHED).reshape(K * H, D) / math.sqrt(E)
+    share_BSN = F.linear(tokens_BND, query_SD).transpose(1, 2).softmax(2)
     seen_BKHD = (share_BSN @ tokens_BND).view(B, K, H, D)
     pooled_BKD = torch.einsum("bkhd,khed->bkhe", seen_BKHD, value_KHED).reshape(B, K, D)
     pooled_BKD = pooled_BKD + torch.stack([head.value_D for head in heads])
@@ -116,8 +116,8 @@ def fit_heads(
         for step in range(steps):
             number, batch = divmod(step, batches)
             if batch == 0:
-                places = permutation(derive_key(seed, "probe", "attentive", number), len(rows))
-                order = rows[torch.from_numpy(places).to(rows.device)]
+                shuffled = permutation(derive_key(seed, "probe", "attentive", number), len(rows))
+                order = rows[torch.from_numpy(shuffled).to(rows.device)]
             for group, lr in zip(optimizer.param_groups, learning_rates, strict=True):
                 group["lr"] = lr * _share(step, steps)
             chosen = order[batch * BATCH : (batch + 1) * BATCH]

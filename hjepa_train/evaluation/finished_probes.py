@@ -1,4 +1,4 @@
-"""evaluated.jsonl: the parts of evaluations that are finished, so that a killed evaluation goes on where it was.
+"""evaluated.jsonl: the parts of evaluations that are finished, so that a killed evaluation continues where it was.
 
 A part is one probe of one kind of features. It is known again by a digest of all that decides it: the weights, the
 images, the settings, the protocol. The file appears whole after each part; what a kill can lose is the part under way.

@@ -10,7 +10,7 @@ the bank, and PCA-whitened by the bank. Whitening alone lifts untrained features
 are given.
 
 Given up: sweeps of learning rates, augmentation, several seeds: a probe must be cheap, and the same for all
-rows of a table. Raw 32x32 pixels (D = 3,072, N = 10,000) are the dearest: about 17 s of linear fits on 2
+rows of a table. Raw 32x32 pixels (D = 3,072, N = 10,000) are the most expensive: about 17 s of linear fits on 2
 cores.
 """
 

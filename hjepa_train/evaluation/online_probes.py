@@ -1,6 +1,6 @@
 """What the encoders know about labels while they train: k-NN and a ridge probe on a few held-out images.
 
-A JEPA's loss does not tell whether it learns; this curve does. At the first step, every so many epochs and at the last
+A JEPA's loss does not show whether it learns; this curve does. At the first step, every few epochs and at the last
 step, on rank 0 while the others wait: each encoder's pooled features of some thousand images in single precision, then
 both probes in closed form (linear_knn_probes.py, ridge_probe.py). k-NN is the `knn` of `hjepa-train eval`, on a smaller
 bank.
@@ -31,7 +31,7 @@ from hjepa_train.parallel.layout import gathered, uncompiled
 
 _MOST_KEPT_BYTES = 2**28
 _IMAGES_BETWEEN = 20
-"""By default at least so many times as many images are trained on as are probed."""
+"""By default at least this many times as many images are trained on as are probed."""
 
 
 @final
@@ -99,7 +99,7 @@ class OnlineProbes:
         keep_best: str | None,
         say: Callable[[str], None],
     ) -> None:
-        """keep_best: the name of the value by which a checkpoint is the best. say: hears why a probe failed."""
+        """keep_best: the name of the value by which a checkpoint is the best. say: receives why a probe failed."""
         encoders = objective.encoders()
         names = [f"{kind}_{name}" for kind in ("knn", "ridge") for name in encoders]
         if keep_best and plan is None:
@@ -118,7 +118,7 @@ class OnlineProbes:
         self._best = -math.inf
 
     def __call__(self, step: int) -> tuple[dict[str, float], bool]:
-        """Percent right behind `step` updates, nothing where no probe is due; whether they are the best so far."""
+        """Percent right after `step` updates, nothing where no probe is due; whether they are the best so far."""
         if self._plan is None or not self._is_due(step):
             return {}, False
         with gathered(self._objective):
@@ -127,12 +127,12 @@ class OnlineProbes:
         return values, is_best
 
     def at(self, step: int) -> dict[str, float]:
-        """What was found behind `step` updates: what a checkpoint of them remembers."""
+        """What was found after `step` updates: what a checkpoint of them remembers."""
         last, values = self._last
         return values if last == step else {}
 
     def _is_due(self, step: int) -> bool:
-        """Behind the first update, at the first log point of each interval, and behind the last."""
+        """After the first update, at the first log point of each interval, and after the last."""
         assert self._plan
         every = self._plan.every
         return step in (1, self._num_steps) or step // every > (step - self._log_every) // every
@@ -141,7 +141,7 @@ class OnlineProbes:
         try:
             values = self._probe()
         except (InputError, ShardError) as error:  # a run of days does not end for a probe
-            self._say(f"[yellow]note[/yellow] no probe behind step {step}: {error}")
+            self._say(f"[yellow]note[/yellow] no probe after step {step}: {error}")
             return {}, False
         value = values.get(self._keep_best or "", math.nan)
         saved = checkpoint_files.best(self._checkpoints, self._keep_best, up_to=step - 1) if self._keep_best else None
@@ -192,7 +192,7 @@ class OnlineProbes:
 
 @contextmanager
 def _evaluating(encoders: Iterable[nn.Module]) -> Iterator[None]:
-    """In evaluation mode and uncompiled; each part is back in its own mode behind it."""
+    """In evaluation mode and uncompiled; each part is back in its own mode after it."""
     modes = [(part, part.training) for encoder in encoders for part in encoder.modules()]
     for part, _ in modes:
         part.training = False

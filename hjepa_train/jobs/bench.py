@@ -38,7 +38,7 @@ from hjepa_train.reports.run_log import RunLog
 from hjepa_train.training.config import RunConfig
 from hjepa_train.training.nonfinite_guard import NonfiniteGuard
 from hjepa_train.training.optimizer import build_optimizer
-from hjepa_train.training.out_of_memory import full_memory_told, smaller_steps
+from hjepa_train.training.out_of_memory import reporting_full_memory, smaller_steps
 from hjepa_train.training.trainer import Hooks, Learner, fit
 
 WARM_UP = 5
@@ -74,11 +74,11 @@ class Bench:
     peak: float
     """FLOP/s of the device at best."""
     peak_from: str
-    """Who says so."""
+    """Whose number it is."""
     peak_memory: int | None
     """Bytes that tensors took on the device at most; None on a CPU."""
     loader: LoaderSpeed
-    """The loader alone, when nobody computes."""
+    """The loader alone, when nothing computes."""
     targets: Mapping[str, tuple[int, int]]
     """Known device -> what the user asks of it, from and to."""
     facts: Mapping[str, Any]
@@ -156,7 +156,7 @@ def bench(
         objective = objective_of(config, num_steps, where, device)
         timed = partial(drive, config, mixture, objective, build_optimizer(objective, training), num_steps, device)
         step_s, waited_s, phases_s = list[float](), list[float](), list[dict[str, float]]()
-        with full_memory_told(partial(smaller_steps, training, objective, device)):
+        with reporting_full_memory(partial(smaller_steps, training, objective, device)):
             for number in range(1, _PASSES + 1):
                 say(f"steps as a run has them, pass {number} of {_PASSES}")
                 free = timed(stop, waits=False)

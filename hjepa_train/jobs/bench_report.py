@@ -20,7 +20,7 @@ from hjepa_train.base.phase_clock import PHASES
 from hjepa_train.jobs.bench import Bench
 from hjepa_train.reports.metric_charts import Chart
 from hjepa_train.reports.run_page import Section, write_page
-from hjepa_train.reports.text_table import NOTHING, Sheet, as_markdown, count, number, percent
+from hjepa_train.reports.text_table import NOTHING, TextTable, as_markdown, count, number, percent
 
 _ENOUGH = 1.2
 """Times as fast as training must the loader be to be no limit."""
@@ -37,20 +37,20 @@ _HEADLINES = {
 """Key of the JSON file -> (name, factor, digits)."""
 
 
-def as_sheets(found: Bench) -> list[Sheet]:
+def as_tables(found: Bench) -> list[TextTable]:
     """Speed, phases, targets, machine."""
     return [_speed(found), _phases(found), _targets(found), _machine(found)]
 
 
 def write_bench(found: Bench, out: Path) -> Path:
-    """Write `found` into the folder `out`, which is there. Returns the JSON file; .md and .html stand beside it."""
+    """Write `found` into the folder `out`, which is there. Returns the JSON file; .md and .html are beside it."""
     path = out / f"{found.name}.json"
-    sheets = as_sheets(found)
+    tables = as_tables(found)
     title = f"{found.run} on {found.hardware}"
-    text = "\n\n".join([f"# {title}, {found.date}", *map(as_markdown, sheets)]) + "\n"
+    text = "\n\n".join([f"# {title}, {found.date}", *map(as_markdown, tables)]) + "\n"
     write_atomically(path, (json.dumps(found.as_json(), indent=1, default=str) + "\n").encode())
     write_atomically(path.with_suffix(".md"), text.encode())
-    speed, phases, targets, machine = sheets
+    speed, phases, targets, machine = tables
     write_page(
         path.with_suffix(".html"),
         title=title,
@@ -62,9 +62,9 @@ def write_bench(found: Bench, out: Path) -> Path:
             ("the loader alone", number(found.loader.loader, 0), False),
         ],
         sections=[
-            Section(heading="How fast", note=what_limits(found), charts=_charts(found), sheets=[speed, phases]),
-            Section(heading="What was asked", sheets=[targets]),
-            Section(heading="Machine", sheets=[machine]),
+            Section(heading="How fast", note=what_limits(found), charts=_charts(found), tables=[speed, phases]),
+            Section(heading="Targets", tables=[targets]),
+            Section(heading="Machine", tables=[machine]),
             Section(heading="Configuration", text=[f"{key}: {value}" for key, value in flatten(found.config).items()]),
         ],
     )
@@ -79,7 +79,7 @@ def make_folder(out: Path) -> None:
         raise InputError(f"{out}: cannot be made: {error.strerror}; choose another --out") from error
 
 
-def compared(paths: Sequence[Path]) -> list[Sheet]:
+def compared(paths: Sequence[Path]) -> list[TextTable]:
     """The numbers of several files side by side, and what differs in their settings and machines."""
     if len(paths) < 2:
         raise InputError(f"--compare {' '.join(map(str, paths))}: two files of results or more expected, one found")
@@ -96,8 +96,8 @@ def compared(paths: Sequence[Path]) -> list[Sheet]:
     differing = [row for row in differing if len(set(row[1:])) > 1]
     columns = ("", *_names(paths))
     return [
-        Sheet(title="Speed", columns=(*columns, "last / first"), rows=tuple(rows)),
-        Sheet(
+        TextTable(title="Speed", columns=(*columns, "last / first"), rows=tuple(rows)),
+        TextTable(
             title="What differs",
             columns=columns,
             rows=tuple(differing),
@@ -120,7 +120,7 @@ def what_limits(found: Bench) -> str:
     )
 
 
-def _speed(found: Bench) -> Sheet:
+def _speed(found: Bench) -> TextTable:
     cuts = quantiles(found.step_s, n=10, method="inclusive")
     rows = {
         f"images/s, of the median of {len(found.step_s)} steps": number(found.images_per_s, 1),
@@ -135,7 +135,7 @@ def _speed(found: Bench) -> Sheet:
         if found.peak_memory is None
         else f"{found.peak_memory / 2**20:,.1f} MiB",
     }
-    return Sheet(
+    return TextTable(
         title=f"{found.run} on {found.hardware}: {count(found.batch)} images a step",
         columns=("", "value"),
         rows=tuple(rows.items()),
@@ -144,22 +144,22 @@ def _speed(found: Bench) -> Sheet:
     )
 
 
-def _phases(found: Bench) -> Sheet:
+def _phases(found: Bench) -> TextTable:
     total_s = fmean(sum(step.values()) for step in found.phases_s)
     rows = [
         (f"{phase}: {what}", number(1e3 * found.phase_s(phase), 2), percent(_mean_s(found, phase) / total_s))
         for phase, what in PHASES.items()
     ]
     rows.append(("a step (mean)", number(1e3 * total_s, 2), percent(1.0)))
-    return Sheet(
+    return TextTable(
         title="A step by its phases",
         columns=("phase", "ms, median", "share of the time"),
         rows=tuple(rows),
-        note=f"{len(found.phases_s)} other steps, in which the host waits for the device behind each phase.",
+        note=f"{len(found.phases_s)} other steps, in which the host waits for the device after each phase.",
     )
 
 
-def _targets(found: Bench) -> Sheet:
+def _targets(found: Bench) -> TextTable:
     rows = [
         (
             name + ", this device" * (name == found.hardware),
@@ -169,25 +169,25 @@ def _targets(found: Bench) -> Sheet:
         )
         for name, (low, high) in found.targets.items()
     ]
-    return Sheet(
-        title="Beside what was asked",
-        columns=("device", "images/s asked", "training here, of the lower", "the loader here, of the upper"),
+    return TextTable(
+        title="Beside the targets",
+        columns=("device", "target images/s", "training here, of the lower", "the loader here, of the upper"),
         rows=tuple(rows),
-        note=f"Asked of those devices, for no model in particular; what was measured is {found.hardware}.",
+        note=f"Targets of those devices, for no model in particular; what was measured is {found.hardware}.",
     )
 
 
-def _machine(found: Bench) -> Sheet:
+def _machine(found: Bench) -> TextTable:
     rows = tuple((name.replace("_", " "), str(value)) for name, value in found.facts.items())
-    return Sheet(title="Hardware and versions", columns=("", "value"), rows=rows)
+    return TextTable(title="Hardware and versions", columns=("", "value"), rows=rows)
 
 
 def _charts(found: Bench) -> list[Chart]:
     """The phases as one bar, and the times of all steps."""
     total_s = sum(sum(step.values()) for step in found.phases_s)
     shares = [(phase, sum(step[phase] for step in found.phases_s) / total_s) for phase in PHASES]
-    free = [(place, 1e3 * seconds) for place, seconds in enumerate(found.step_s, start=1)]
-    bordered = [(place, 1e3 * sum(step.values())) for place, step in enumerate(found.phases_s, start=1)]
+    free = [(index, 1e3 * seconds) for index, seconds in enumerate(found.step_s, start=1)]
+    bordered = [(index, 1e3 * sum(step.values())) for index, step in enumerate(found.phases_s, start=1)]
     lines = [
         Curve(name="free", points=free, colour=0),
         Curve(name="by phases", points=bordered, colour=1, dashed=True),
@@ -196,7 +196,7 @@ def _charts(found: Bench) -> list[Chart]:
         Chart(
             title="where a step goes",
             drawing=stacked_bar(shares, "shares of the phases"),
-            key=tuple((phase, place, percent(share)) for place, (phase, share) in enumerate(shares)),
+            key=tuple((phase, index, percent(share)) for index, (phase, share) in enumerate(shares)),
         ),
         Chart(
             title="time of each step, ms",

@@ -2,7 +2,7 @@
 
 What follows from the configuration is exact (steps, samples of each source, parameters, FLOP an image). Memory is an
 estimate (memory_estimate.py). Hours are arithmetic on an assumed share of a device's peak, stated beside them, and
-nobody's measurement.
+not a measurement.
 """
 
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ from hjepa_train.checkpoints.checkpoint_files import latest
 from hjepa_train.data.labelled_images import held_out_split
 from hjepa_train.parallel.layout import recompute
 from hjepa_train.parallel.memory_estimate import Memory, memory_of_a_step
-from hjepa_train.reports.run_report import Sheet
+from hjepa_train.reports.run_report import TextTable
 from hjepa_train.training.config import RunConfig, build_parts
 
 ASSUMED_MFU = 0.4
-"""Share of the peak that the hours assume; what a run really has stands in its metrics.jsonl as `mfu`."""
+"""Share of the peak that the hours assume; what a run really has is in its metrics.jsonl as `mfu`."""
 _TIMED = ("M1 Max", "A100", "H200")
 
 
@@ -63,7 +63,7 @@ class DryRun:
 
 
 def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> DryRun:
-    """Check `config` to the last number that `train` would stumble over, and say what it comes to.
+    """Check `config` to the last number that `train` would fail on, and say what it comes to.
 
     where: what to call the configuration in errors, usually its file.  ranks: processes that would train together.
     InputError as from `train`; sources that are not built are fine where their size is known.
@@ -96,7 +96,7 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
     )
 
 
-def as_sheets(dry: DryRun) -> list[Sheet]:
+def as_tables(dry: DryRun) -> list[TextTable]:
     """The tables that the command prints: run, model, memory, sources, hours."""
     return [_run(dry), _model(dry), _memory(dry), _sources(dry), _hours(dry)]
 
@@ -123,11 +123,11 @@ def _notes(config: RunConfig, plan: Forecast, not_built: tuple[str, ...]) -> Ite
     folder = config.run.folder / config.run.name
     newest = latest(folder / "checkpoints")
     if newest:
-        yield f"{folder} holds checkpoints up to {newest.name}: `--resume auto` goes on there, another run.name begins"
+        yield f"{folder} holds checkpoints up to {newest.name}: `--resume auto` continues, another run.name begins"
 
 
 def _about_probes(config: RunConfig) -> Iterator[str]:
-    """Where a probe was asked for and there is nothing to probe on."""
+    """Where a probe was requested and there is nothing to probe on."""
     settings = config.evaluation
     if settings.source or settings.during_every_epochs or config.training.keep_best:
         try:
@@ -136,7 +136,7 @@ def _about_probes(config: RunConfig) -> Iterator[str]:
             yield f"nothing to probe on: {error}"
 
 
-def _run(dry: DryRun) -> Sheet:
+def _run(dry: DryRun) -> TextTable:
     training, plan = dry.config.training, dry.plan
     (backbone,), (objective,) = dry.config.backbone, dry.config.objective
     facts = {
@@ -150,16 +150,16 @@ def _run(dry: DryRun) -> Sheet:
         "PFLOP in the run": f"{dry.flops_per_image * plan.samples / 1e15:,.4g}",
         "memory of a rank": f"about {_size(dry.memory.total)}",
     }
-    return Sheet(title=f"{dry.config.run.name}: what will run", columns=("", "value"), rows=tuple(facts.items()))
+    return TextTable(title=f"{dry.config.run.name}: what will run", columns=("", "value"), rows=tuple(facts.items()))
 
 
-def _model(dry: DryRun) -> Sheet:
+def _model(dry: DryRun) -> TextTable:
     rows = [(part.name, f"{part.parameters:,}", "yes" if part.trained else "no") for part in dry.parts]
     rows.append(("all that is trained", f"{dry.trained_parameters:,}", "yes"))
-    return Sheet(title="Model", columns=("part", "parameters", "trained"), rows=tuple(rows))
+    return TextTable(title="Model", columns=("part", "parameters", "trained"), rows=tuple(rows))
 
 
-def _memory(dry: DryRun) -> Sheet:
+def _memory(dry: DryRun) -> TextTable:
     memory = dry.memory
     rows = {
         "weights that are trained, float32": memory.weights,
@@ -170,7 +170,7 @@ def _memory(dry: DryRun) -> Sheet:
         "images of a step": memory.images,
         "together": memory.total,
     }
-    return Sheet(
+    return TextTable(
         title="Memory of a rank",
         columns=("for", "bytes"),
         rows=tuple((name, _size(num_bytes)) for name, num_bytes in rows.items()),
@@ -178,7 +178,7 @@ def _memory(dry: DryRun) -> Sheet:
     )
 
 
-def _sources(dry: DryRun) -> Sheet:
+def _sources(dry: DryRun) -> TextTable:
     rows = [
         (
             entry.name,
@@ -193,12 +193,12 @@ def _sources(dry: DryRun) -> Sheet:
     ]
     columns = ("source", "images", "share", "an epoch", "in the run", "passes", "never seen")
     note = "* as published; not built yet" if dry.not_built else ""
-    return Sheet(title="Sources", columns=columns, rows=tuple(rows), note=note)
+    return TextTable(title="Sources", columns=columns, rows=tuple(rows), note=note)
 
 
-def _hours(dry: DryRun) -> Sheet:
+def _hours(dry: DryRun) -> TextTable:
     machines = [machine for name in _TIMED for machine in MACHINES if machine.name == name]
-    return Sheet(
+    return TextTable(
         title="Hours on one device",
         columns=(
             "device",

@@ -1,9 +1,9 @@
-"""What frozen features are worth: every encoder of a run beside what it must beat.
+"""How good frozen features are: every encoder of a run beside what it must beat.
 
 Features are average-pooled (the attentive probe sees the tokens); which images, data/labelled_images.py says. Baselines
-stand in the same table: chance, raw pixels, 30 principal components, and the same encoder untrained, with the very
+are in the same table: chance, raw pixels, 30 principal components, and the same encoder untrained, with the same
 weights that the run began with. Each finished part is on disk at once (evaluation/finished_probes.py): an evaluation
-that was killed goes on where it was, and another probe of the same checkpoint joins the numbers that are there.
+that was killed continues where it was, and another probe of the same checkpoint joins the numbers that are there.
 """
 
 import copy
@@ -72,7 +72,7 @@ def evaluate(
 
     which: `latest`, `best` (by training.keep_best) or a checkpoint's folder.  probes: in the order of the columns.
     known_rows: rows that need no probing, such as the pixels' from another run's evaluation on the same images.
-    say: hears what is being done, some minutes in all.
+    say: receives what is being done, some minutes in all.
     changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in run_report.py.
     InputError for what is not there (labels, a checkpoint, a probe), ShardError for damaged shards.
     """
@@ -84,8 +84,8 @@ def evaluate(
     )
     name = source or settings.source or config.data.sources[0].name
     path = checkpoint_files.choose(folder / "checkpoints", which, config.training.keep_best)
-    asked = config.training.device
-    device = choose_device(asked if asked in devices_here() else "auto")  # it may have been trained elsewhere
+    trained_on = config.training.device
+    device = choose_device(trained_on if trained_on in devices_here() else "auto")  # it may have been trained elsewhere
     encoders = _encoders(config, path, device)
     data = config.data
     split = held_out_split(data, name, settings.split)
@@ -215,7 +215,7 @@ def _row(
     subject: Callable[[], _Subject],
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """A row of the table, whatever of it is finished already: these probes, and all that were asked for earlier."""
+    """A row of the table, whatever of it is finished already: these probes, and all that were requested earlier."""
     missing: list[Probe] = [probe for probe in probes if finished.get(key, probe) is None]
     done = [probe for probe in probes if probe not in missing]
     if done:

@@ -37,7 +37,7 @@ def export(
 
     which: `latest`, `best` (by training.keep_best) or a checkpoint's folder.
     encoder: by default the last of the run's: the momentum target where there is one.
-    InputError for an encoder that the run does not have, and where the form has no place for its backbone.
+    InputError for an encoder that the run does not have, and where the form cannot hold its backbone.
     """
     config = load_run_config(folder / CONFIG_FILE)
     path = checkpoint_files.choose(folder / "checkpoints", which, config.training.keep_best)
@@ -49,7 +49,7 @@ def export(
         raise InputError(f"--encoder {encoder}: one of {', '.join(encoders)} expected, which is what this run has")
     out = out or folder / "export" / f"{encoder}-{to}"
     if out.exists():
-        raise InputError(f"{out}: is there already; remove it, or choose another place with --out")
+        raise InputError(f"{out}: is there already; remove it, or choose another location with --out")
     facts = {
         "image_size": config.data.image_size,
         "mean": list(config.data.pixel_mean),
@@ -68,7 +68,7 @@ def export(
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
-            f"{out}: cannot be written: {reason}; make room, or choose another place with --out"
+            f"{out}: cannot be written: {reason}; make room, or choose another location with --out"
         ) from error
     return out
 

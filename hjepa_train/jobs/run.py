@@ -1,4 +1,4 @@
-"""A run: its parts, its folder, its beginning and end. The only place where parts meet.
+"""A run: its parts, its folder, its beginning and end. The only module where parts meet.
 
 runs/<name>/  config.yaml  metrics.jsonl  report.md  report.html  pictures.png  evaluation.json  checkpoints/step-<n>/
               tensorboard/  skipped.jsonl
@@ -40,7 +40,7 @@ from hjepa_train.reports.run_log import RunLog
 from hjepa_train.training.config import CONFIG_FILE, RunConfig, TrainingConfig, build_parts
 from hjepa_train.training.nonfinite_guard import NonfiniteGuard
 from hjepa_train.training.optimizer import build_optimizer
-from hjepa_train.training.out_of_memory import full_memory_told, micro_batch_of, smaller_steps
+from hjepa_train.training.out_of_memory import micro_batch_of, reporting_full_memory, smaller_steps
 from hjepa_train.training.trainer import Hooks, Learner, Schedule, fit
 
 _HALVES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,10 +61,10 @@ def train(
     """Run `config` to its end, or to step `stop_after`. Returns the run's folder.
 
     where: what to call the configuration in errors, usually its file.
-    resume: None begins (refused where checkpoints stand), "auto" goes on from the latest checkpoint or begins, a path
-    goes on from that checkpoint.
-    accept_mixture, accept_content: go on with other weights or sources, with other pixels in the same order.
-    InputError, ResumeMismatch for what the user can mend, ShardError for damaged shards.
+    resume: None begins (refused where there are checkpoints), "auto" continues from the latest checkpoint or begins, a
+    path continues from that checkpoint.
+    accept_mixture, accept_content: continue with other weights or sources, with other pixels in the same order.
+    InputError, ResumeMismatch for what the user can fix, ShardError for damaged shards.
     """
     folder = config.run.folder / config.run.name
     mixture = load_mixture(config.data, where or config.run.name)
@@ -92,7 +92,7 @@ def train(
 
 
 def _take(folder: Path, resume: str | None, held: contextlib.ExitStack) -> Path | None:
-    """Have the run's folder for this process alone. Returns the checkpoint to go on from."""
+    """Have the run's folder for this process alone. Returns the checkpoint to continue from."""
     held.enter_context(_run_folder(folder))
     held.enter_context(exclusive(folder, "another run is writing here; wait for it, or choose another run.name"))
     checkpoint_files.recover(folder / "checkpoints")
@@ -128,7 +128,7 @@ def _train(
     start = saved.step if saved else 0
     stop = min(num_steps, stop_after or num_steps)
     if stop_after is not None and stop_after <= start:
-        raise InputError(f"--stop-after {stop_after}: a step behind {start} expected, where this run goes on")
+        raise InputError(f"--stop-after {stop_after}: a step after {start} expected, where this run continues")
     with contextlib.ExitStack() as stack:
         loader = stack.enter_context(
             open_loader(
@@ -172,9 +172,9 @@ def _train(
         )
         stack.enter_context(contextlib.closing(log))
         if saved:
-            log.say(f"going on from {saved.path}: step {start} of {num_steps}")
+            log.say(f"continuing from {saved.path}: step {start} of {num_steps}")
             for difference in checkpoint_files.compare_recipe(saved.state["recipe"], recipe):
-                log.say(f"[yellow]note[/yellow] {difference}: the order goes on exactly, the bits may not")
+                log.say(f"[yellow]note[/yellow] {difference}: the order continues exactly, the bits may not")
         elif resume:
             log.say(f"beginning at step 0 of {num_steps}: no checkpoint in {folder} yet")
 
@@ -203,7 +203,7 @@ def _train(
         came, stop_vote = stack.enter_context(interrupts()), StopVote()
         if device.type == "cuda" and world_size() > 1:
             stop_vote = StopVote(stack.enter_context(contextlib.closing(RankWatchdog())).watch)
-        with full_memory_told(partial(smaller_steps, training, objective, device)):
+        with reporting_full_memory(partial(smaller_steps, training, objective, device)):
             reached = fit(
                 Learner(
                     objective=objective,
@@ -233,14 +233,14 @@ def _train(
             )
         saver.wait()
         if reached < num_steps:
-            log.say(f"stopped after step {reached} of {num_steps}, saved; --resume auto goes on")
+            log.say(f"stopped after step {reached} of {num_steps}, saved; --resume auto continues")
     if stop_vote.last and reached < stop:
         leave(stop_vote.last)
 
 
 def objective_of(config: RunConfig, num_steps: int, where: str, device: torch.device) -> Objective:
     """What a run trains, on its device, laid out over its ranks."""
-    with full_memory_told(f"{device}: its memory is full with the weights alone; choose a smaller backbone"):
+    with reporting_full_memory(f"{device}: its memory is full with the weights alone; choose a smaller backbone"):
         _, objective = build_parts(config, num_steps, where)
         lay_out(objective.to(device), config.training)
     return objective
@@ -253,7 +253,7 @@ def preparation(config: RunConfig, device: torch.device) -> Callable[[Loaded], l
 
 
 def autocast_of(training: TrainingConfig, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """The precision of matrix products, to be entered anew each time."""
+    """The precision of matrix products, to be entered again each time."""
     return partial(torch.autocast, device.type, _HALVES[training.precision], enabled=training.precision != "fp32")
 
 
@@ -303,7 +303,8 @@ def _checkpoint_to_resume(folder: Path, resume: str | None) -> Path | None:
         return Path(resume)
     if newest:
         raise InputError(
-            f"{folder}: holds checkpoints up to {newest.name}; go on with `--resume auto`, or choose another run.name"
+            f"{folder}: holds checkpoints up to {newest.name}; continue with `--resume auto`, or choose another "
+            "run.name"
         )
     return None
 
@@ -336,20 +337,21 @@ def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) 
     ]
     if differences:
         raise ResumeMismatch(
-            f"{where}: this run was begun otherwise: {'; '.join(differences)}; restore those settings, or "
+            f"{where}: this run began with other settings: {'; '.join(differences)}; restore those settings, or "
             "choose another run.name"
         )
 
 
 def _refuse_other_statistics(saved: checkpoint_files.Checkpoint, config: RunConfig, objective: Objective) -> None:
-    """Where a loss depends on which images stand together, as many must go on doing so."""
+    """Where a loss depends on which images are together, as many must stay together."""
     was = RunConfig.model_validate(saved.state["config"]).training
     world, before = world_size(), saved.state["recipe"]["world_size"]
     together, now = micro_batch_of(was, before) * before, micro_batch_of(config.training, world) * world
     if together != now and not objective.is_additive:
         raise ResumeMismatch(
-            f"{saved.path}: this run was begun otherwise: its statistics are those of {together} images (micro-batches "
-            f"of all ranks), {now} here; set `training.micro_batch: {together // world}`, or another number of ranks"
+            f"{saved.path}: this run began with other settings: its statistics are those of {together} images "
+            f"(micro-batches of all ranks), {now} here; set `training.micro_batch: {together // world}`, or another "
+            "number of ranks"
         )
 
 

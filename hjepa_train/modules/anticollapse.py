@@ -16,7 +16,7 @@ from hjepa_train.base.distributed import all_reduce
 from hjepa_train.base.keyed_integers import BITS, draw_integers
 
 TOKEN_SPREAD = 0.7
-"""standard deviation asked of the residuals; 1 cannot be had behind a LayerNorm, which the position shares"""
+"""target standard deviation of the residuals; 1 cannot be reached after a LayerNorm, which the position shares"""
 IMAGE_SPREAD = 0.5
 """the same of an image's mean residual"""
 NUM_SLICES = 256

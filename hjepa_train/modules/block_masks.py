@@ -4,7 +4,7 @@ Everything is integer arithmetic on whole batches, so the masks of an image are 
 every batch split and world size. I-JEPA's collator truncates to the batch minimum, which makes the mask ratio
 depend on the batch; here the counts are fixed:
 
-  blocks   M rectangles of legal shapes at uniform places; every border can be reached
+  blocks   M rectangles of legal shapes at uniform locations; every border can be reached
   context  exactly K cells. Cells are ranked by (tier, random): tier 0 inside the context square and in no block,
            1 outside it and in no block, 1 + n in n blocks, and last of all the one cell per block that the block
            must keep. The K first are the context; they leave the blocks. No retry, no dropped constraint, static
@@ -40,7 +40,7 @@ class Cells:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Masks:
-    """What is visible and what is asked for in a batch of images."""
+    """What is visible and what is the target in a batch of images."""
 
     context_BK: Tensor
     """int64, visible cells, ascending"""

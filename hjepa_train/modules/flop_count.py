@@ -1,8 +1,8 @@
 """Floating-point operations of what models are made of: a multiplication and its addition are two.
 
 Matrix products and attention are counted, as they are computed: with the tokens that a run really has, padding
-included. Norms, softmax, GELU, losses and the optimizer are left out; together they are below 2% of a step. What a
-kernel computes again in its backward pass (flash attention) is no work of the model, and is left out too.
+included. Norms, softmax, GELU, losses and the optimizer are not counted; together they are below 2% of a step. What a
+kernel computes again in its backward pass (flash attention) is no work of the model, and is not counted either.
 
 Everything is of one image, forward. Backward is twice that (gradients of input and weights), or once where the input
 wants none: `trained`.
@@ -23,13 +23,13 @@ def block(num_tokens: int, width: int, *, wanted: int = 0) -> int:
 
 
 def stack(num_tokens: int, width: int, depth: int, *, wanted: int = 0) -> int:
-    """So many blocks; wanted: of the last one."""
+    """This many blocks; wanted: of the last one."""
     return (depth - 1) * block(num_tokens, width) + block(num_tokens, width, wanted=wanted)
 
 
 def trained(forward: int, *, first: int = 0) -> int:
     """Forward and backward of what has gradients.
 
-    first: what works on the images themselves, forward; nobody asks for a gradient of theirs.
+    first: what works on the images themselves, forward; nothing needs a gradient of theirs.
     """
     return 3 * forward + 2 * first

@@ -1,10 +1,10 @@
-"""Numbers that tell whether a joint-embedding model learns, and the alarms on them.
+"""Numbers that show whether a joint-embedding model learns, and the alarms on them.
 
-A JEPA's loss does not tell: it falls under collapse too. Every function here takes detached features;
-`Alarms` takes plain floats. Norms and variances behind a scale-free normalisation are constant by
+A JEPA's loss does not show it: it falls under collapse too. Every function here takes detached features;
+`Alarms` takes plain floats. Norms and variances after a scale-free normalisation are constant by
 construction and are never used.
 
-Axes: B images, N cells of a level, M blocks, C cells asked for, K context patches, D width.
+Axes: B images, N cells of a level, M blocks, C target cells, K context patches, D width.
 """
 
 from typing import Any, final
@@ -94,7 +94,7 @@ class Alarms:
         self._in_a_row: dict[str, int] = {}
 
     def judge(self, step: int, values: dict[str, float]) -> tuple[str, ...]:
-        """The alarms that stand after this log point. The first call's values are the reference."""
+        """The alarms that are on after this log point. The first call's values are the reference."""
         if not self._reference:
             self._reference = {name: values[name] for name in ("sd", "rankme") if name in values}
         if not self.judges(step):

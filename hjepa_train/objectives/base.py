@@ -7,7 +7,7 @@ batch, for every split of it.
 
 A loss in which images meet each other (`is_additive` False) brings together those of one micro-batch on all ranks:
 `all_reduce` and `gather_rows` let it, and carry the gradient back. Its value is then the same for any number of ranks
-with as many images together, and a run goes on with as many.
+with as many images together, and a run continues with as many.
 
 Axes: B images, C channels, H W pixels.
 """
@@ -50,7 +50,7 @@ class Sketch:
     """bool, True where the encoder sees nothing"""
     blocks: tuple[Tensor, ...] = ()
     """a level each [B, M, n] bool: the cells that each block asks for, on a square grid of n cells"""
-    painted_BCHW: Tensor | None = None
+    reconstructed_BCHW: Tensor | None = None
     """images that the objective made, normalised"""
     features: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """encoder -> [B, N, D] what it makes of the patches of the whole image"""
@@ -65,7 +65,7 @@ class Sketch:
             grid=self.grid,
             hidden_BN=None if self.hidden_BN is None else moved(self.hidden_BN),
             blocks=tuple(moved(block) for block in self.blocks),
-            painted_BCHW=None if self.painted_BCHW is None else moved(self.painted_BCHW),
+            reconstructed_BCHW=None if self.reconstructed_BCHW is None else moved(self.reconstructed_BCHW),
             features={name: moved(tokens) for name, tokens in self.features.items()},
         )
 
@@ -96,7 +96,7 @@ class Objective(nn.Module, ABC):
         """
 
     def diagnose(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars that tell whether it learns, without gradient, at log points. None by default."""
+        """Scalars that show whether it learns, without gradient, at log points. None by default."""
         del batch
         return {}
 
@@ -117,4 +117,4 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def encoders(self) -> dict[str, Backbone]:
-        """The backbones worth evaluating, by name."""
+        """The backbones to evaluate, by name."""

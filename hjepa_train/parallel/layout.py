@@ -94,7 +94,7 @@ def uncompiled() -> Iterator[None]:
 def compiled_graphs() -> dict[str, int]:
     """{"graphs": how many this process has compiled}, nothing where it compiles none.
 
-    Where the number grows behind the third step, shapes are not static.
+    Where the number grows after the third step, shapes are not static.
     """
     number = torch._dynamo.utils.counters["stats"]["unique_graphs"]  # pyright: ignore[reportPrivateUsage] nothing public counts
     return {"graphs": number} if number else {}

@@ -1,9 +1,9 @@
 """How much memory a training step will take, without taking it.
 
 The model runs forward on fake tensors, which have shapes and types but no numbers; what autograd keeps for the backward
-pass is added up as it would lie in memory, each storage once. An estimate: kernels' workspaces,
+pass is added up as it would be in memory, each storage once. An estimate: kernels' workspaces,
 fragmentation, what a device's own attention kernel keeps, and the one block that is computed again with
-`activation_checkpointing` are left out.
+`activation_checkpointing` are not counted.
 """
 
 from collections.abc import Callable, Iterator

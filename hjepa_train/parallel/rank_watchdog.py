@@ -1,7 +1,7 @@
-"""A rank that was lost while the others wait for their GPUs: it is said, and they end, long before NCCL gives up.
+"""A rank that was lost while the others wait for their GPUs: that is reported, and they end, long before NCCL gives up.
 
-A host that waits for its GPU hears nothing, and the GPU waits, in a sum over ranks, for one that is gone. What ranks
-say to each other over gloo behind each step breaks at once where a process dies, and a thread listens to that.
+A host that waits for its GPU receives no message, and the GPU waits, in a sum over ranks, for one that is gone. What
+ranks send each other over gloo after each step breaks at once where a process is lost, and a thread listens to that.
 """
 
 import os
@@ -42,7 +42,8 @@ class RankWatchdog:
                 if not self._closed.wait(self._grace_s):
                     say_error(
                         f"error: rank {rank()} of {world_size()} lost another one while it waited for its device "
-                        f"({str(error).partition('. ')[0]}); look at what the others say, then go on with --resume auto"
+                        f"({str(error).partition('. ')[0]}); look at what the others say, then continue "
+                        "with --resume auto"
                     )
                     os._exit(2)  # nothing that is gentler reaches a host in a call that does not come back
                 return

@@ -1,4 +1,4 @@
-"""Several runs beside each other: what differs in their settings, how they went, what their features are worth.
+"""Several runs beside each other: what differs in their settings, how they went, how good their features are.
 
 Tables with a column a run, and curves with a line a run over the images seen; as Markdown, as a page and as JSON with
 every digit. Losses of different mixtures or recipes are losses of different tasks, which the tables say; probes on the
@@ -21,7 +21,7 @@ from hjepa_train.objectives.registry import OBJECTIVES
 from hjepa_train.reports.metric_charts import compared_charts
 from hjepa_train.reports.run_page import Section, write_page
 from hjepa_train.reports.run_report import Run, alarm_steps, digits_of, last_values, read_run, signals
-from hjepa_train.reports.text_table import NOTHING, Sheet, as_markdown, count, number, percent
+from hjepa_train.reports.text_table import NOTHING, TextTable, as_markdown, count, number, percent
 
 _NAME = "comparison"
 _WITHOUT_WEIGHT = ("run.name", "run.folder", "logging.", "evaluation.", "data.root", "data.threads", "data.cache")
@@ -33,25 +33,25 @@ _PROBES = {"linear": "linear", "knn": "k-NN", "knn_centred": "k-NN centred", "kn
 _CAUTION = "Losses and signals compare between runs of one mixture and one recipe; between others only the probes do."
 
 
-def compare(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, list[Sheet]]:
+def compare(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, list[TextTable]]:
     """Write the comparison of the runs in `folders`. Returns (where to, its tables).
 
     out: by default the folder `comparison` beside the first run. InputError for a folder that is no run.
     """
     out = out or folders[0].resolve().parent / _NAME
     if len({folder.resolve() for folder in folders}) < len(folders):
-        raise InputError(f"{', '.join(map(str, folders))}: each run once expected; leave out what stands there twice")
+        raise InputError(f"{', '.join(map(str, folders))}: each run once expected; remove what is there twice")
     if (out / "config.yaml").exists():
         raise InputError(f"{out}: a folder for the comparison expected, that of a run found; choose another --out")
     runs = _named([read_run(folder) for folder in folders])
     settings = _differences({name: _settings(run) for name, run in runs.items()})
-    sheets = [_settings_sheet(runs, settings), _training_sheet(runs), *_probe_sheets(runs)]
+    tables = [_settings_table(runs, settings), _training_table(runs), *_probe_tables(runs)]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be made: {error.strerror}; choose another --out") from error
     title = " and ".join(runs) if len(runs) < 4 else f"{len(runs)} runs"
-    text = "\n\n".join([f"# {title}", *map(as_markdown, sheets)]) + "\n"
+    text = "\n\n".join([f"# {title}", *map(as_markdown, tables)]) + "\n"
     write_atomically(out / f"{_NAME}.md", text.encode())
     facts = {"runs": [_facts(name, run) for name, run in runs.items()], "differences": settings}
     write_atomically(out / f"{_NAME}.json", (json.dumps(facts, indent=1, default=str) + "\n").encode())
@@ -61,25 +61,25 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> tuple[Path, lis
         subtitle="Runs of hjepa-train beside each other.",
         numbers=[("runs", str(len(runs)), False), ("settings that differ", str(len(settings)), False)],
         sections=[
-            Section(heading="Settings that differ", sheets=sheets[:1]),
+            Section(heading="Settings that differ", tables=tables[:1]),
             Section(
                 heading="How they went",
                 charts=compared_charts({name: run.metrics for name, run in runs.items()}),
-                sheets=sheets[1:2],
+                tables=tables[1:2],
             ),
-            Section(heading="What they learnt", sheets=sheets[2:]),
+            Section(heading="What they learnt", tables=tables[2:]),
         ],
     )
-    return out, sheets
+    return out, tables
 
 
-def _settings_sheet(runs: Mapping[str, Run], settings: Mapping[str, Sequence[Any]]) -> Sheet:
+def _settings_table(runs: Mapping[str, Run], settings: Mapping[str, Sequence[Any]]) -> TextTable:
     rows = tuple((key, *map(_word, values)) for key, values in settings.items())
     note = "" if rows else "None differs (names, folders, logging and evaluation aside)."
-    return Sheet(title="Settings that differ", columns=("", *runs), rows=rows, note=note)
+    return TextTable(title="Settings that differ", columns=("", *runs), rows=rows, note=note)
 
 
-def _training_sheet(runs: Mapping[str, Run]) -> Sheet:
+def _training_table(runs: Mapping[str, Run]) -> TextTable:
     last = {name: run.metrics[-1] for name, run in runs.items()}
     finals = [last_values(run) for run in runs.values()]
     names = {key: name for run in runs.values() for key, (_, name) in signals(run).items()}
@@ -100,10 +100,10 @@ def _training_sheet(runs: Mapping[str, Run]) -> Sheet:
         rows.append(("alarms", *("none" for _ in runs)))
     for alarm in dict.fromkeys(name for steps in fired for name in steps):
         rows.append((f"alarm: {alarm}", *(_span(steps.get(alarm)) for steps in fired)))
-    return Sheet(title="At the last log point", columns=("", *runs), rows=tuple(rows), note=_CAUTION)
+    return TextTable(title="At the last log point", columns=("", *runs), rows=tuple(rows), note=_CAUTION)
 
 
-def _probe_sheets(runs: Mapping[str, Run]) -> list[Sheet]:
+def _probe_tables(runs: Mapping[str, Run]) -> list[TextTable]:
     """One table a source and split that any run was evaluated on."""
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for name, run in runs.items():
@@ -111,11 +111,11 @@ def _probe_sheets(runs: Mapping[str, Run]) -> list[Sheet]:
             found.setdefault((evaluation["source"], evaluation["split"]), {})[name] = evaluation
     if not found:
         note = "None of them was evaluated yet: `hjepa-train eval RUN --source NAME`, with the same source for all."
-        return [Sheet(title="Probes", columns=(), rows=(), note=note)]
+        return [TextTable(title="Probes", columns=(), rows=(), note=note)]
     return [_probes(f"{source} ({split}), percent right", runs, of_run) for (source, split), of_run in found.items()]
 
 
-def _probes(title: str, runs: Mapping[str, Run], evaluations: Mapping[str, Mapping[str, Any]]) -> Sheet:
+def _probes(title: str, runs: Mapping[str, Run], evaluations: Mapping[str, Mapping[str, Any]]) -> TextTable:
     probed = {name: {row["features"]: row for row in one["rows"]} for name, one in evaluations.items()}
     rows = [("chance", *(number(evaluations[name]["chance"], 1) if name in probed else NOTHING for name in runs))]
     for features in dict.fromkeys(key for rows_of in probed.values() for key in rows_of):
@@ -126,7 +126,7 @@ def _probes(title: str, runs: Mapping[str, Run], evaluations: Mapping[str, Mappi
     note = "; ".join(f"bank {count(bank)}, test {count(test)}" for bank, test in sorted(sizes))
     if len(sizes) > 1:
         note += ": not the same images, evaluate them with the same --bank and --test to compare"
-    return Sheet(title=title, columns=("", *runs), rows=tuple(rows), note=note)
+    return TextTable(title=title, columns=("", *runs), rows=tuple(rows), note=note)
 
 
 def _facts(name: str, run: Run) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _filled(chosen: Any, rooms: Mapping[str, tuple[type[Strict], Any]]) -> Any:
-    """With defaults, where this version knows the name and the keys; else as it stands."""
+    """With defaults, where this version knows the name and the keys; else as it is."""
     if not isinstance(chosen, Mapping):
         return chosen
     filled: dict[str, Any] = dict(chosen)

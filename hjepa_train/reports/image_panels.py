@@ -1,4 +1,4 @@
-"""Pictures of what an objective does with a few images: masks, what was painted, the main axes of patch features.
+"""Pictures of what an objective does with a few images: masks, what was reconstructed, the main axes of patch features.
 
 Nothing here leaves a trace in training: no gradient, evaluation mode (no running mean moves), every generator put back.
 Everything is drawn on the CPU in float32 from what `Objective.sketch` hands out, and pictures of the same features are
@@ -66,10 +66,10 @@ def draw(images_BCHW: Tensor, sketch: Sketch, *, mean: Sequence[float], std: Seq
         seen = _dimmed(plain, sketch.hidden_BN, sketch.grid)
         if not sketch.blocks:
             panels["visible patches"] = seen
-        for number, asked_BMN in enumerate(sketch.blocks):
-            panels[f"visible patches and what is asked for, level {number}"] = _outlined(seen, asked_BMN)
-    if sketch.painted_BCHW is not None:
-        panels["painted"] = shown(sketch.painted_BCHW)
+        for number, target_BMN in enumerate(sketch.blocks):
+            panels[f"visible patches and targets, level {number}"] = _outlined(seen, target_BMN)
+    if sketch.reconstructed_BCHW is not None:
+        panels["reconstructed"] = shown(sketch.reconstructed_BCHW)
     for name, tokens_BND in sketch.features.items():
         panels[f"{name} features, three main axes as colours"] = _enlarged(
             main_axes(tokens_BND, sketch.grid), sketch.grid, smooth=False
@@ -126,7 +126,7 @@ def last_pictures(folder: Path) -> tuple[list[Picture], str]:
             step, names, side = int(about["step"]), [str(name) for name in about["panels"]], int(about["side"])
             sheet = opened.convert("RGBA")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return [], f"{path.name} cannot be read ({error}); delete it, a run that goes on draws it again."
+        return [], f"{path.name} cannot be read ({error}); delete it, a run that continues draws it again."
     budget = Budget(_MAX_PAGE_BYTES, parts=1)
     budget.next_part()
     strips: list[Picture] = []
@@ -144,17 +144,17 @@ def _few(batch: Batch, num: int) -> Batch:
     """The first images of the batch, from each source in turn."""
     turn: list[tuple[int, int, int]] = []
     had: Counter[int] = Counter()
-    for place, entry in enumerate(batch.entry_B.tolist()):
-        turn.append((had[entry], entry, place))
+    for index, entry in enumerate(batch.entry_B.tolist()):
+        turn.append((had[entry], entry, index))
         had[entry] += 1
-    places = torch.tensor([place for *_, place in sorted(turn)[:num]], device=batch.images_BCHW.device)
+    index = torch.tensor([index for *_, index in sorted(turn)[:num]], device=batch.images_BCHW.device)
     return replace(
         batch,
-        images_BCHW=batch.images_BCHW[places],
-        labels_B=batch.labels_B[places],
-        positions_B=batch.positions_B[places],
-        entry_B=batch.entry_B[places],
-        rows=len(places),
+        images_BCHW=batch.images_BCHW[index],
+        labels_B=batch.labels_B[index],
+        positions_B=batch.positions_B[index],
+        entry_B=batch.entry_B[index],
+        rows=len(index),
     )
 
 
@@ -189,12 +189,12 @@ def _dimmed(images_BCSS: Tensor, hidden_BN: Tensor, grid: int) -> Tensor:
     return images_BCSS + (_GREY - images_BCSS) * _HIDDEN * hidden
 
 
-def _outlined(images_BCSS: Tensor, asked_BMN: Tensor) -> Tensor:
+def _outlined(images_BCSS: Tensor, target_BMN: Tensor) -> Tensor:
     """With an outline around each block in its colour; where they meet, each inside the one before."""
-    B, M, N = asked_BMN.shape
+    B, M, N = target_BMN.shape
     side = round(N**0.5)
     S = images_BCSS.shape[-1]
-    inside = F.interpolate(asked_BMN.view(B, M, side, side).float(), size=(S, S), mode="nearest-exact")
+    inside = F.interpolate(target_BMN.view(B, M, side, side).float(), size=(S, S), mode="nearest-exact")
     for block in range(M):
         outside = 1 - inside[:, block : block + 1]
         inset = _STROKE * (block % len(_COLOURS))
@@ -204,7 +204,7 @@ def _outlined(images_BCSS: Tensor, asked_BMN: Tensor) -> Tensor:
 
 
 def _grown(mask_B1SS: Tensor, pixels: int) -> Tensor:
-    """A mask with its surroundings; what lies beyond the image belongs to it too."""
+    """A mask with its surroundings; what is beyond the image belongs to it too."""
     around = F.pad(mask_B1SS, (pixels, pixels, pixels, pixels), value=1.0)
     rows = F.max_pool2d(around, (1, 2 * pixels + 1), stride=1)  # a square of that side in both directions would be
     return F.max_pool2d(rows, (2 * pixels + 1, 1), stride=1)  # six times the work

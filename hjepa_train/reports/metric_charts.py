@@ -59,7 +59,7 @@ def _percent(value: float) -> str:
 _LOSS = _Signal(title="loss", key="loss", show=_number)
 _SIGNALS = (
     _Signal(title="ρ", key="rho_l", show=_number, limit=1.0, note="below 1: it uses the image"),
-    _Signal(title="gap", key="gap_l", show=_number, limit=0.03, note="above 0: it tells images apart"),
+    _Signal(title="gap", key="gap_l", show=_number, limit=0.03, note="above 0: it distinguishes images"),
     _Signal(title="deviation between images", key="sd", show=_number, limit_of_start=0.2, floor=0.0),
     _Signal(title="RankMe", key="rankme", show=_number, limit_of_start=0.7, floor=0.0),
     _Signal(title="gradient norm", key="grad_norm", show=_number),
@@ -115,7 +115,7 @@ def _shares(rows: Sequence[Row]) -> Chart | None:
         for key, dashed in (("share", False), ("target", True)):
             points = [(_at(row), _of_source(row, name, key)) for row in rows]
             lines.append(Curve(name=f"{name}, {key}", points=points, colour=number, dashed=dashed))
-    chart = _chart("share of the images so far", lines, _percent, note="dashed: what the weights asked for")
+    chart = _chart("share of the images so far", lines, _percent, note="dashed: what the weights say")
     return chart
 
 
@@ -139,9 +139,9 @@ def _chart(
 ) -> Chart | None:
     """None where there is nothing to draw."""
     lines = [line for line in lines if any(_is_number(value) for _, value in line.points)]
-    left_out = len(lines) - _MOST_LINES
-    if left_out > 0:
-        lines, note = lines[:_MOST_LINES], f"{note + '; ' if note else ''}and {left_out} more lines"
+    num_hidden = len(lines) - _MOST_LINES
+    if num_hidden > 0:
+        lines, note = lines[:_MOST_LINES], f"{note + '; ' if note else ''}and {num_hidden} more lines"
     drawing = line_chart(lines, title, show=show, limit=limit, bands=bands, floor=floor)
     key: list[tuple[str, int | None, str]] = [
         (line.name, line.colour, next(show(y) for _, y in reversed(line.points) if y is not None and math.isfinite(y)))
@@ -155,10 +155,10 @@ def _chart(
 
 
 def _bands(rows: Sequence[Row], kind: str | None) -> list[Band]:
-    """Where alarms stood that were judged on `kind` (None: all): from their log point to the next."""
+    """Where alarms were on that were judged on `kind` (None: all): from their log point to the next."""
     bands: list[Band] = []
-    for place, row in enumerate(rows):
-        stop = _at(rows[place + 1]) if place + 1 < len(rows) else _at(row)
+    for index, row in enumerate(rows):
+        stop = _at(rows[index + 1]) if index + 1 < len(rows) else _at(row)
         for name in row.get("alarms") or ():
             if kind is not None and kind not in _JUDGED_ON.get(name, ()):
                 continue

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _SAY_EVERY_S = 30
-"""Into a file or a pipe, where no bar is drawn, a line in so many seconds."""
+"""Into a file or a pipe, where no bar is drawn, a line in this many seconds."""
 _PACE = ("position", "lr", "images_per_s", "data_wait", "mfu", "graphs")
 
 
@@ -175,7 +175,7 @@ class RunLog:
                 self._board.add_histogram(f"features/{name}: deviation of each dimension", deviation_D, step)
 
     def _say_alarms(self, step: int, alarms: set[str]) -> None:
-        """When they begin and when they are over: one may stand for thousands of log points."""
+        """When they begin and when they are over: one may be on for thousands of log points."""
         for alarm in sorted(alarms - self._alarms):
             self.say(f"[yellow]alarm[/yellow] at step {step}: {alarm}")
         for alarm in sorted(self._alarms - alarms):

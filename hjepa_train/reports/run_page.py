@@ -10,18 +10,18 @@ from hjepa_shards.base.atomic_files import write_atomically
 from hjepa_shards.reports.html_page import render_page
 from hjepa_shards.reports.inline_images import Picture
 from hjepa_train.reports.metric_charts import Chart
-from hjepa_train.reports.text_table import Sheet
+from hjepa_train.reports.text_table import TextTable
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """A part of the page; what is empty is left out."""
+    """A part of the page; what is empty is not shown."""
 
     heading: str
     note: str = ""
     charts: Sequence[Chart] = ()
-    sheets: Sequence[Sheet] = ()
+    tables: Sequence[TextTable] = ()
     strips: Sequence[Picture] = ()
     """each as wide as the page"""
     text: Sequence[str] = ()

@@ -1,6 +1,6 @@
 """report.md and report.html: what ran, whether it ran right, whether it learnt.
 
-Every table is made once, as a `Sheet`; the command line shows it with `as_rich`, the report writes it as
+Every table is made once, as a `TextTable`; the command line shows it with `as_rich`, the report writes it as
 Markdown and into a page, so all say the same; the page has curves and pictures besides. Only files of the run
 folder are read (config.yaml, metrics.jsonl, evaluation.json, pictures.png, the newest checkpoint's
 state.json), so a report can be made of any run, on any machine, while it still trains.
@@ -23,7 +23,7 @@ from hjepa_train.checkpoints.checkpoint_files import latest, read_state
 from hjepa_train.reports.image_panels import last_pictures
 from hjepa_train.reports.metric_charts import run_charts
 from hjepa_train.reports.run_page import Section, write_page
-from hjepa_train.reports.text_table import NOTHING, Sheet, as_markdown, count, number, percent
+from hjepa_train.reports.text_table import NOTHING, TextTable, as_markdown, count, number, percent
 
 _ALARM_WHEN = {"rho": "ρ ≥ 1", "gap": "< .03", "sd": "< .2 of the start", "rankme": "< .7 of the start"}
 _PROBE_NAMES = {
@@ -59,7 +59,7 @@ class Run:
 
     folder: Path
     config: str
-    """config.yaml as it stands."""
+    """config.yaml as it is."""
     metrics: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     recipe: dict[str, Any]
@@ -72,11 +72,11 @@ def read_run(folder: Path) -> Run:
         config = (folder / "config.yaml").read_text(encoding="utf-8")
     except OSError as error:
         inside = sorted(str(path.parent) for path in folder.glob("*/config.yaml"))
-        advice = f"runs in it: {', '.join(inside)}" if inside else "runs stand in runs/<name>"
+        advice = f"runs in it: {', '.join(inside)}" if inside else "runs are in runs/<name>"
         raise InputError(f"{folder}: the folder of a run expected, no config.yaml found in it; {advice}") from error
     metrics = read_metrics(folder / "metrics.jsonl")
     if not metrics:
-        raise InputError(f"{folder / 'metrics.jsonl'}: a logged step expected, none found yet; let the run go on")
+        raise InputError(f"{folder / 'metrics.jsonl'}: a logged step expected, none found yet; let the run continue")
     newest = latest(folder / "checkpoints")
     return Run(
         folder=folder,
@@ -96,10 +96,10 @@ def write_report(folder: Path) -> Path:
         "Did it learn?": did_it_learn(run),
     }
     lines = [f"# {run.folder.resolve().name}", ""]
-    for heading, sheets in sections.items():
+    for heading, tables in sections.items():
         lines += [f"## {heading}", ""]
-        for sheet in sheets:
-            lines += [as_markdown(sheet), ""]
+        for table in tables:
+            lines += [as_markdown(table), ""]
     lines += ["## Configuration", "", "```yaml", run.config.rstrip("\n"), "```", ""]
     path = folder / "report.md"
     write_atomically(path, "\n".join(lines).encode())
@@ -107,7 +107,7 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def _write_html(run: Run, sections: Mapping[str, Sequence[Sheet]]) -> None:
+def _write_html(run: Run, sections: Mapping[str, Sequence[TextTable]]) -> None:
     """report.html: the same tables with the curves of the run and its last pictures."""
     charts = run_charts(run.metrics)
     what, right, learnt = sections.items()
@@ -126,16 +126,16 @@ def _write_html(run: Run, sections: Mapping[str, Sequence[Sheet]]) -> None:
             ("alarms at the end", ", ".join(firing) or "none", bool(firing)),
         ],
         sections=[
-            Section(heading=right[0], charts=charts["learning"] + charts["sources"], sheets=right[1]),
-            Section(heading=learnt[0], sheets=learnt[1]),
+            Section(heading=right[0], charts=charts["learning"] + charts["sources"], tables=right[1]),
+            Section(heading=learnt[0], tables=learnt[1]),
             *([Section(heading="Pictures", note=seen, strips=strips)] if seen else []),
-            Section(heading=what[0], charts=charts["pace"], sheets=what[1]),
+            Section(heading=what[0], charts=charts["pace"], tables=what[1]),
             Section(heading="Configuration", text=run.config.splitlines()),
         ],
     )
 
 
-def what_ran(run: Run) -> Sheet:
+def what_ran(run: Run) -> TextTable:
     last = run.metrics[-1]
     facts = {
         "steps, up to the last log point": count(last["step"] + 1),
@@ -145,23 +145,23 @@ def what_ran(run: Run) -> Sheet:
         "share of the device's peak FLOP/s (median MFU)": percent(_summary(median, run.metrics, "mfu")),
         **{name.replace("_", " "): str(value) for name, value in run.recipe.items()},
     }
-    return Sheet(title="Run", columns=("", "value"), rows=tuple(facts.items()))
+    return TextTable(title="Run", columns=("", "value"), rows=tuple(facts.items()))
 
 
-def did_it_run_right(run: Run) -> list[Sheet]:
+def did_it_run_right(run: Run) -> list[TextTable]:
     """Shares of the sources; the signals of learning at start and end; alarms; the order proof."""
     return [_shares(run), _signals(run), _alarms(run)]
 
 
-def did_it_learn(run: Run) -> list[Sheet]:
-    """A table for each evaluation: every row that was probed, whoever wins."""
+def did_it_learn(run: Run) -> list[TextTable]:
+    """A table for each evaluation: every row that was probed, whichever wins."""
     if not run.evaluations:
         note = f"Not evaluated yet: `hjepa-train eval {run.folder} --source NAME`."
-        return [Sheet(title="Probes", columns=(), rows=(), note=note)]
+        return [TextTable(title="Probes", columns=(), rows=(), note=note)]
     return [probed([evaluation]) for evaluation in run.evaluations]
 
 
-def probed(evaluations: Sequence[dict[str, Any]]) -> Sheet:
+def probed(evaluations: Sequence[dict[str, Any]]) -> TextTable:
     """One table of one or more evaluations; a column for each probe that any of them has."""
     columns = [key for key in _PROBE_NAMES if any(key in row for one in evaluations for row in one["rows"])]
     names = [f"{one['source']} ({one['split']})" for one in evaluations]
@@ -176,7 +176,7 @@ def probed(evaluations: Sequence[dict[str, Any]]) -> Sheet:
             rows.append((before + row["features"], count(row.get("dims")), *numbers, *chosen))
         about = f"Bank {count(one['bank'])}, test {count(one['test'])}; chance: its commonest class"
         notes.append(before + about)
-    return Sheet(
+    return TextTable(
         title="Percent right" if len(evaluations) > 1 else f"{names[0]}, percent right",
         columns=(
             *("features", "dims", *(_PROBE_NAMES[key] for key in columns)),
@@ -198,12 +198,12 @@ def signals(run: Run) -> dict[str, tuple[str, str]]:
 
 
 def last_values(run: Run) -> dict[str, float | None]:
-    """Key of the journal -> the last value that stands, of every signal of learning."""
+    """Key of the journal -> the last value, of every signal of learning."""
     return {key: _first(row.get(key) for row in reversed(run.metrics)) for key in signals(run)}
 
 
 def alarm_steps(run: Run) -> dict[str, list[int]]:
-    """Alarm -> the steps of the log points that it stood at."""
+    """Alarm -> the steps of the log points that it was on at."""
     fired: dict[str, list[int]] = {}
     for row in run.metrics:
         for name in row.get("alarms") or ():
@@ -211,7 +211,7 @@ def alarm_steps(run: Run) -> dict[str, list[int]]:
     return fired
 
 
-def _shares(run: Run) -> Sheet:
+def _shares(run: Run) -> TextTable:
     last = run.metrics[-1]
     rows = [
         (
@@ -225,7 +225,7 @@ def _shares(run: Run) -> Sheet:
         )
         for name, source in sorted(last.get("sources", {}).items())
     ]
-    return Sheet(
+    return TextTable(
         title="Sources",
         columns=("source", "images", "share", "target", "passes", "loss at start", "at end"),
         rows=tuple(rows),
@@ -235,18 +235,18 @@ def _shares(run: Run) -> Sheet:
 
 
 def digits_of(key: str) -> int:
-    """Behind the point: what is percent of some thousand images has no more."""
+    """After the point: what is percent of some thousand images has no more."""
     return 1 if key.startswith(("knn_", "ridge_")) else 3
 
 
-def _signals(run: Run) -> Sheet:
+def _signals(run: Run) -> TextTable:
     rows: list[tuple[str, ...]] = []
     for key, (kind, name) in signals(run).items():
         values = [row.get(key) for row in run.metrics]
         start, end = (number(_first(column), digits_of(key)) for column in (values, reversed(values)))
         rows.append((name, start, end, _ALARM_WHEN.get(kind, NOTHING)))
     cap = _first(row.get("rankme_cap") for row in run.metrics)
-    return Sheet(
+    return TextTable(
         title="Signals",
         columns=("", "start", "end", "alarm when"),
         rows=tuple(rows),
@@ -254,18 +254,18 @@ def _signals(run: Run) -> Sheet:
     )
 
 
-def _alarms(run: Run) -> Sheet:
+def _alarms(run: Run) -> TextTable:
     fired = alarm_steps(run)
     enough = sum(row.get("judged", True) for row in run.metrics) >= 3
     rows = [
         (name, count(steps[0]), count(steps[-1]), f"{len(steps)} of {len(run.metrics)}")
         for name, steps in fired.items()
     ]
-    return Sheet(
+    return TextTable(
         title="Alarms",
         columns=("alarm", "first at step", "last at step", "log points"),
         rows=tuple(rows),
-        note="" if fired else "None fired." if enough else "Not judged yet: that takes 3 log points behind warm-up.",
+        note="" if fired else "None fired." if enough else "Not judged yet: that takes 3 log points after warm-up.",
     )
 
 

@@ -11,7 +11,7 @@ NOTHING = "–"
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sheet:
+class TextTable:
     """A table to show: strings only, numbers already formatted."""
 
     title: str
@@ -21,25 +21,25 @@ class Sheet:
     """A sentence below the table."""
 
 
-def as_rich(sheet: Sheet) -> Table:
-    """The sheet for a terminal."""
-    table = Table(title=Text(sheet.title), caption=Text(sheet.note) if sheet.note else None, title_justify="left")
-    for index, column in enumerate(sheet.columns):
-        table.add_column(Text(column), justify="left" if index == 0 else "right")
-    for row in sheet.rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+def as_rich(table: TextTable) -> Table:
+    """The table for a terminal."""
+    shown = Table(title=Text(table.title), caption=Text(table.note) if table.note else None, title_justify="left")
+    for index, column in enumerate(table.columns):
+        shown.add_column(Text(column), justify="left" if index == 0 else "right")
+    for row in table.rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    return shown
 
 
-def as_markdown(sheet: Sheet) -> str:
-    lines = [f"**{sheet.title}**", ""]
-    if sheet.rows:
-        rule = ["---" if index == 0 else "---:" for index in range(len(sheet.columns))]
-        for row in (sheet.columns, rule, *sheet.rows):
+def as_markdown(table: TextTable) -> str:
+    lines = [f"**{table.title}**", ""]
+    if table.rows:
+        rule = ["---" if index == 0 else "---:" for index in range(len(table.columns))]
+        for row in (table.columns, rule, *table.rows):
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
         lines.append("")
-    if sheet.note:
-        lines.append(sheet.note)
+    if table.note:
+        lines.append(table.note)
     return "\n".join(lines).rstrip("\n")
 
 

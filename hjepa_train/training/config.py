@@ -29,7 +29,7 @@ class RunSection(Strict):
     seed: int = Field(default=0, ge=0)
     """Of the order of samples, crops, masks and weights."""
     folder: Path = Path("runs")
-    """Where run folders stand."""
+    """Where run folders are."""
 
 
 class TrainingConfig(OptimConfig, ScaleConfig):
@@ -67,7 +67,7 @@ class LoggingConfig(Strict):
     every_steps: int = Field(default=20, ge=1)
     """Steps between two log points, at which signals are computed and a line is written."""
     images_every: int = Field(default=10, ge=0)
-    """Pictures of masks and features at every so many log points, and at the run's last; 0 is never."""
+    """Log points from one picture of masks and features to the next; the run's last has one too; 0 is never."""
 
 
 class RunConfig(Strict):
@@ -94,7 +94,7 @@ class RunConfig(Strict):
 def load_run_config(path: Path, changes: Sequence[str] = ()) -> RunConfig:
     """The run that the YAML file at `path` describes, checked to the last key. InputError naming every wrong one.
 
-    changes: `training.lr=1e-4`, in place of what stands there.
+    changes: `training.lr=1e-4`, in place of what is there.
     """
     config = parse(RunConfig, overridden(load_yaml(path), changes, str(path)), str(path))
     _room(config.backbone, BACKBONES, f"{path}: backbone")
@@ -111,7 +111,7 @@ def build_parts(config: RunConfig, num_steps: int, where: str) -> tuple[Backbone
     name, objective_config, objective = _room(config.objective, OBJECTIVES, f"{where}: objective")
     if config.data.augmentation.views != objective.num_views:
         raise InputError(
-            f"{where}: data.augmentation.views: {objective.num_views} expected, for {name} takes so many crops of an "
+            f"{where}: data.augmentation.views: {objective.num_views} expected, for {name} takes this many crops of an "
             f"image, {config.data.augmentation.views} found"
         )
     size, seed = config.data.image_size, config.run.seed

@@ -1,6 +1,6 @@
 """Steps whose gradient is not finite: nothing is updated then, no weight, no moment, no target.
 
-The device decides, so that the host waits for nothing; it hears of a step while the next one runs, writes down which
+The device decides, so that the host waits for nothing; it learns of a step while the next one runs, writes down which
 samples it saw, and stops the run where two in a row are so (in fp16, where a first loss scale is looked for, more).
 """
 
@@ -22,7 +22,7 @@ from hjepa_train.base.metrics_file import append_metrics
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One that the host has not heard of yet."""
+    """One that the host does not know of yet."""
 
     number: int
     is_finite: Tensor
@@ -35,10 +35,10 @@ class Step:
 
 @final
 class NonfiniteGuard:
-    """What watches the steps of a run. Ask it behind each backward pass, and `hear` at the end."""
+    """What watches the steps of a run. Call `judge` after each backward pass, and `receive` at the end."""
 
     def __init__(self, path: Path, names: Sequence[str], say: Callable[[str], None], *, allowed: int = 1) -> None:
-        """path: where the samples of steps that were left out are written, a line of JSON each.  names: of entries.
+        """path: where the samples of steps that were skipped are written, a line of JSON each.  names: of entries.
 
         allowed: how many such steps in a row do not stop the run.
         """
@@ -55,7 +55,7 @@ class NonfiniteGuard:
         norm = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if is_shard(norm) else norm
         is_finite = norm.isfinite()
-        self.hear()
+        self.receive()
         if is_finite.device.type == "cuda":
             on_host = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(is_finite, non_blocking=True)
             arrived = torch.cuda.Event()
@@ -71,7 +71,7 @@ class NonfiniteGuard:
         )
         return norm, is_finite
 
-    def hear(self) -> None:
+    def receive(self) -> None:
         """How the last step judged was, on all ranks alike."""
         step, self._waiting = self._waiting, None
         if step is None:
@@ -86,10 +86,10 @@ class NonfiniteGuard:
             first = step.number - self._allowed
             raise InputError(
                 f"steps {first} to {step.number}: the gradient is not finite, nothing was updated; their "
-                f"samples stand in {self._path}; the run diverged: resume from the last checkpoint with a smaller "
+                f"samples are in {self._path}; the run diverged: resume from the last checkpoint with a smaller "
                 "training.lr, or start again with a longer warm-up"
             )
-        self._say(f"[yellow]note[/yellow] step {step.number}: the gradient is not finite, left out; see {self._path}")
+        self._say(f"[yellow]note[/yellow] step {step.number}: the gradient is not finite, skipped; see {self._path}")
         self._last_bad = step.number
 
     def _write(self, step: Step) -> None:

@@ -1,4 +1,4 @@
-"""What is said where a device's memory is full, and what to do next."""
+"""The error message where a device's memory is full, and what to do next."""
 
 import contextlib
 import re
@@ -21,7 +21,7 @@ def is_full_memory(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def full_memory_told(advice: Callable[[], str] | str) -> Iterator[None]:
+def reporting_full_memory(advice: Callable[[], str] | str) -> Iterator[None]:
     """InputError where the device's memory is full.  advice: whose it is, with what, and what to do next."""
     try:
         yield

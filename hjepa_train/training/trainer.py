@@ -1,7 +1,7 @@
 """The loop. It knows batches, an objective and an optimizer; no configuration file, no family, no evaluation.
 
 A step is keyed: dropout's generator is seeded from the step's number, masks and augmentation from each image's
-position, schedules are functions of the step. So nothing random is saved, and a run that was killed goes on bit for
+position, schedules are functions of the step. So nothing random is saved, and a run that was killed continues bit for
 bit (on the CPU, with the same threads).
 """
 
@@ -57,7 +57,7 @@ class Learner:
     prepare: Callable[[Loaded], list[Batch]]
     """A loaded batch to micro-batches on the device."""
     autocast: Callable[[], AbstractContextManager[Any]]
-    """The precision of matrix products, entered anew each time."""
+    """The precision of matrix products, entered again each time."""
     guard: NonfiniteGuard
 
 
@@ -75,7 +75,7 @@ class Hooks:
     save: Callable[[int, Loaded], None]
     """Called with the number of steps done and the batch of the last one."""
     stopping: Callable[[], bool]
-    """Asked after each step; true saves and ends."""
+    """Called after each step; true saves and ends."""
 
 
 def fit(learner: Learner, loader: Loader, schedule: Schedule, hooks: Hooks, *, start: int, stop: int) -> int:
@@ -128,13 +128,13 @@ def fit(learner: Learner, loader: Loader, schedule: Schedule, hooks: Hooks, *, s
                 hooks.log.show(step, objective, micro_batches[0], learner.autocast)
             stopwatch.lap()  # without the time that looking on took
             saving = saving or is_best
-        asked_to_stop = hooks.stopping()
-        if saving or asked_to_stop:
+        told_to_stop = hooks.stopping()
+        if saving or told_to_stop:
             hooks.save(step + 1, loaded)
-        if asked_to_stop:
+        if told_to_stop:
             stop = step + 1
             break
-    learner.guard.hear()
+    learner.guard.receive()
     return stop
 
 

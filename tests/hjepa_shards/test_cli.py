@@ -175,15 +175,17 @@ def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path, split: Path) 
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path, workers: int) -> None:
-    """While an image is read that never ends, here or in a worker: a pipe that nobody writes to."""
+def test_ctrl_c_says_how_to_continue(tmp_path: Path, workers: int) -> None:
+    """While an image is read that never ends, here or in a worker: a pipe that nothing writes to."""
     pipe = tmp_path / "raw" / "a.jpg"
     pipe.parent.mkdir()
     os.mkfifo(pipe)
     Image.new("RGB", (8, 8)).save(tmp_path / "raw" / "b.png")
-    signals = 20 if workers == 1 else 1  # one right before a read begins is heard at the next; workers are told again
+    signals = (
+        20 if workers == 1 else 1
+    )  # one right before a read begins is received at the next; workers are told again
     stderr = _interrupted(pipe, tmp_path, signals, "--samples-per-shard", "1", "--workers", str(workers))
-    assert b"interrupted; the same command goes on with what is not done yet" in stderr
+    assert b"interrupted; the same command continues with what is not done yet" in stderr
     assert b"Traceback" not in stderr
 
 
@@ -214,7 +216,7 @@ def _group_lives(group: int) -> bool:
 
 
 def _interrupted(pipe: Path, folder: Path, signals: int, *options: str) -> bytes:
-    """What a build says that reads a pipe and hears at most so many signals in a minute."""
+    """What a build says that reads a pipe and receives at most this many signals in a minute."""
     command = [HJEPA_SHARDS, "build", "folder", "--raw", str(pipe.parent), "--out", str(folder / "out"), *options]
     with running(command) as process:
         writer = _opened_for_writing(pipe, process)
@@ -235,7 +237,7 @@ def _opened_for_writing(pipe: Path, process: subprocess.Popen[bytes]) -> int:
     while process.poll() is None:
         try:
             return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # nobody reads yet
+        except OSError:  # nothing reads yet
             time.sleep(0.01)
     raise AssertionError(process.communicate())
 
@@ -292,7 +294,7 @@ def test_a_build_under_way_keeps_others_out(command: Command, tmp_path: Path) ->
         other.kill()
 
 
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on_after_room_was_made(
+def test_a_full_disk_is_one_line_and_the_same_command_continues_after_room_was_made(
     small_disk: Path, tmp_path: Path
 ) -> None:
     (small_disk / "ballast").write_bytes(bytes(1_850_000))

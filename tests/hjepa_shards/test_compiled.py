@@ -83,7 +83,7 @@ def test_our_means_are_opencvs() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to guard a page of memory")
 @pytest.mark.parametrize("size", [(3, 3), (5, 4), (40, 30), (2, 900)])
 @pytest.mark.usefixtures("vectors")
-def test_nothing_is_read_before_or_behind_an_image(size: tuple[int, int]) -> None:
+def test_nothing_is_read_before_or_past_an_image(size: tuple[int, int]) -> None:
     height, width = size
     page, num_bytes = mmap.PAGESIZE, 3 * height * width
     pages = -(-num_bytes // page)
@@ -156,7 +156,7 @@ def test_many_crops_are_resized_as_one_by_one() -> None:
         ((b"x" * 27, 3, 3, 0, 0, 3, 3, 0), (4, 4, 3)),
     ],
 )
-def test_crops_that_do_not_lie_in_their_images_are_refused(crop: tuple[object, ...], shape: tuple[int, ...]) -> None:
+def test_crops_outside_of_their_images_are_refused(crop: tuple[object, ...], shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="crops that lie in their images"):
         _resize.bilinear_many([crop], np.zeros(shape, np.uint8))
 
@@ -169,9 +169,9 @@ def test_many_reads_are_those_of_os_pread(tmp_path: Path) -> None:
     data = rng.bytes(100_000)
     (tmp_path / "a").write_bytes(data)
     descriptor = os.open(tmp_path / "a", os.O_RDONLY)
-    places = [(int(rng.integers(0, 99_000)), int(rng.integers(0, 1000))) for _ in range(50)]
-    assert _pread.preads([(descriptor, at, num) for at, num in places]) == [data[at : at + num] for at, num in places]
-    assert _pread.preads([(descriptor, 99_990, 20), (descriptor, 99_990, 10)]) == [None, data[-10:]], "behind the end"
+    spans = [(int(rng.integers(0, 99_000)), int(rng.integers(0, 1000))) for _ in range(50)]
+    assert _pread.preads([(descriptor, at, num) for at, num in spans]) == [data[at : at + num] for at, num in spans]
+    assert _pread.preads([(descriptor, 99_990, 20), (descriptor, 99_990, 10)]) == [None, data[-10:]], "past the end"
     assert _pread.preads([]) == []
     os.close(descriptor)
     assert _pread.preads([(descriptor, 0, 5)]) == [None]
@@ -238,7 +238,7 @@ def test_small_pngs_are_decoded_as_by_pillow() -> None:
         pixels = rng.integers(0, 256, shape, np.uint8)
         if attempt % 2:
             pixels = np.cumsum(pixels % 3, axis=1).astype(np.uint8)
-        text = chunk(b"tEXt", b"by\0nobody") if attempt % 4 == 0 else b""
+        text = chunk(b"tEXt", b"by\0no one") if attempt % 4 == 0 else b""
         data = png(pixels, rng.integers(0, 5, height).astype(np.uint8), parts=1 + attempt % 3, between=text)
         images.append((data, height, width))
         images.append((stored(Image.fromarray(pixels)), height, width))

@@ -57,7 +57,7 @@ class Target:
     path: Path
     read: Callable[[], object]
     seal: Callable[[bytes], bytes] = bytes
-    """Makes a checksum right again, so that what stands behind it is reached."""
+    """Makes a checksum right again, so that what comes after it is reached."""
 
 
 def read_all(source: str, raw: Path, split: str) -> None:

@@ -1,4 +1,4 @@
-"""A step on a GPU that is not here: all of it stands there, and the host never waits for it between log points.
+"""A step on a GPU that is not here: all of it is there, and the host never waits for it between log points.
 
 Fake tensors have a device, a shape and a type, and no numbers: augmentation, forward passes, AdamW, the target's step
 and what log points look at run on them as on a GPU. Autograd's engine wants a real one: gradients are made up here, and
@@ -139,7 +139,7 @@ def test_the_host_waits_for_nothing_between_log_points(family: str, monkeypatch:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_log_points_look_at_stands_on_the_gpu_or_is_fetched(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_log_points_look_at_is_on_the_gpu_or_is_fetched(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     objective = built(family)
     with on_fake_gpu(objective) as traffic, torch.no_grad():
         batch = prepared(objective.num_views, monkeypatch)

@@ -1,4 +1,4 @@
-"""Two machines, as network namespaces with a cable between them: torchrun's rendezvous, one is lost, both go on."""
+"""Two machines, as network namespaces with a cable between them: torchrun's rendezvous, one is lost, both continue."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Several ranks train as one, go on as any other number of them, and end together when one is asked to, or is lost."""
+"""Several ranks train as one, continue as any other number of them, and end together when one must stop, or is lost."""
 
 import os
 import shutil
@@ -94,7 +94,7 @@ def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
         ),
     ],
 )
-def test_any_number_of_ranks_trains_as_one_and_goes_on_as_any_other(
+def test_any_number_of_ranks_trains_as_one_and_continues_as_any_other(
     shards: Path, tmp_path: Path, alone: list[dict[str, Any]], changes: dict[str, Any]
 ) -> None:
     config = tiny_run(shards, tmp_path, **changes)
@@ -111,7 +111,7 @@ def test_any_number_of_ranks_trains_as_one_and_goes_on_as_any_other(
     for name in ("knn_target", "ridge_online"):
         probed, expected = ({row["step"]: row[name] for row in table if name in row} for table in (rows(config), alone))
         assert probed.keys() >= {0, STEPS - 1}
-        assert probed == pytest.approx(expected, abs=4.1)  # of 50 images: two may stand where rounding decides
+        assert probed == pytest.approx(expected, abs=4.1)  # of 50 images: two may be where rounding decides
     written = load_file(export(tmp_path / "tiny", "safetensors") / "model.safetensors")
     assert all(value.isfinite().all() for value in written.values())
 
@@ -130,7 +130,7 @@ def test_compiled_ranks_train_as_one_and_compile_nothing_later(
     assert set(graphs[3:]) == {graphs[3]}
 
 
-def test_statistics_of_other_images_are_refused_and_the_micro_batch_that_goes_on_is_named(
+def test_statistics_of_other_images_are_refused_and_the_micro_batch_that_continues_is_named(
     shards: Path, tmp_path: Path
 ) -> None:
     config = tiny_run(shards, tmp_path, training__micro_batch=4)
@@ -183,7 +183,7 @@ def test_half_of_a_launchers_environment_is_refused(
 
 
 @pytest.mark.slow
-def test_a_rank_killed_with_kill_9_ends_the_other_with_an_error_and_the_run_goes_on_from_its_checkpoint(
+def test_a_rank_killed_with_kill_9_ends_the_other_with_an_error_and_the_run_continues_from_its_checkpoint(
     shards: Path, tmp_path: Path, alone: list[dict[str, Any]]
 ) -> None:
     config = tiny_run(shards, tmp_path, training__save_every_steps=3)
@@ -200,7 +200,7 @@ def test_a_rank_killed_with_kill_9_ends_the_other_with_an_error_and_the_run_goes
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_saves_and_ends_all_behind_one_step(shards: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_saves_and_ends_all_after_one_step(shards: Path, tmp_path: Path) -> None:
     config = tiny_run(shards, tmp_path, training__epochs=40, training__save_every_steps=10_000)
     port = free_port()
     with start(config, 0, port, "--resume", "auto") as first, start(config, 1, port, "--resume", "auto") as second:
@@ -208,7 +208,7 @@ def test_a_signal_to_one_rank_saves_and_ends_all_behind_one_step(shards: Path, t
         second.send_signal(signal.SIGUSR1)
         said = [process.communicate(timeout=120)[1].decode() for process in (first, second)]
     assert (first.returncode, second.returncode) == (138, 138), said
-    assert "interrupted; `hjepa-train run ... --resume auto` goes on from the last checkpoint" in said[0]
+    assert "interrupted; `hjepa-train run ... --resume auto` continues from the last checkpoint" in said[0]
     saved = latest(tmp_path / "tiny" / "checkpoints")
     assert saved is not None
     assert saved.name == f"step-{rows(config)[-1]['step'] + 1:08}"

@@ -1,4 +1,4 @@
-"""What `hjepa-shards mix` writes is a run that the trainer takes as it stands."""
+"""What `hjepa-shards mix` writes is a run that the trainer takes as it is."""
 
 from pathlib import Path
 from typing import Any

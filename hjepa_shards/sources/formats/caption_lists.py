@@ -1,4 +1,4 @@
-"""Lists of images and captions, whoever wrote them: one rule a format, and what does not fit is counted, not fatal.
+"""Lists of images and captions, whatever wrote them: one rule a format, and what does not fit is counted, not fatal.
 
     name.jpg#0<TAB>caption                  Flickr8k.token.txt, results_20130124.token (a space does for the tab)
     filepath,title                          a table with a header: comma, tab, semicolon or |, in quotes or not
@@ -35,7 +35,7 @@ _URL = re.compile(r"https?://", re.IGNORECASE)
 _MAX_LINE = 1 << 20
 _MAX_JSON_BYTES = 1 << 31
 _JOINED_LINES = 20
-"""At most so many lines are one quoted cell; a quote that does not close by then is a quote."""
+"""At most this many lines are one quoted cell; a quote that does not close by then is a quote."""
 _LOOKED_AT = 100
 _UNREADABLE = "lines without an image and a caption, left out"
 
@@ -112,11 +112,11 @@ def _in_array(path: Path, file: TextIO, remarks: Remarks) -> Iterator[Captioned]
         raise InputError(f"{path}: not JSON: {str(error)[:200]}") from error
     if not isinstance(records, list):
         raise InputError(f"{path}: an array of objects expected, {type(records).__name__} found")
-    for place, record in enumerate(records):
+    for number, record in enumerate(records):
         if found := _of_record(record):
             yield found
         else:
-            remarks.add(_UNREADABLE, f"object {place}")
+            remarks.add(_UNREADABLE, f"object {number}")
 
 
 def _of_record(record: Any) -> Captioned | None:
@@ -202,7 +202,7 @@ def _by_header(cells: Sequence[str]) -> _Columns | None:
     names = [cell.strip().lower() for cell in cells]
     images = [names.index(name) for name in IMAGE_COLUMNS if name in names]
     captions = [names.index(name) for name in CAPTION_COLUMNS if name in names][:1]
-    captions = captions or [place for place, name in enumerate(names) if _NUMBERED_CAPTION.fullmatch(name)]
+    captions = captions or [number for number, name in enumerate(names) if _NUMBERED_CAPTION.fullmatch(name)]
     if not images or not captions:
         return None
     numbers = [names.index(name) for name in _NUMBER_COLUMNS if name in names]
@@ -210,9 +210,9 @@ def _by_header(cells: Sequence[str]) -> _Columns | None:
 
 
 def _by_content(path: Path, rows: Sequence[Sequence[str]]) -> _Columns:
-    """The columns by what stands in them: image names, and the longest texts."""
+    """The columns by what is in them: image names, and the longest texts."""
     count = min(map(len, rows))
-    columns = [[row[place].strip() for row in rows] for place in range(count)]
+    columns = [[row[number].strip() for row in rows] for number in range(count)]
     images = [sum(bool(_IMAGE_NAME.fullmatch(cell)) for cell in column) for column in columns]
     urls = [sum(bool(_URL.match(cell)) for cell in column) for column in columns]
     if count < 2 or max(images) * 2 < len(rows) or max(urls) * 2 > len(rows):
@@ -226,7 +226,7 @@ def _by_content(path: Path, rows: Sequence[Sequence[str]]) -> _Columns:
             f"may name them: {IMAGE_COLUMNS[2]},{CAPTION_COLUMNS[1]}"
         )
     image = images.index(max(images))
-    lengths = [-1 if place == image else sum(map(len, column)) for place, column in enumerate(columns)]
+    lengths = [-1 if number == image else sum(map(len, column)) for number, column in enumerate(columns)]
     return _Columns(image, None, (lengths.index(max(lengths)),), count)
 
 
@@ -245,7 +245,7 @@ def _unquoted(cell: str) -> str:
 
 
 def _comma_rows(lines: Iterable[_Line]) -> Iterator[tuple[int, list[str]]]:
-    """Rows by the rules of csv; a line that breaks them is cut at its commas as it stands."""
+    """Rows by the rules of csv; a line that breaks them is cut at its commas as it is."""
     source, waiting = iter(lines), deque[_Line]()
 
     def following() -> _Line | None:

@@ -27,7 +27,7 @@ def texts_of(value: Any) -> list[str]:
 
 
 def distinct(texts: Iterable[str]) -> tuple[str, ...]:
-    """Each text once, in order, without space around it; empty ones left out."""
+    """Each text once, in order, without space around it; empty ones dropped."""
     # JSON may hold halves of surrogate pairs, which no file can
     cleaned = (text.encode("utf-8", "replace").decode().strip() for text in texts)
     return tuple(dict.fromkeys(text for text in cleaned if text))

@@ -27,7 +27,7 @@ class TreeSplit(RawSplit):
         provenance: Provenance,
         remarks: tuple[str, ...] = (),
     ) -> None:
-        """folders: one a class, in the order of labels; none: the images stand in `root` and have no labels.
+        """folders: one a class, in the order of labels; none: the images are in `root` and have no labels.
 
         remarks: what else a user should know.
         """
@@ -73,7 +73,7 @@ def read_file(root: Path, name: str) -> bytes:
 
 
 def image_names(root: Path, folder: str) -> Iterator[str]:
-    """Paths, relative to `root`, of the image files below `root/folder`; hidden names and linked folders left out."""
+    """Paths, relative to `root`, of the image files below `root/folder`; except hidden names and linked folders."""
     inner = []
     for entry in entries(root / folder):
         name = f"{folder}/{entry.name}" if folder else entry.name
@@ -91,7 +91,7 @@ def proper_text(name: str) -> str:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What stands in a folder, hidden names left out, sorted."""
+    """What is in a folder, except hidden names, sorted."""
     try:
         with os.scandir(folder) as found:
             return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
@@ -100,5 +100,5 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _original(text: str) -> str:
-    r"""The name on disk behind a text with \xNN in it."""
+    r"""The name on disk for a text with \xNN in it."""
     return os.fsdecode(re.sub(rb"\\x([0-9a-f]{2})", lambda m: bytes.fromhex(m[1].decode()), os.fsencode(text)))

@@ -29,7 +29,7 @@ class RawFiles(ABC):
 
     @abstractmethod
     def members(self) -> Iterator[tuple[str, Extent | None]]:
-        """Every image file and its place, in any order: relative paths with forward slashes, hidden ones left out."""
+        """Every image file and its location, in any order: relative paths with forward slashes, except hidden ones."""
 
     @abstractmethod
     def read(self, name: str, extent: Extent | None) -> bytes:
@@ -42,13 +42,13 @@ class RawFiles(ABC):
         return self._found.execute("SELECT 1 FROM files WHERE name = ?", (name,)).fetchone() is not None
 
     def extent(self, name: str) -> Extent | None:
-        """The place of a file; None where it has none, or there is no such file."""
+        """The location of a file; None where it has none, or there is no such file."""
         row = self._found.execute("SELECT file, offset, num_bytes FROM files WHERE name = ?", (name,)).fetchone()
         return Extent(*row) if row and row[0] is not None else None
 
     @cached_property
     def _found(self) -> sqlite3.Connection:
-        """The files, to be asked by name."""
+        """The files, to be looked up by name."""
         return _table(self.where, self.members())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _table(where: Path, members: Iterable[tuple[str, Extent | None]]) -> sqlite3
 
 
 def absent(files: RawFiles, listed: Iterable[str], list_path: Path) -> frozenset[str]:
-    """Those of the `listed` names that are not among the files: reading them is a DecodeError, and they are left out.
+    """Those of the `listed` names that are not among the files: reading them is a DecodeError, and they are excluded.
 
     InputError where they are more than a few.
     """

@@ -66,7 +66,7 @@ def _class_of(parts: Sequence[_Element]) -> int:
 
 
 def _elements(data: bytes) -> Iterator[_Element]:
-    """Tag and data, one after another, padded to 8 bytes; a short one stands in its tag's second half."""
+    """Tag and data, one after another, padded to 8 bytes; a short one is in its tag's second half."""
     at = 0
     while at < len(data):
         if at + 8 > len(data):

@@ -6,7 +6,7 @@ numbers, strings and uint8 numpy arrays, protocols 2 to 4. It imports nothing an
 word, five words are known, any other is refused by name. Time and memory are linear in the file, and arrays are
 views of it.
 
-What was given up: protocols 0, 1 and 5, other classes and dtypes, one array standing in two places.
+What was given up: protocols 0, 1 and 5, other classes and dtypes, one array in two entries.
 """
 
 import math
@@ -178,10 +178,10 @@ class _Machine:
     def _number(self, num_bytes: int) -> int:
         return int.from_bytes(self._take(num_bytes), "little")
 
-    def _recalled(self, place: int) -> Any:
-        if place not in self._memo:
-            raise _BrokenError(f"memo {place:,} was never written")
-        return self._memo[place]
+    def _recalled(self, number: int) -> Any:
+        if number not in self._memo:
+            raise _BrokenError(f"memo {number:,} was never written")
+        return self._memo[number]
 
     def _line(self, most: int = 200) -> str:
         head, newline, _ = bytes(self._data[self.at : self.at + most]).partition(b"\n")

@@ -12,7 +12,7 @@ _ALL_WORDS = {word for words in _WORDS.values() for word in words}
 
 
 def of_split(names: Sequence[str], split: str) -> list[str]:
-    """Those of `names` that say `split`; where none says so and train is asked for, those that say no split at all."""
+    """Those of `names` that say `split`; where none does and train is requested, those that say no split at all."""
     said = [(name, set(re.findall(r"[a-z]+", name.lower()))) for name in names]
     words = set(_WORDS.get(split, re.findall(r"[a-z]+", split.lower())))
     mine = [name for name, found in said if found & words]

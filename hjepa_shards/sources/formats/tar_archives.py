@@ -1,6 +1,6 @@
 """Tars as raw input, whatever they are: plain on a disk, compressed, or at a URL.
 
-A build shuffles, so it asks for any byte of any tar at any time. A plain tar on a disk is read where it stands; of all
+A build shuffles, so it asks for any byte of any tar at any time. A plain tar on a disk is read where it is; of all
 others a plain copy is made, once, in a scratch folder. A copy is whole or not there, and its name holds the size and
 time of what it was made of: a killed build finds its copies again, and processes that share a folder share them.
 Members are never unpacked, so no name in a tar can lead anywhere.
@@ -42,7 +42,7 @@ class Archive:
     num_bytes: int | None
     """As stored there; None where the server does not say."""
     copy: str
-    """Name of its plain copy in the scratch folder; '' where it is read as it stands."""
+    """Name of its plain copy in the scratch folder; '' where it is read as it is."""
 
     @property
     def stem(self) -> str:
@@ -129,7 +129,7 @@ def make_copies(archives: Sequence[Archive], scratch: Path) -> None:
         scratch.mkdir(parents=True, exist_ok=True)
         disk = shutil.disk_usage(scratch)
     except OSError as error:
-        raise InputError(f"{scratch}: cannot be made: {error.strerror or error}; choose another place") from error
+        raise InputError(f"{scratch}: cannot be made: {error.strerror or error}; choose another location") from error
     needed = sum(archive.num_bytes or 0 for archive in missing)
     if needed > _room(disk.total, disk.free):
         raise InputError(

@@ -1,4 +1,4 @@
-"""The files in an uncompressed tar, found by their headers alone: what lies between them is skipped, not read.
+"""The files in an uncompressed tar, found by their headers alone: what is between them is skipped, not read.
 
 ImageNet's training tar has 138 GB and 1.28 million headers, inside a thousand inner tars. `tarfile` would take ten
 times as long and keep a kilobyte for each, so the plain header, which nearly all are, is read here; whatever else a tar
@@ -21,8 +21,8 @@ _END = bytes(BLOCK_BYTES)
 _MAX_RECORD_BYTES = 1 << 20
 _REGULAR = b"0\0"
 _OCTAL = re.compile(rb"[0-7]+")
-_FETCH = "it was cut short: fetch it again (`wget -c` and `curl -C -` go on where they stopped)"
-_STRANGERS = (
+_FETCH = "it was cut short: fetch it again (`wget -c` and `curl -C -` continue where they stopped)"
+_NOT_TARS = (
     (b"\x1f\x8b", "a gzip file: unpack it with gunzip first"),
     (b"PK\x03\x04", "a zip file: unpack it"),
     (b"<", "a web page: the server sent an error in place of the file, fetch it again"),
@@ -95,7 +95,7 @@ def _by_tarfile(file: BinaryIO, path: Path, start: int, offset: int) -> tuple[Ta
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError):
         info, following = None, offset
     if info is None or info.size < 0 or following <= offset:
-        raise ShardError(_stranger(file, path, start, offset))
+        raise ShardError(_not_a_tar(file, path, start, offset))
     if not info.isreg() or info.issparse():
         return None, following
     return TarMember(_relative(proper_text(info.name)), info.offset_data, info.size), following
@@ -113,11 +113,11 @@ class _SmallReads:
         return self._file.read(num_bytes)
 
 
-def _stranger(file: BinaryIO, path: Path, start: int, offset: int) -> str:
+def _not_a_tar(file: BinaryIO, path: Path, start: int, offset: int) -> str:
     first = os.pread(file.fileno(), BLOCK_BYTES, offset)
     if offset != start:
         return f"{path}: a header of a tar expected at byte {offset:,}, {first[:16]!r} found; fetch it again"
-    what = next((what for magic, what in _STRANGERS if first.lstrip().startswith(magic)), "no tar: fetch it again")
+    what = next((what for magic, what in _NOT_TARS if first.lstrip().startswith(magic)), "no tar: fetch it again")
     return f"{path}: a tar expected at byte {offset:,}, {first[:40]!r} found; this is {what}"
 
 

@@ -22,7 +22,7 @@ def is_pattern(raw: str) -> bool:
 
 
 def tars_in(folder: Path) -> list[str]:
-    """The names of the tars in a folder, sorted, hidden ones left out. InputError where it cannot be read."""
+    """The names of the tars in a folder, sorted, except hidden ones. InputError where it cannot be read."""
     try:
         names = os.listdir(folder)
     except OSError as error:
@@ -60,7 +60,7 @@ def _braced(text: str, pattern: str) -> list[str]:
 
 
 def _innermost(text: str, pattern: str) -> tuple[str, Iterable[str], str]:
-    """What stands before, in and after one pair of braces; text without braces is its own one choice."""
+    """What is before, in and after one pair of braces; text without braces is its own one choice."""
     if "{" not in text:
         return text, [""], ""
     found = re.search(r"\{([^{}]*)\}", text)

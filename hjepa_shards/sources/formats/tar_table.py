@@ -1,4 +1,4 @@
-"""What somebody else's tars say of each sample, in a temporary file: names and labels depend on all of them."""
+"""What third-party tars say of each sample, in a temporary file: names and labels depend on all of them."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, final

@@ -2,7 +2,7 @@
 
     digits      1,797 handwritten digits, 8x8 gray
     photos      64x64 tiles of two photographs; train and val from disjoint parts of both
-    scattered   a digit at a keyed random place of a 32x32 photo tile, darker or lighter than what it covers:
+    scattered   a digit at a keyed random location on a 32x32 photo tile, darker or lighter than what it covers:
                 a person reads it, a linear model on pixels does not
 
 The files are read where scikit-learn keeps them: importing `sklearn.datasets` takes seconds in every worker
@@ -82,10 +82,10 @@ class Photos(RawSplit):
         self.split = split
 
     def list_samples(self) -> Sequence[RawSample]:
-        return [RawSample(name=name, index=index) for index, name in enumerate(self._places)]
+        return [RawSample(name=name, index=index) for index, name in enumerate(self._locations)]
 
     def read(self, sample: RawSample) -> np.ndarray:
-        photo, top, left = self._places[sample.name]
+        photo, top, left = self._locations[sample.name]
         return self._regions[photo][top : top + _TILE, left : left + _TILE]
 
     @cached_property
@@ -93,7 +93,7 @@ class Photos(RawSplit):
         return _load_photos(self.split)
 
     @cached_property
-    def _places(self) -> dict[str, tuple[int, int, int]]:
+    def _locations(self) -> dict[str, tuple[int, int, int]]:
         return {
             f"{name}/{top:03d}-{left:03d}": (photo, top, left)
             for photo, name in enumerate(_PHOTO_NAMES)
@@ -222,7 +222,7 @@ PHOTOS = Source(
 
 SCATTERED = Source(
     name="scattered",
-    description="digits at random places of photo tiles: a small task that pixels alone do not solve",
+    description="digits at random locations on photo tiles: a small task that pixels alone do not solve",
     layout="",
     classes="10",
     images="train 8,192, test 2,048 of 32x32",

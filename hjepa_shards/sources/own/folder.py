@@ -28,7 +28,7 @@ def _open(raw: Path | None, split: str, classes: Path | None) -> TreeSplit:
         folders=folders,
         class_names=tuple(map(proper_text, folders)),
         provenance=Provenance(upstream="own images", licence="not stated", citation=""),
-        remarks=(_left_out(raw, split, beside),) if beside else (),
+        remarks=(_not_read(raw, split, beside),) if beside else (),
     )
 
 
@@ -46,14 +46,14 @@ def _root(raw: Path, split: str) -> Path:
     return raw
 
 
-def _left_out(raw: Path, split: str, beside: list[str]) -> str:
+def _not_read(raw: Path, split: str, beside: list[str]) -> str:
     more = f" and {len(beside) - 3:,} more" if len(beside) > 3 else ""
     names = ", ".join(map(proper_text, beside[:3]))
     return f"{proper_text(str(raw.name))}/{split} was read as a split; not read: {names}{more} beside it"
 
 
 def _standing(raw: Path) -> tuple[str, ...]:
-    """The splits that have a folder; none where the images stand straight in `raw`, or in a folder a class."""
+    """The splits that have a folder; none where the images are directly in `raw`, or in a folder a class."""
     found = tuple(split for split in _SPLITS if (raw / split).is_dir())
     return found if "train" in found else ()
 

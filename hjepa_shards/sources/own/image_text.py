@@ -1,8 +1,8 @@
 """Images with captions: a list and the folder of its images (Flickr8k, Flickr30k, CC3M, any), or img2dataset's tars.
 
-All captions of an image become those of one sample, in their order. A file that the list names and nobody has is left
-out by name; a list none of whose images can be found is an error. Lists are written by many tools on many systems, so
-a name is also tried without a trailing .1 (Flickr8k: x.jpg.1), with / for \\, and in Unicode's other form.
+All captions of an image become those of one sample, in their order. A file that the list names and that is absent is
+excluded by name; a list none of whose images can be found is an error. Lists are written by many tools on many systems,
+so a name is also tried without a trailing .1 (Flickr8k: x.jpg.1), with / for \\, and in Unicode's other form.
 """
 
 import json
@@ -29,13 +29,13 @@ from hjepa_shards.sources.own.webdataset import TarSplit, tars_of_folder, tars_o
 _LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".token", ".txt")
 _FLICKR8K = "Flickr8k.token.txt"
 _KNOWN_LISTS = (_FLICKR8K, "results_20130124.token", "results.csv", "captions.txt", "metadata.csv")
-"""Taken before others that may lie beside them."""
+"""Taken before others that may be beside them."""
 _SPLITS_OF_FLICKR8K = {
     "train": "Flickr_8k.trainImages.txt",
     "val": "Flickr_8k.devImages.txt",
     "test": "Flickr_8k.testImages.txt",
 }
-"""The images of each split, where they lie beside the list."""
+"""The images of each split, where they are beside the list."""
 _NUMBERED = re.compile(rf"(.*\.(?:{'|'.join(IMAGE_EXTENSIONS)}))\.\d+", re.IGNORECASE | re.DOTALL)
 _LOOKED_AT = 200
 _MAX_IMAGE_BYTES = 1 << 30
@@ -79,7 +79,7 @@ class ImageTextSplit(RawSplit):
             raise InputError(f"{self.list_file}: none of the images that {self.chosen} names are in it")
 
     def _captions(self, chosen: set[str] | None) -> Iterator[tuple[str, int, str]]:
-        """Sample, number among its captions, texts in JSON, a row a place where the list has any."""
+        """Sample, number among its captions, texts in JSON, a row a sample where the list has any."""
         for image, number, texts in read_captions(self.list_file, self.remarks):
             name = self._name(image)
             if chosen is None or name in chosen:
@@ -118,7 +118,7 @@ def _lines_of(path: Path) -> list[str]:
 
 
 def _clean(image: str, raw: Path) -> str:
-    """A path of the list as a name: relative to the images' folder where it lies in there."""
+    """A path of the list as a name: relative to the images' folder where it is in there."""
     name = posixpath.normpath(image.strip())
     below = f"{posixpath.abspath(raw)}/"
     return name.removeprefix(below) if name.startswith(below) else name

@@ -1,12 +1,12 @@
-"""Tars that somebody else wrote, in WebDataset's layout, as raw input of a build.
+"""Third-party tars, in WebDataset's layout, as raw input of a build.
 
-Members of one key (the name up to the first dot of its last part) are one sample, wherever in their tar they stand: an
+Members of one key (the name up to the first dot of its last part) are one sample, wherever in their tar they are: an
 image, a class in .cls, captions in .txt and .json. What real tars hold is settled by rule, and counted in the notes:
 
     several images in a sample      the first of jpg, jpeg, png, webp, bmp, gif, tif, tiff
     a member twice                  the later one, as unpacking would leave it
     a key in two tars               the tar's name joins the sample's: <tar>/<key>.jpg
-    no image, or a huge one         the sample is left out by name
+    no image, or a huge one         the sample is excluded by name
     hidden names, such as ._x.jpg   passed over, as webdataset does
     .cls                            a class number; if any of them is no number, all are class names
 """
@@ -40,7 +40,7 @@ _NUMBER = re.compile(r"-?\d{1,9}")
 
 @final
 class TarSplit(RawSplit):
-    """The samples of some tars. The index of a sample is its place in them: tars by name, then as they stand there."""
+    """The samples of some tars. The index of a sample is its position in them: tars by name, then as they are there."""
 
     provenance = Provenance(upstream="tars written by somebody else", licence="not stated", citation="")
 
@@ -70,14 +70,14 @@ class TarSplit(RawSplit):
         found, _ = self._found
         if not len(found):
             raise InputError(f"{self.archives[0].location}: samples expected, none found in {len(self.archives)} tars")
-        for place, sample, several in found.rows():
+        for number, sample, several in found.rows():
             name = f"{sample.key}.{sample.extension}" if sample.extension else sample.key
             extent = None
             if sample.offset is not None and sample.num_bytes is not None:
                 extent = Extent(sample.tar, sample.offset, sample.num_bytes)
             yield RawSample(
                 name=f"{self.archives[sample.tar].stem}/{name}" if several else name,
-                index=place,
+                index=number,
                 label=self._label(sample),
                 captions=tuple(json.loads(sample.captions)) if sample.captions else (),
                 extent=extent,
@@ -162,7 +162,7 @@ class TarSplit(RawSplit):
             expected = f"one of the {len(self.classes):,} classes" if self.classes else "a class number from 0 on"
             raise InputError(
                 f"{self.archives[sample.tar].location}: {sample.key}.cls: {expected} expected, {said[:60]!r} found; "
-                "mend the class list (--classes FILE), or write the tar again"
+                "fix the class list (--classes FILE), or write the tar again"
             )
         return label
 

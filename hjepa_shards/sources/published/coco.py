@@ -1,6 +1,6 @@
 """COCO 2017: photographs with the captions that people wrote, all of an image's, in the order of their ids.
 
-The annotation file decides what belongs to a split. As with every list: a few images that are absent are left out by
+The annotation file decides what belongs to a split. As with every list: a few images that are absent are excluded by
 name, more are refused before anything is built (a zip that was unpacked in part). Of the annotations only what becomes
 part of a sample is kept while parsing: the file of the training split has 92 MB.
 """
@@ -79,11 +79,11 @@ def _read(path: Path) -> _Annotated:
     captions: dict[int, list[tuple[int, str]]] = {_number(path, image, "id"): [] for image in images}
     if len(captions) < len(images):
         raise ShardError(f"{path}: {len(images):,} images expected to have an id each, two share one; {_AGAIN}")
-    strangers = 0
+    unlisted = 0
     for entry in _entries(path, content, "annotations") if "annotations" in content else ():
         written = captions.get(_number(path, entry, "image_id"))
         if written is None:
-            strangers += 1
+            unlisted += 1
         else:
             written.append((_number(path, entry, "id"), _proper(_text(path, entry, "caption"))))
     samples = [
@@ -98,8 +98,8 @@ def _read(path: Path) -> _Annotated:
     if len(names) < len(samples):
         raise ShardError(f"{path}: names {names.most_common(1)[0][0]} twice; {_AGAIN}")
     notes = [_licences(path, content, images)]
-    if strangers:
-        notes.append(f"{strangers:,} captions belong to images that {path.name} does not list")
+    if unlisted:
+        notes.append(f"{unlisted:,} captions belong to images that {path.name} does not list")
     if "annotations" in content and (bare := sum(not sample.captions for sample in samples)):
         notes.append(f"{bare:,} images without a caption")
     return _Annotated(samples, tuple(filter(None, notes)))
@@ -143,7 +143,7 @@ def _text(path: Path, entry: dict[str, Any], key: str) -> str:
 
 
 def _file_name(path: Path, image: dict[str, Any]) -> str:
-    """A name that stands in the folder of the images, and nowhere else."""
+    """A name that is in the folder of the images, and nowhere else."""
     name = _text(path, image, "file_name")
     if "/" in name or "\0" in name or name != _proper(name) or name.startswith(".") or not extension_of(name):
         raise ShardError(

@@ -1,6 +1,6 @@
 """ImageNet, whole or filtered by a class list; ImageNet-100 is the published list of CMC.
 
-It is read as it stands: folders of synsets, all validation files in one folder, or the official tars. A sample has the
+It is read as it is: folders of synsets, all validation files in one folder, or the official tars. A sample has the
 same name, <synset>/<file>, and so the same shard in each of them. A label is the index in the sorted list of chosen
 synsets: for all 1,000 this is the usual numbering.
 """
@@ -80,7 +80,7 @@ def synset_names() -> dict[str, str]:
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """The synsets of a class list, sorted: one a line, whatever follows it is left out, `#` begins a comment."""
+    """The synsets of a class list, sorted: one a line, whatever follows it is ignored, `#` begins a comment."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,7 +1,7 @@
 """ImageNet's validation files as published, all in one folder or tar: which synset each of them is of.
 
-From the devkit, or Kaggle's csv, where one stands beside the images; else from the list that ships here (67 kB: gzip
-over 50,000 high bytes, then 50,000 low ones, of the place in imagenet1000.tsv). All three say the same.
+From the devkit, or Kaggle's csv, where one is beside the images; else from the list that ships here (67 kB: gzip
+over 50,000 high bytes, then 50,000 low ones, of the line number in imagenet1000.tsv). All three say the same.
 """
 
 import gzip
@@ -60,7 +60,7 @@ class FlatVal(RawFiles):
 
 
 def val_synsets(folders: Iterable[Path], shipped: Sequence[str]) -> Mapping[int, str]:
-    """Number of a validation file, from 1 -> its synset: the first list that stands in one of the folders.
+    """Number of a validation file, from 1 -> its synset: the first list that is in one of the folders.
 
     shipped: the thousand synsets, sorted, for the list that comes with this program.
     """

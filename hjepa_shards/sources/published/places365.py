@@ -1,8 +1,8 @@
 """Places365 as published: file lists with labels, and the images in folders or in the official tars.
 
-The file list decides what belongs to a split. A few images that it names may be absent: each is left out by name; more
+The file list decides what belongs to a split. A few images that it names may be absent: each is excluded by name; more
 of them mean that something was not unpacked, and are refused before anything is built. The large images and the small
-ones (squeezed to 256x256) have the same names; which are meant follows from what stands there, or from --raw.
+ones (squeezed to 256x256) have the same names; which are meant follows from what is there, or from --raw.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """STL-10 as published: whole files of uint8, each image as three planes in column-major order, labels 1 to 10.
 
-Files are memory-mapped: the unlabelled one has 2.8 GB. Its place in the mixture is pretraining; it has no labels.
+Files are memory-mapped: the unlabelled one has 2.8 GB. Its role in a mixture is pretraining; it has no labels.
 """
 
 from collections.abc import Sequence

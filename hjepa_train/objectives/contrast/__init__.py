@@ -1,1 +1,1 @@
-"""Images told apart from each other: SimCLR."""
+"""Images distinguished from each other: SimCLR."""

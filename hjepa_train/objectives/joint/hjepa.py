@@ -5,10 +5,10 @@ on the dense grid to coarser levels (or, `levels: depth`, taken from several dep
 term against collapse on the online encoder's position-free residuals (anticollapse.py). Coarse levels are a
 hypothesis: no ablation on images is published.
 
-Nothing learnable stands on the target side. Context patches are gathered before the first block, so nothing
+Nothing learnable is on the target side. Context patches are gathered before the first block, so nothing
 of a hidden patch reaches the online encoder.
 
-Axes: B images, C channels, H W pixels, N cells of a level, M blocks, C cells asked for, K context patches, D
+Axes: B images, C channels, H W pixels, N cells of a level, M blocks, C target cells, K context patches, D
 width.
 """
 
@@ -202,16 +202,16 @@ class HJepa(Objective):
         masks = self.masking(batch.positions_B)
         features = {name: encoder.encode(encoder.embed(batch.images_BCHW)) for name, encoder in self.encoders().items()}
         visible_BN = torch.zeros(len(batch.positions_B), self.grid**2, device=batch.positions_B.device)
-        asked: list[Tensor] = []
+        targets: list[Tensor] = []
         for grid_number in self.predictor.grid_of_level if not self.stages else (0,):
             cells = masks.levels[grid_number]
             side = self.grid // self.masking.strides[grid_number]
             counts = torch.zeros(*cells.index_BMC.shape[:2], side**2, device=visible_BN.device, dtype=torch.int64)
-            asked.append(counts.scatter_add(2, cells.index_BMC, cells.weight_BMC) > 0)
+            targets.append(counts.scatter_add(2, cells.index_BMC, cells.weight_BMC) > 0)
         return Sketch(
             grid=self.grid,
             hidden_BN=visible_BN.scatter(1, masks.context_BK, 1) == 0,
-            blocks=tuple(asked),
+            blocks=tuple(targets),
             features={name: feature.tokens_BND for name, feature in features.items()},
         )
 

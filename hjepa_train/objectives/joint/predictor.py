@@ -1,8 +1,8 @@
-"""The JEPA predictor: from visible tokens and a block's places to the block's features at every level.
+"""The JEPA predictor: from visible tokens and a block's positions to the block's features at every level.
 
 All blocks go through in one batched pass, each with its own copy of the context, because context tokens
 attend to the block's mask tokens. Cells of weight 0 fill blocks up to one static length; they are keys for
-nobody, so no prediction depends on them.
+nothing, so no prediction depends on them.
 
 Axes: B images, M blocks, K context patches, C cells of one grid, Q cells of all grids, S = K + Q, D encoder
 width, P predictor width.
@@ -65,26 +65,26 @@ class Predictor(nn.Module):
         B, K, _ = context_BKD.shape
         M = masks.block_BMN.shape[1]
         context = self.project(context_BKD) + self._at(masks.context_BK)
-        asked = [
+        targets = [
             self._at(cells.index_BMC + first) + (self.mask_token + level)
             for cells, first, level in zip(masks.levels, self._first_row, self.level_embedding, strict=True)
         ]
         real_BMQ = torch.cat([cells.weight_BMC > 0 for cells in masks.levels], -1)
-        num_asked = real_BMQ.shape[-1]
-        tokens = torch.cat([context[:, None].expand(-1, M, -1, -1), *asked], 2).flatten(0, 1)
+        num_targets = real_BMQ.shape[-1]
+        tokens = torch.cat([context[:, None].expand(-1, M, -1, -1), *targets], 2).flatten(0, 1)
         visible = torch.cat([real_BMQ.new_ones(B, M, K), real_BMQ], -1).flatten(0, 1)
         for block in self.blocks[:-1]:
             tokens = block(tokens, visible)
-        tokens = self.blocks[-1](tokens, visible, wanted=num_asked)  # nobody reads the context's own output
-        tokens = self.norm(tokens).view(B, M, num_asked, -1)
+        tokens = self.blocks[-1](tokens, visible, wanted=num_targets)  # nothing reads the context's own output
+        tokens = self.norm(tokens).view(B, M, num_targets, -1)
         by_grid = tokens.split([cells.index_BMC.shape[-1] for cells in masks.levels], 2)
         return [head(by_grid[number]) for head, number in zip(self.heads, self.grid_of_level, strict=True)]
 
     def forward_flops(self, num_context: int, num_blocks: int, num_cells: Sequence[int]) -> int:
-        """Of one image, forward. num_cells: that a block asks for, of each grid."""
+        """Of one image, forward. num_cells: that a block predicts, of each grid."""
         width, encoder_width = self.mask_token.numel(), self.project.in_features
-        asked = sum(num_cells)
-        blocks = flop_count.stack(num_context + asked, width, len(self.blocks), wanted=asked)
+        num_targets = sum(num_cells)
+        blocks = flop_count.stack(num_context + num_targets, width, len(self.blocks), wanted=num_targets)
         heads = sum(flop_count.matrix(num_cells[grid], width, encoder_width) for grid in self.grid_of_level)
         return flop_count.matrix(num_context, encoder_width, width) + num_blocks * (blocks + heads)
 

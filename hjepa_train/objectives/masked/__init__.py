@@ -1,1 +1,1 @@
-"""Masked images, painted again: MAE."""
+"""Masked images, reconstructed: MAE."""

@@ -1,7 +1,7 @@
-"""MAE: paint the hidden patches from the visible ones (arXiv 2111.06377).
+"""MAE: reconstruct the hidden patches from the visible ones (arXiv 2111.06377).
 
 The encoder sees a quarter of the patches and nothing of the others; a small decoder, thrown away afterwards, gets its
-tokens with one mask token for each hidden place, and says what the pixels there are. Which patches are hidden is a
+tokens with one mask token for each hidden position, and says what the pixels there are. Which patches are hidden is a
 function of (seed, position), their number is fixed.
 
 Axes: B images, N patches, K visible ones, M hidden ones, D encoder width, P decoder width, V numbers of a patch.
@@ -38,7 +38,7 @@ class MaeConfig(Strict):
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     """share of the patches that is hidden"""
     decoder: DecoderConfig = DecoderConfig()
-    """what paints them"""
+    """what reconstructs them"""
     normalise_patches: bool = True
     """ask for each patch's pixels minus their mean, over their standard deviation: better features"""
 
@@ -78,23 +78,25 @@ class Mae(Objective):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         visible_BK, hidden_BM = self.masks(batch.positions_B)
         patches = self.backbone.embed(batch.images_BCHW).take(visible_BK)
-        painted_BMV = self.paint(self.backbone.encode(patches).tokens_BND, visible_BK, hidden_BM)
+        predicted_BMV = self.reconstruct(self.backbone.encode(patches).tokens_BND, visible_BK, hidden_BM)
         wanted_BMV = self.wanted(batch.images_BCHW, hidden_BM)
-        loss_B = (painted_BMV.to(wanted_BMV) - wanted_BMV).square().mean((1, 2))
+        loss_B = (predicted_BMV.to(wanted_BMV) - wanted_BMV).square().mean((1, 2))
         return loss_B.mean(), {"loss_B": loss_B.detach()}
 
     def masks(self, positions_B: Tensor) -> tuple[Tensor, Tensor]:
-        """([B, K] visible, [B, M] hidden) places of the grid, a permutation of it an image."""
+        """([B, K] visible, [B, M] hidden) positions of the grid, a permutation of it an image."""
         order_BN = draw_integers(self._mask_key, positions_B, self.grid**2).argsort(dim=1, stable=True)
         return order_BN[:, : self.num_visible], order_BN[:, self.num_visible :]
 
-    def paint(self, tokens_BKD: Tensor, visible_BK: Tensor, hidden_BM: Tensor) -> Tensor:
+    def reconstruct(self, tokens_BKD: Tensor, visible_BK: Tensor, hidden_BM: Tensor) -> Tensor:
         """[B, M, V]: the decoder's pixels of hidden patches."""
         seen = self.project(tokens_BKD) + self._at(visible_BK)
         tokens = torch.cat([seen, self._at(hidden_BM) + self.mask_token], 1)
         for block in self.blocks[:-1]:
             tokens = block(tokens)
-        tokens = self.blocks[-1](tokens, wanted=hidden_BM.shape[1])  # nobody reads what is painted where it is seen
+        tokens = self.blocks[-1](
+            tokens, wanted=hidden_BM.shape[1]
+        )  # nothing reads what is predicted for visible patches
         return self.head(self.norm(tokens))
 
     def wanted(self, images_BCHW: Tensor, hidden_BM: Tensor) -> Tensor:
@@ -108,24 +110,26 @@ class Mae(Objective):
 
     @torch.no_grad()
     def sketch(self, batch: Batch) -> Sketch:
-        """What was painted, beside the visible patches; a normalised patch gets back its own mean and deviation."""
+        """The reconstruction, beside the visible patches; a normalised patch gets back its own mean and deviation."""
         images = batch.images_BCHW
         visible_BK, hidden_BM = self.masks(batch.positions_B)
         patches = self.backbone.embed(images)
-        painted_BMV = self.paint(self.backbone.encode(patches.take(visible_BK)).tokens_BND, visible_BK, hidden_BM)
+        predicted_BMV = self.reconstruct(
+            self.backbone.encode(patches.take(visible_BK)).tokens_BND, visible_BK, hidden_BM
+        )
         side = self.backbone.patch_size
         cells_BNV = F.unfold(images, side, stride=side).transpose(1, 2)
-        place_BMV = hidden_BM[..., None].expand(-1, -1, cells_BNV.shape[2])
-        own_BMV = cells_BNV.gather(1, place_BMV)
+        index_BMV = hidden_BM[..., None].expand(-1, -1, cells_BNV.shape[2])
+        own_BMV = cells_BNV.gather(1, index_BMV)
         if self.config.normalise_patches:
             deviation = (own_BMV.var(2, keepdim=True) + 1e-6).sqrt()
-            painted_BMV = painted_BMV * deviation + own_BMV.mean(2, keepdim=True)
-        whole_BNV = cells_BNV.scatter(1, place_BMV, painted_BMV.to(cells_BNV))
+            predicted_BMV = predicted_BMV * deviation + own_BMV.mean(2, keepdim=True)
+        whole_BNV = cells_BNV.scatter(1, index_BMV, predicted_BMV.to(cells_BNV))
         hidden_BN = torch.zeros(len(images), self.grid**2, device=images.device).scatter(1, hidden_BM, 1) > 0
         return Sketch(
             grid=self.grid,
             hidden_BN=hidden_BN,
-            painted_BCHW=F.fold(whole_BNV.transpose(1, 2), images.shape[-2:], side, stride=side),
+            reconstructed_BCHW=F.fold(whole_BNV.transpose(1, 2), images.shape[-2:], side, stride=side),
             features={"encoder": self.backbone.encode(patches).tokens_BND},
         )
 
@@ -143,5 +147,5 @@ class Mae(Objective):
     def encoders(self) -> dict[str, Backbone]:
         return {"encoder": self.backbone}
 
-    def _at(self, places: Tensor) -> Tensor:
-        return F.embedding(places, self._positions)
+    def _at(self, index: Tensor) -> Tensor:
+        return F.embedding(index, self._positions)

@@ -14,7 +14,7 @@ def test_words_are_those_of_the_published_philox() -> None:
     assert philox_words(2**128 - 1, 4, counter=2**256 - 2).tolist() == ones
 
 
-def test_words_go_on_from_a_counter_and_streams_are_apart() -> None:
+def test_words_continue_from_a_counter_and_streams_are_apart() -> None:
     words = philox_words(9, 40)
     assert words.dtype == np.uint64
     assert philox_words(9, 20, counter=5).tolist() == words[20:].tolist()

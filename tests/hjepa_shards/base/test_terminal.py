@@ -20,7 +20,7 @@ def app_that_raises(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> ty
 
 
 @pytest.mark.parametrize("kind", [InputError, ResumeMismatch, ShardError, TooMuchDamage])
-def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
+def test_what_a_user_can_fix_is_one_line_and_exit_code_2(
     kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("HJEPA_TRACEBACK", raising=False)

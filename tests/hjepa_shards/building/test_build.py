@@ -58,7 +58,7 @@ def test_a_limit_keeps_all_classes_and_takes_the_same_images_for_any_larger_one(
     assert {name.partition("/")[0] for name in names[0]} == {"class0", "class1", "class2"}
 
 
-def test_two_collections_of_one_source_stand_under_one_root_and_are_repaired(pictures: Path, tmp_path: Path) -> None:
+def test_two_collections_of_one_source_are_under_one_root_and_are_repaired(pictures: Path, tmp_path: Path) -> None:
     folder_build(pictures, tmp_path)
     options = BuildOptions(samples_per_shard=8, name="mine")
     (mine,) = build("folder", raw=pictures / "train" / "a", out=tmp_path, options=options)
@@ -123,7 +123,7 @@ def test_the_slices_are_runs_of_the_shuffle_and_hold_every_sample_once(shards: P
     assert verify(folder) == []
 
 
-def test_shards_of_tiny_images_are_as_large_as_asked_for(tmp_path: Path) -> None:
+def test_shards_of_tiny_images_are_as_large_as_requested(tmp_path: Path) -> None:
     """A digit is 150 bytes of PNG and 2 KiB of tar."""
     options = BuildOptions(shard_mb=1)
     (manifest,) = build("digits", raw=None, out=tmp_path, splits=("train",), options=options)
@@ -167,7 +167,7 @@ def test_a_shard_of_nothing_but_bad_images_stays_in_its_place(pictures: Path, tm
 
 
 @pytest.mark.parametrize(("workers", "kills"), [(1, (0, 6)), (2, (3,))])
-def test_a_build_killed_at_any_moment_goes_on_to_the_same_bytes(
+def test_a_build_killed_at_any_moment_continues_to_the_same_bytes(
     tmp_path: Path, workers: int, kills: tuple[int, ...]
 ) -> None:
     command = [sys.executable, "-c", "from hjepa_shards.cli import main; main()"] + (
@@ -229,7 +229,7 @@ def test_other_input_is_refused_by_name(pictures: Path, tmp_path: Path) -> None:
         folder_build(pictures, tmp_path / "out")
 
 
-def test_building_again_changes_nothing_and_mends_what_was_removed(tmp_path: Path) -> None:
+def test_building_again_changes_nothing_and_repairs_what_was_removed(tmp_path: Path) -> None:
     digits(tmp_path)
     folder = tmp_path / "digits" / "train"
     before = files_of(folder)

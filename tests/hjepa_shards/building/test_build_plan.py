@@ -1,4 +1,4 @@
-"""The plan of a build: fixed once, compared by whoever comes later."""
+"""The plan of a build: fixed once, compared by every later process."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Somebody else's tars: indexed by webdataset's rules, the tars untouched, nothing lost in silence."""
+"""Third-party tars: indexed by webdataset's rules, the tars untouched, nothing lost silently."""
 
 import io
 import json
@@ -49,7 +49,7 @@ def test_tars_of_webdatasets_writer_are_indexed_and_read(tmp_path: Path) -> None
     assert batch.labels.tolist() == [i % 7 for i in range(25)]
 
 
-def test_members_of_one_key_are_one_sample_wherever_they_stand(tmp_path: Path) -> None:
+def test_members_of_one_key_are_one_sample_wherever_they_are(tmp_path: Path) -> None:
     tar = tmp_path / "a.tar"
     write_tar(tar, {"x/b.cls": b"1", "x/a.cls": b"2\n", "x/b.JPG": JPEG, "x/a.png": PNG, "x/a.json": b"{}"})
     manifest = index_tars(tmp_path, source="s", split="t")
@@ -63,7 +63,7 @@ def test_members_of_one_key_are_one_sample_wherever_they_stand(tmp_path: Path) -
     assert manifest.members[1:] == ["cls"]
 
 
-def test_samples_without_a_readable_image_are_left_out_by_name(tmp_path: Path) -> None:
+def test_samples_without_a_readable_image_are_excluded_by_name(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"a.jpg": JPEG, "b.jpg": b"rubbish", "c.txt": b"no image", "d.jpg": JPEG})
     manifest = index_tars(tmp_path)
     assert manifest.num_samples == 2
@@ -107,7 +107,7 @@ def test_a_folder_without_tars_or_with_built_shards_is_refused(tmp_path: Path, s
     before = (built / "manifest.json").read_bytes()
     with pytest.raises(InputError, match="hjepa-shards build"):
         index_tars(built)
-    copied = tmp_path / "fetched"  # as somebody gets it who fetches the shards without the journal
+    copied = tmp_path / "fetched"  # as a user gets it who fetches the shards without the journal
     copied.mkdir()
     for path in built.glob("*.*"):
         if path.is_file():

@@ -116,7 +116,7 @@ def test_two_nodes_write_the_same_bytes(nodes: Nodes, shards: Path, tmp_path: Pa
     assert files_of(tmp_path / "digits" / "train") == files_of(shards / "digits" / "train")
 
 
-def test_a_build_killed_on_a_cluster_goes_on_to_the_same_bytes(nodes: Nodes, shards: Path, tmp_path: Path) -> None:
+def test_a_build_killed_on_a_cluster_continues_to_the_same_bytes(nodes: Nodes, shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "digits" / "train"
     command = [sys.executable, "-c", "from hjepa_shards.cli import main; main()"] + (
         f"build digits --out {tmp_path} --split train --limit 200 --samples-per-shard 48 --cluster {nodes.address}"

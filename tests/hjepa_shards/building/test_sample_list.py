@@ -113,11 +113,11 @@ def test_two_spellings_of_one_unicode_name_are_refused_by_name() -> None:
         keys_of(sample("caf\u00e9.jpg"), sample("cafe\u0301.jpg"))
 
 
-def test_a_name_that_is_no_text_is_refused_and_captions_are_mended() -> None:
+def test_a_name_that_is_no_text_is_refused_and_captions_are_repaired() -> None:
     with pytest.raises(InputError, match=r"udc80.*rename"):
         keys_of(sample("a\udc80.jpg"))
-    ((_, mended),) = sorted_listing([RawSample(name="a", index=0, captions=("half \ud83d a pair",))]).keyed()
-    assert mended.captions == ("half ? a pair",)
+    ((_, repaired),) = sorted_listing([RawSample(name="a", index=0, captions=("half \ud83d a pair",))]).keyed()
+    assert repaired.captions == ("half ? a pair",)
 
 
 def test_what_is_taken_out_of_a_list_keeps_its_keys() -> None:
@@ -126,7 +126,7 @@ def test_what_is_taken_out_of_a_list_keeps_its_keys() -> None:
     assert list(listing.without([0, 9]).keyed()) == everything[1:9]
     drawn = sorted(permutation(5, 10)[:4].tolist())
     assert list(listing.drawn(5, 4).keyed()) == [everything[place] for place in drawn]
-    assert listing.places_of(["b"]) == {"b": 6}  # behind a-..., a-..., a/ü0, a/ü2, a/ü4, a/ü6
+    assert listing.places_of(["b"]) == {"b": 6}  # after a-..., a-..., a/ü0, a/ü2, a/ü4, a/ü6
     with pytest.raises(InputError, match="'zz'"):
         listing.places_of(["b", "zz"])
 
@@ -168,7 +168,7 @@ def test_the_digest_sees_every_column() -> None:
 
 
 def test_the_digest_is_that_of_the_columns_as_they_always_were() -> None:
-    """Builds that were begun go on, and are repaired, for ever."""
+    """Builds that have begun continue, and are repaired, forever."""
     many = [RawSample(name=f"{i:05}ü", index=i, label=i % 7 - 1, captions=("c",) * (i % 3)) for i in range(20_000)]
     assert sorted_listing(many).digest(("x", "y")) == "78eed46cb8c454d6b9ee717a022d2323"
     assert sorted_listing(SAMPLES).digest(()) == "c9e6878f2a9d50dc7f72b30a12a236a8"
@@ -180,7 +180,7 @@ def test_a_slice_of_a_shard_takes_little() -> None:
     assert len(pickle.dumps(Shuffled(listing, 1).slice(0, 10_000))) < 10_000 * 95
 
 
-def test_a_full_disk_is_said_where_the_list_is_written(small_disk: Path) -> None:
+def test_a_full_disk_is_reported_where_the_list_is_written(small_disk: Path) -> None:
     """SQLite puts a list that does not fit into its few megabytes where SQLITE_TMPDIR says."""
     code = (
         "from hjepa_shards.shards.sample_table import SampleTable\n"

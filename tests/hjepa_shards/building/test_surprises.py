@@ -1,4 +1,4 @@
-"""What real data holds, built from files to shards: each surprise comes through, or is left out by a named rule."""
+"""What real data holds, built from files to shards: each surprise comes through, or is excluded by a named rule."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def rgb(data: bytes) -> np.ndarray:
 
 
 @pytest.mark.parametrize("pixels", SETTINGS)
-def test_every_odd_image_comes_through_or_is_left_out_by_its_rule(real_data: Path, tmp_path: Path, pixels: str) -> None:
+def test_every_odd_image_comes_through_or_is_excluded_by_its_rule(real_data: Path, tmp_path: Path, pixels: str) -> None:
     manifest, stored = built(real_data / "odd", tmp_path, SETTINGS[pixels])
     raw = {path.name: path.read_bytes() for path in (real_data / "odd").iterdir() if path.name != "LICENSE.txt"}
     found = reasons(manifest)
@@ -179,13 +179,13 @@ def come_through() -> dict[str, bytes]:
         "animated.webp": animated("WEBP"),
         "animated.png": animated("PNG"),
         "cmyk.tif": saved(scene().convert("CMYK"), "TIFF"),
-        "junk behind the end.jpg": saved(scene(), "JPEG") + b"appended by a web server",
+        "junk after the end.jpg": saved(scene(), "JPEG") + b"appended by a web server",
         "broken exif.jpg": saved(scene(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"),
         "a wrong profile.png": saved(scene(), "PNG", icc_profile=b"no profile"),
     }
 
 
-def left_out() -> dict[str, tuple[bytes, str]]:
+def bad_images() -> dict[str, tuple[bytes, str]]:
     """File name -> bytes that give no picture, and the rule."""
     jpeg, png, webp = saved(noise(), "JPEG"), saved(noise(), "PNG"), saved(noise(), "WEBP")
     huge = tampered(saved(Image.new("1", (16, 16)), "BMP"), 18, struct.pack("<II", 20000, 20000))
@@ -224,8 +224,8 @@ def _text_bomb() -> bytes:
 def surprises(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All of them in two classes, and a class without an image."""
     raw = tmp_path_factory.mktemp("surprises")
-    files = come_through() | {name: data for name, (data, _) in left_out().items()}
-    for folder, names in (("good", come_through()), ("bad", left_out()), ("nothing", ())):
+    files = come_through() | {name: data for name, (data, _) in bad_images().items()}
+    for folder, names in (("good", come_through()), ("bad", bad_images()), ("nothing", ())):
         (raw / folder).mkdir()
         for name in names:
             (raw / folder / name).write_bytes(files[name])
@@ -233,13 +233,13 @@ def surprises(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("pixels", SETTINGS)
-def test_surprises_by_hand_come_through_or_are_left_out_by_their_rule(
+def test_surprises_by_hand_come_through_or_are_excluded_by_their_rule(
     surprises: Path, tmp_path: Path, pixels: str
 ) -> None:
     manifest, stored = built(surprises, tmp_path, SETTINGS[pixels])
     found = reasons(manifest)
-    assert set(found) == {f"bad/{name}" for name in left_out()}
-    for name, (_, rule) in left_out().items():
+    assert set(found) == {f"bad/{name}" for name in bad_images()}
+    for name, (_, rule) in bad_images().items():
         assert found[f"bad/{name}"].startswith(rule), (name, found[f"bad/{name}"])
     assert list(manifest.class_names) == ["bad", "good", "nothing"]
     assert list(manifest.notes) == ["classes without an image: nothing"]
@@ -310,7 +310,7 @@ def test_two_names_that_unicode_calls_equal_are_named(tmp_path: Path) -> None:
 def test_the_summary_counts_reasons_and_the_exit_code_tells(surprises: Path, command: Command, tmp_path: Path) -> None:
     code, out, _ = command("build", "folder", "--raw", surprises, "--out", tmp_path, "--workers", 1, "--pixels", "png")
     assert code == 3
-    assert f"{sum(rule == UNKNOWN for _, rule in left_out().values())} of folder-train: {UNKNOWN}" in " ".join(
+    assert f"{sum(rule == UNKNOWN for _, rule in bad_images().values())} of folder-train: {UNKNOWN}" in " ".join(
         out.split()
     )
     clean = tmp_path / "clean"
@@ -348,7 +348,7 @@ def cost(files: Mapping[str, bytes], folder: Path, pixels: str) -> tuple[float, 
 
 
 def test_bombs_that_are_refused_cost_next_to_nothing(tmp_path: Path) -> None:
-    bombs = {name: data for name, (data, rule) in left_out().items() if rule == BOMB}
+    bombs = {name: data for name, (data, rule) in bad_images().items() if rule == BOMB}
     assert len(bombs) >= 6
     mebibytes, seconds = cost(bombs, tmp_path, ",".join(SETTINGS))
     assert mebibytes < 50

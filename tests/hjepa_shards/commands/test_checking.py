@@ -109,4 +109,4 @@ def test_copies_are_a_table_and_two_files(command: Command, tmp_path: Path) -> N
 def test_no_copies_are_said_to_be_none(command: Command, tmp_path: Path) -> None:
     code, out, _ = command("duplicates", split_of(tmp_path, "a/train", photos(range(3))))
     assert code == 0
-    assert "no copies among 3 images" in out
+    assert "no duplicates among 3 images" in out

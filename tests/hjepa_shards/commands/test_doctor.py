@@ -141,7 +141,7 @@ def test_the_examination_of_this_machine(command: Command, tmp_path: Path, monke
         ("exec sleep 60", 0),
     ],
 )
-def test_a_driver_is_asked_and_not_waited_for(
+def test_a_driver_is_queried_and_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, gpus: int
 ) -> None:
     program = tmp_path / "nvidia-smi"

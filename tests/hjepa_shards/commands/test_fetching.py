@@ -32,7 +32,7 @@ def test_download_verify_raw_and_build_end_well(server: Server, command: Command
     code, out, _ = command("download", "cifar10", "--raw", raw)
     assert (code, len(server.requests)) == (0, 3)
     assert "there already" in out
-    # few images, and not the published bytes: both are said
+    # few images, and not the published bytes: both are reported
     code, out, _ = command("verify-raw", "cifar10", "--raw", raw)
     assert code == 1
     said = " ".join(out.split())
@@ -93,7 +93,7 @@ def small_coco() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("source", "edition", "files", "stands"),
+    ("source", "edition", "files", "kept"),
     [
         ("places365", "places365-small", small_places(), {"categories_places365.txt", "val_256.tar"}),
         ("coco", "coco", small_coco(), {"annotations", "val2017"}),
@@ -107,7 +107,7 @@ def test_what_is_fetched_in_several_archives_is_what_build_reads(
     source: str,
     edition: str,
     files: dict[str, bytes],
-    stands: set[str],
+    kept: set[str],
 ) -> None:
     raw = tmp_path / "raw"
     with serving() as server:
@@ -125,7 +125,7 @@ def test_what_is_fetched_in_several_archives_is_what_build_reads(
         assert len(server.requests) == 2
         command("download", source, *arguments)
         assert len(server.requests) == 2
-    assert stands <= {path.name for path in raw.iterdir()}
+    assert kept <= {path.name for path in raw.iterdir()}
     assert not list(raw.glob("*.zip"))
     assert command("build", source, "--raw", raw, "--split", "val", "--out", tmp_path / "out")[0] == 0
     assert load_manifest(tmp_path / "out" / source / "val").num_samples == 3

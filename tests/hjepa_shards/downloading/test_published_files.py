@@ -132,7 +132,7 @@ def test_one_process_at_a_time(server: Server, tmp_path: Path) -> None:
 
 @contextmanager
 def killed_after(raw: Path, num_bytes: int) -> Iterator[None]:
-    """A command line under way: the block runs once so many bytes have arrived, then it is killed with -9."""
+    """A command line under way: the block runs once this many bytes have arrived, then it is killed with -9."""
     [file] = DOWNLOADS["cifar10"]
     code = (
         "from hjepa_shards.downloading.published_files import DOWNLOADS, RemoteFile\n"
@@ -152,7 +152,7 @@ def killed_after(raw: Path, num_bytes: int) -> Iterator[None]:
             os.kill(process.pid, signal.SIGKILL)
 
 
-def test_killed_with_9_the_same_command_goes_on(server: Server, tmp_path: Path) -> None:
+def test_killed_with_9_the_same_command_continues(server: Server, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     server.otherwise = Answer(pause_s=0.2)
     with killed_after(raw, 20_000):
@@ -185,7 +185,7 @@ def test_space_is_counted_before_and_what_is_there_is_not_needed_again(server: S
     assert space_needed("cifar10", raw).at_most == 0
 
 
-def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched(
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_fetched(
     server: Server, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [file] = DOWNLOADS["cifar10"]

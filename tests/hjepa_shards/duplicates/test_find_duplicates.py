@@ -1,4 +1,4 @@
-"""Planted copies are found and nothing else; what stays and what is left out follows the rule."""
+"""Planted duplicates are found and nothing else; what stays and what is excluded follows the rule."""
 
 import json
 from pathlib import Path
@@ -127,7 +127,7 @@ def test_held_out_copies_are_reported_and_never_excluded(tmp_path: Path) -> None
     assert {(r.first, r.second) for r in found.relations} == {("a/test", "a/test"), ("a/test", "a/val")}
 
 
-def test_exact_copies_are_counted_once_for_each_image_whatever_stands_between_them(tmp_path: Path) -> None:
+def test_exact_duplicates_are_counted_once_for_each_image_whatever_is_between_them(tmp_path: Path) -> None:
     copies = {f"c{i}": (png(tile(0)), 0) for i in range(3)}
     test = split_of(tmp_path, "a/test", {"t0": (png(tile(0)), 0), "t1": (png(tile(0)), 0), "t2": (png(tile(7)), 0)})
     train = split_of(tmp_path, "a/train", {**copies, "n": (encoded(tile(0), "JPEG", quality=60), 0)})
@@ -140,7 +140,7 @@ def test_exact_copies_are_counted_once_for_each_image_whatever_stands_between_th
 
 
 def test_a_sample_between_two_copies_does_not_make_them_copies(tmp_path: Path) -> None:
-    """Eight crops, each a little further right: neighbours are copies, the ends of the row are not."""
+    """Eight crops, each a little further right: neighbours are duplicates, the ends of the row are not."""
     crops = [np.ascontiguousarray(tile(2)[:, 3 * i :][:, :116]) for i in range(8)]
     found = find_duplicates([split_of(tmp_path, "a/train", {f"s{i}": (png(crop), 0) for i, crop in enumerate(crops)})])
     [group] = found.groups
@@ -179,13 +179,13 @@ def test_equal_only_at_a_fraction_of_the_size_is_near_not_exact(tmp_path: Path) 
     ]
 
 
-def test_damaged_samples_are_left_out_with_a_remark(tmp_path: Path) -> None:
+def test_damaged_samples_are_skipped_with_a_remark(tmp_path: Path) -> None:
     folder = split_of(tmp_path, "a/train", {**photos(range(4)), "x": (png(tile(1)), 0), "y": (png(tile(2)), 0)})
     row = index_of(folder / "000001.tar").row(0)
     flip(folder / "000001.tar", int(row.image_offset) + 50)
     found = find_duplicates([folder])
     assert links(found) == [[("a/train", "photo2", "first"), ("a/train", "y", "exact")]]
-    assert found.remarks == ("a/train: 1 samples are damaged and were left out; run `hjepa-shards verify`",)
+    assert found.remarks == ("a/train: 1 samples are damaged and were skipped; run `hjepa-shards verify`",)
 
 
 def test_a_copy_whose_key_is_lost_is_said_not_to_be_excluded(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_copy_whose_key_is_lost_is_said_not_to_be_excluded(tmp_path: Path) -> 
     found = find_duplicates([folder])
     assert links(found) == [[("a/train", "photo1", "first"), ("a/train", None, "exact")]]
     assert found.exclusions == ()
-    assert "1 copies cannot be excluded" in found.remarks[0]
+    assert "1 duplicates cannot be excluded" in found.remarks[0]
 
 
 def test_the_result_does_not_depend_on_threads_or_on_a_folder_named_twice(tmp_path: Path, shards: Path) -> None:

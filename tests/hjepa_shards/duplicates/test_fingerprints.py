@@ -1,4 +1,4 @@
-"""Equal pictures have equal digests, damaged ones are left out, and thumbnails need room."""
+"""Equal pictures have equal digests, damaged ones are skipped, and thumbnails need room."""
 
 import shutil
 import tempfile
@@ -23,7 +23,7 @@ def folders(tmp_path: Path) -> list[Path]:
     ]
 
 
-def test_samples_of_all_splits_stand_in_one_row(folders: list[Path]) -> None:
+def test_samples_of_all_splits_are_in_one_row(folders: list[Path]) -> None:
     splits = open_splits(folders)
     seen: list[tuple[int, int]] = []
     prints = fingerprints_of(splits, 2, lambda done, total: seen.append((done, total)))

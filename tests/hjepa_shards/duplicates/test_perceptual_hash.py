@@ -1,4 +1,4 @@
-"""The hash is the transform's signs, the mirrored hash is the mirror's hash, copies agree and others do not."""
+"""The hash is the transform's signs, the mirrored hash is the mirror's hash, duplicates agree and others do not."""
 
 import io
 
@@ -50,12 +50,12 @@ def test_the_hash_is_the_signs_of_the_lowest_frequencies() -> None:
     gray = gray_of(small)
     for i, hashed in enumerate(hashes_of(gray).tolist()):
         transformed = cv2.dct(gray[i])
-        place = 0
+        bit = 0
         for diagonal in range(1, 11):
             for vertical in range(diagonal + 1):
-                if place < 64:
-                    assert bool(hashed >> place & 1) == bool(transformed[vertical, diagonal - vertical] > 0)
-                    place += 1
+                if bit < 64:
+                    assert bool(hashed >> bit & 1) == bool(transformed[vertical, diagonal - vertical] > 0)
+                    bit += 1
 
 
 def test_the_mirrored_hash_is_the_hash_of_the_mirror_image() -> None:
@@ -78,7 +78,7 @@ def resized(side: int) -> object:
     return lambda pixels: encoded(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA), "PNG")
 
 
-COPIES = {
+DUPLICATES = {
     "jpeg 90": jpeg(90),
     "jpeg 30": jpeg(30),
     "webp": lambda pixels: encoded(pixels, "WEBP", quality=80),
@@ -91,7 +91,7 @@ COPIES = {
 }
 
 
-@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("how", DUPLICATES)
 def test_copies_of_a_photograph_are_found(how: str) -> None:
     found = 0
     for number in range(8):
@@ -99,7 +99,7 @@ def test_copies_of_a_photograph_are_found(how: str) -> None:
         hashed, thumbnail = looked_at(encoded(pixels, "PNG"))
         for mirror, agree, flip in ((False, show_the_same, 0), (True, show_the_mirrored, MIRROR)):
             source = np.ascontiguousarray(pixels[:, ::-1]) if mirror else pixels
-            other, other_thumbnail = looked_at(COPIES[how](source))
+            other, other_thumbnail = looked_at(DUPLICATES[how](source))
             found += (hashed ^ flip ^ other).bit_count() <= 11 and bool(agree(thumbnail, other_thumbnail)[0])
     assert found >= 14, f"{found} of 16"
 

@@ -16,7 +16,7 @@ def sizes(num: int, low: int = 1, high: int = 600) -> tuple[np.ndarray, np.ndarr
     return RNG.integers(low, high, num), RNG.integers(low, high, num)
 
 
-def test_crops_lie_within_their_images() -> None:
+def test_crops_are_within_their_images() -> None:
     widths, heights = sizes(NUM)
     top, left, height, width = random_crops(3, np.arange(NUM), widths, heights, CONFIG).T
     assert (top >= 0).all()
@@ -40,10 +40,10 @@ def test_area_share_ratio_and_place_are_uniform_as_torchvision_draws_them() -> N
     assert abs(ratio.mean()) < 0.01
     assert np.abs(ratio).max() <= np.log(4 / 3) + 0.01
     assert abs(ratio[small].std() - np.log(4 / 3) / np.sqrt(3)) < 0.01
-    for place, room in ((top, 1000 - height), (left, 1000 - width)):
-        where = place[room > 100] / room[room > 100]
+    for corner, room in ((top, 1000 - height), (left, 1000 - width)):
+        where = corner[room > 100] / room[room > 100]
         assert abs(where.mean() - 0.5) < 0.02
-        assert (place[room > 0] == room[room > 0]).any()  # the last place can be reached
+        assert (corner[room > 0] == room[room > 0]).any()  # the last location can be reached
 
 
 def test_a_crop_depends_on_its_position_alone() -> None:

@@ -59,7 +59,7 @@ def test_of_an_animation_the_first_frame_is_shown(codec: str) -> None:
 
 def test_stray_bytes_in_a_jpeg_do_not_make_it_damaged() -> None:
     data = saved(scene(), "JPEG")
-    stray = data[:20] + b"\0\0\0" + data[20:]  # behind the JFIF segment
+    stray = data[:20] + b"\0\0\0" + data[20:]  # after the JFIF segment
     with pytest.raises(ValueError, match="extraneous"):
         simplejpeg.decode_jpeg(stray)
     encode(stray, KEEP)  # Pillow takes it, so a build stores it
@@ -101,7 +101,7 @@ def test_a_smaller_image_is_the_mean_of_the_whole_one(shrink: int) -> None:
     assert np.array_equal(decode(png, Colour.RGB, 1, shrink), whole), "where it is not cheap it comes whole"
 
 
-def test_a_crop_that_is_shown_smaller_lies_on_whole_pixels_there() -> None:
+def test_a_crop_that_is_shown_smaller_is_on_whole_pixels_there() -> None:
     def found(*crop: int) -> tuple[list[int], int]:
         [fit], [shrink] = fitted(np.array([crop]), 224)
         return fit.tolist(), int(shrink)

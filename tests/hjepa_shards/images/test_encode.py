@@ -48,7 +48,7 @@ def test_keep_turns_what_no_browser_shows_into_png(codec: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (2000, 1500), (257, 900), (1001, 3001)])
-def test_the_shorter_side_becomes_the_one_asked_for(size: tuple[int, int]) -> None:
+def test_the_shorter_side_becomes_the_requested_one(size: tuple[int, int]) -> None:
     image = scene().resize(size)
     for codec in ("JPEG", "PNG"):
         encoded = encode(saved(image, codec), JPEG_256)

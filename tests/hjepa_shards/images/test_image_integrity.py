@@ -36,9 +36,9 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_whole_files_are_whole_and_stay_so_with_rubbish_behind_them(name: str) -> None:
+def test_whole_files_are_whole_and_stay_so_with_rubbish_after_them(name: str) -> None:
     assert is_whole(FILES[name])
-    if "webp" not in name:  # a decoder is asked there
+    if "webp" not in name:  # a decoder decides there
         assert is_whole(FILES[name] + b"\0\n rubbish")
 
 
@@ -50,10 +50,10 @@ def test_no_cut_file_is_whole(name: str) -> None:
 
 def test_every_flipped_bit_of_a_png_is_found() -> None:
     data = bytearray(FILES["png"])
-    for place in range(8, len(data), 7):
-        data[place] ^= 16
-        assert not is_whole(bytes(data)), place
-        data[place] ^= 16
+    for offset in range(8, len(data), 7):
+        data[offset] ^= 16
+        assert not is_whole(bytes(data)), offset
+        data[offset] ^= 16
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])

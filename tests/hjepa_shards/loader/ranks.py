@@ -14,7 +14,7 @@ from hjepa_shards.mixture.mixture import DataConfig, load_mixture
 def consume(
     data: dict[str, Any], out: Path, rank: int, world: int, global_batch: int, seed: int, state: Any, steps: int
 ) -> None:
-    """A line an image that it delivers; its state behind the last batch; then it waits to be killed."""
+    """A line an image that it delivers; its state after the last batch; then it waits to be killed."""
     mixture = load_mixture(parse(DataConfig, data, "test"), "test")
     with (
         open_loader(mixture, seed=seed, global_batch=global_batch, rank=rank, world=world, state=state) as loader,

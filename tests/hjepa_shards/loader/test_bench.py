@@ -14,7 +14,7 @@ from tests.hjepa_shards.test_cli import yaml_of
 DATA = "{{root: {}, strategy: balanced, sources: [{{name: digits}}, {{name: photos}}], image_size: 16, threads: 2}}"
 
 
-def test_speeds_are_those_of_the_images_that_were_asked_for(shards: Path) -> None:
+def test_speeds_are_those_of_the_requested_images(shards: Path) -> None:
     said: list[str] = []
     found = bench_loader(mix(shards), batch=32, images=100, rounds=2, say=said.append)
     assert (found.images, found.threads) == (96, 2)

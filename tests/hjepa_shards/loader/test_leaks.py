@@ -1,4 +1,4 @@
-"""What a loader leaves behind: nothing. Memory, threads, open files, shared memory, over passes, errors and Ctrl-C."""
+"""What a loader leaves: nothing. Memory, threads, open files, shared memory, over passes, errors and Ctrl-C."""
 
 import gc
 import os

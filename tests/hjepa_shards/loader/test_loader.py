@@ -164,7 +164,7 @@ def test_what_is_read_at_once_is_bounded(shards: Path) -> None:
     assert len(list(_pieces(located, 400))) > 3
 
 
-def test_batches_lie_in_the_memory_that_is_handed_in(shards: Path) -> None:
+def test_batches_are_in_the_memory_that_is_handed_in(shards: Path) -> None:
     memory: list[NDArray[np.uint8]] = []
 
     def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -194,7 +194,7 @@ def test_any_number_of_ranks_gets_the_same_batches(shards: Path, lanes: int) -> 
     assert_same_batches_for_any_world_size(opener(mixture), 120, global_batch=24, worlds=(2, 3, 4, 8))
 
 
-def test_a_run_goes_on_from_the_state_of_any_batch(shards: Path) -> None:
+def test_a_run_continues_from_the_state_of_any_batch(shards: Path) -> None:
     """Also with other batch sizes and ranks, across the ends of passes and epochs."""
     mixture = mix(shards, epoch_samples=100)
     assert_resumes_exactly(opener(mixture), 240, global_batch=24, others=((12, 1), (24, 3), (16, 4), (48, 2)))
@@ -218,7 +218,7 @@ def sources_of(batch: Batch) -> list[int]:
     return np.bincount(batch.entries, minlength=3).tolist()
 
 
-def test_weights_that_are_set_rule_behind_the_batch_in_hand(shards: Path) -> None:
+def test_weights_that_are_set_rule_after_the_batch_in_hand(shards: Path) -> None:
     mixture = mix(shards)
     first = mixture.make_plan(5)
     changed = first.reweighed(24, (0, 3, 1))
@@ -237,7 +237,7 @@ def test_weights_that_are_set_rule_behind_the_batch_in_hand(shards: Path) -> Non
             assert sources_of(batch) == [0, 9, 3]
         state = loader.state_dict(batch)
         expected = delivered_by(loader, 2)
-        with pytest.raises(InputError, match="position 0: lies before 24, where weights were set"):
+        with pytest.raises(InputError, match="position 0: is before 24, where weights were set"):
             loader.state_dict()
     with open_loader(mixture, seed=5, global_batch=12, state=state) as loader:
         assert delivered_by(loader, 2) == expected
@@ -245,7 +245,7 @@ def test_weights_that_are_set_rule_behind_the_batch_in_hand(shards: Path) -> Non
 
 
 def test_the_same_weights_set_anywhere_change_nothing(shards: Path) -> None:
-    """Also from a batch that a prefetcher left behind: what it had come again."""
+    """Also from a batch that a prefetcher has passed: what it had come again."""
     mixture = mix(shards)
     with open_loader(mixture, seed=5, global_batch=12) as loader:
         expected = delivered_by(loader, 9)

@@ -1,4 +1,4 @@
-"""Shards at a URL: the same batches and proof as from a folder, by range or through the cache, over any line."""
+"""Shards at a URL: the same batches and proof as from a folder, by range or through the cache, over any connection."""
 
 import random
 import shutil
@@ -64,22 +64,22 @@ def at(root: str, folder: Path | None = None, **more: Any) -> Mixture:
 
 
 def shard_requests(server: Server) -> list[tuple[str, str | None]]:
-    return [(path, asked) for path, asked, _ in server.requests if path.endswith(".tar")]
+    return [(path, span) for path, span, _ in server.requests if path.endswith(".tar")]
 
 
 def test_by_range_batches_are_those_of_the_folder_and_no_whole_shard_is_read(shards: Path, server: Server) -> None:
     assert run_of(at(server.url())) == run_of(at(str(shards)))
-    asked = shard_requests(server)
-    assert len(asked) >= STEPS * BATCH
-    assert all(part for _, part in asked)
+    requests = shard_requests(server)
+    assert len(requests) >= STEPS * BATCH
+    assert all(part for _, part in requests)
 
 
-def test_a_server_that_knows_no_ranges_is_asked_once_a_sample(shards: Path, server: Server) -> None:
+def test_a_server_that_knows_no_ranges_gets_one_request_a_sample(shards: Path, server: Server) -> None:
     expected = run_of(at(str(shards)), steps=1)
     server.otherwise = Answer(ignores_range=True)
     assert run_of(at(server.url()), steps=1) == expected
-    asked = shard_requests(server)
-    assert len(asked) <= 4 * BATCH, "the batch, two behind it, and few again"
+    requests = shard_requests(server)
+    assert len(requests) <= 4 * BATCH, "the batch, two after it, and few again"
 
 
 def test_through_a_cache_they_are_too_and_each_shard_comes_once(shards: Path, server: Server, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_stale_bytes_are_read_again_and_not_admitted(shards: Path, server: Serve
     assert run_of(mixture, steps=2) == expected
 
 
-def test_a_cached_shard_that_rots_is_read_from_the_origin_and_fetched_anew(
+def test_a_cached_shard_that_rots_is_read_from_the_origin_and_fetched_again(
     shards: Path, server: Server, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
@@ -174,7 +174,7 @@ def test_a_cached_shard_that_rots_is_read_from_the_origin_and_fetched_anew(
     held = [cache / sha256 for sha256 in manifest.shard_sha256 if (cache / sha256).exists()]
     rotten = [path for path in held if sha256_of(path) != path.name]
     assert len(rotten) < len(manifest.shard_sha256) / 2, (
-        "those whose first image was asked for are gone, or right again"
+        "those whose first image was requested are gone, or right again"
     )
 
 
@@ -199,7 +199,7 @@ def test_a_shard_that_is_gone_stops_the_run_and_is_not_replaced(server: Server) 
 
 
 def test_a_shard_cut_short_at_the_origin_is_damage(shards: Path, server: Server, tmp_path: Path) -> None:
-    """As in a folder: the same samples take the places of the lost ones."""
+    """As in a folder: the same samples replace the lost ones."""
     name = "photos/train/photos-train-000002.tar"
     local = Path(shutil.copytree(shards, tmp_path / "shards"))
     cut = (local / name).read_bytes()[:-30_000]
@@ -254,8 +254,8 @@ def test_the_loader_counts_what_came_from_where(shards: Path, server: Server, tm
     by_range = traffic_of(at(server.url()))
     assert by_range.ranges >= STEPS * BATCH
     assert (by_range.cached, by_range.shards) == (0, 0)
-    asked = [part.removeprefix("bytes=").split("-") for _, part in shard_requests(server) if part]
-    assert 0 < by_range.num_bytes <= sum(int(last) - int(first) + 1 for first, last in asked)
+    spans = [part.removeprefix("bytes=").split("-") for _, part in shard_requests(server) if part]
+    assert 0 < by_range.num_bytes <= sum(int(last) - int(first) + 1 for first, last in spans)
     cold = traffic_of(at(server.url(), tmp_path / "cache"))
     assert cold.shards == 8
     manifests = [load_manifest(shards / name / "train") for name in ("digits", "photos")]
@@ -353,7 +353,7 @@ def test_evaluation_and_lists_read_the_same_from_a_url(
     here.close()
 
 
-def test_splits_at_a_url_are_those_of_usual_names_and_the_one_that_is_asked_for(shards: Path, server: Server) -> None:
+def test_splits_at_a_url_are_those_of_usual_names_and_the_requested_one(shards: Path, server: Server) -> None:
     assert splits_at(server.url(), "digits") == splits_at(str(shards), "digits")
     server.files["digits/all/manifest.json"] = b"{}"
     assert "all" not in splits_at(server.url(), "digits")

@@ -42,7 +42,7 @@ def test_every_sample_has_the_pixels_and_the_label_of_the_raw_data(split: Path) 
     reader.close()
 
 
-def test_samples_behind_an_empty_shard_are_found(shards: Path) -> None:
+def test_samples_after_an_empty_shard_are_found(shards: Path) -> None:
     manifest = load_manifest(shards / "digits" / "train")
     reader = SampleReader(LocalStore(shards / "digits" / "train", manifest), manifest)
     reader._ends = np.array([0, 48, 48, 96])  # shards of 0, 48, 0, 48 samples
@@ -68,7 +68,7 @@ def test_a_flipped_bit_in_a_row_is_damage_of_that_sample_alone(split: Path) -> N
 
 @pytest.mark.parametrize("shrink", [1, 2])
 def test_an_image_of_another_size_than_its_row_says_is_damage(split: Path, shrink: int) -> None:
-    """As somebody's index of other tars would have it: all checksums are right."""
+    """As an index of third-party tars would have it: all checksums are right."""
     reader = reader_of(split)
     located = reader.locate(50)
     row = located.row._replace(width=located.width + 1)

@@ -1,4 +1,4 @@
-"""Where shards lie: short files are damage, what cannot be read is retried and then stops the run."""
+"""Where shards are: short files are damage, what cannot be read is retried and then stops the run."""
 
 import os
 import shutil

@@ -38,7 +38,7 @@ def test_every_pass_is_a_permutation(sizes: list[int], order: OrderSettings, pas
 
 @FIXED
 @given(sizes=shard_sizes, order=orders, data=st.data())
-def test_a_draw_does_not_depend_on_how_it_is_asked_for(
+def test_a_draw_does_not_depend_on_how_it_is_requested(
     sizes: list[int], order: OrderSettings, data: st.DataObject
 ) -> None:
     n = sum(sizes)
@@ -99,13 +99,13 @@ def test_a_replacement_comes_from_the_same_window(sizes: list[int], order: Order
     n = sum(sizes)
     made = EntryOrder(entry(sizes), 3, order)
     draw = data.draw(st.integers(0, 3 * n - 1))
-    pass_, place = divmod(draw, n)
+    pass_, index = divmod(draw, n)
     draws = made.draws(pass_ * n, (pass_ + 1) * n)
-    lane = draws.lane[place]
+    lane = draws.lane[index]
     mine = draws.sample[draws.lane == lane]
-    ends = made._pieces(pass_, int(lane)).first_place.tolist()
-    place_in_lane = int((draws.lane[:place] == lane).sum())
-    window = next(i for i, end in enumerate(ends[1:]) if place_in_lane < end)
+    ends = made._pieces(pass_, int(lane)).first_index.tolist()
+    index_in_lane = int((draws.lane[:index] == lane).sum())
+    window = next(i for i, end in enumerate(ends[1:]) if index_in_lane < end)
     allowed = set(mine[ends[window] : ends[window + 1]].tolist())
     tried = [made.replacement(draw, attempt) for attempt in range(1, MAX_ATTEMPTS + 1)]
     assert set(tried) <= allowed
@@ -155,7 +155,7 @@ def test_what_is_wanted_is_what_comes_until_a_window_ends_and_all_of_the_next(
 
 
 def test_a_shard_that_comes_late_in_a_large_window_is_wanted_all_the_same() -> None:
-    """Nobody looks through a window of a million samples; what it is made of is known."""
+    """No test looks through a window of a million samples; what it is made of is known."""
     sizes = [30_000, 1, 30_000]
     order = EntryOrder(entry(sizes), 4, OrderSettings(window=3))
     comes = int(np.flatnonzero(order.draws(0, sum(sizes)).sample == 30_000)[0])

@@ -123,7 +123,7 @@ def test_what_the_order_does_not_depend_on_is_not_compared(root: Path, tmp_path_
 def test_another_seed_or_order_version_is_always_refused(root: Path) -> None:
     mixture = mix(root)
     state = saved(mixture.make_plan(SEED), 30)
-    with pytest.raises(ResumeMismatch, match=r"position 30: seed: 11 saved, 12 here \(nothing can go on"):
+    with pytest.raises(ResumeMismatch, match=r"position 30: seed: 11 saved, 12 here \(nothing can continue"):
         resume(state, mixture, 12, accept_mixture=True, accept_content=True)
     older = state.model_copy(update={"order_version": 0})
     with pytest.raises(ResumeMismatch, match="order version: 0 saved, 1 here"):
@@ -133,7 +133,7 @@ def test_another_seed_or_order_version_is_always_refused(root: Path) -> None:
 def test_other_weights_start_a_segment_when_accepted(root: Path) -> None:
     plan = mix(root).make_plan(SEED)
     state, changed = saved(plan, 30), mix(root, {"a": 1, "b": 1, "c": 2})
-    with pytest.raises(ResumeMismatch, match=r"'a': 6, .* saved, .*'c': 2.* here \(--accept-mixture goes on"):
+    with pytest.raises(ResumeMismatch, match=r"'a': 6, .* saved, .*'c': 2.* here \(--accept-mixture continues"):
         resume(state, changed, SEED, accept_content=True)
     again = resume(state, changed, SEED, accept_mixture=True)
     assert rows(again.samples(30, 300)) == rows(plan.reweighed(30, (1, 1, 2)).samples(30, 300))
@@ -141,7 +141,7 @@ def test_other_weights_start_a_segment_when_accepted(root: Path) -> None:
     assert differences(saved(again, 40), changed, SEED) == []
 
 
-def test_weights_that_were_set_during_a_run_go_on(root: Path) -> None:
+def test_weights_that_were_set_during_a_run_continue(root: Path) -> None:
     plan = mix(root).make_plan(SEED).reweighed(20, (1, 1, 2))
     assert differences(saved(plan, 30), mix(root), SEED) == []
     again = resume(saved(plan, 30), mix(root), SEED)
@@ -154,12 +154,12 @@ def test_weights_that_were_set_during_a_run_go_on(root: Path) -> None:
     assert written.segment.weights == (1, 2, 1)
 
 
-def test_other_pixels_go_on_in_the_same_order_when_accepted(root: Path) -> None:
+def test_other_pixels_continue_in_the_same_order_when_accepted(root: Path) -> None:
     plan = mix(root).make_plan(SEED)
     state = saved(plan, 30)
     save_stand_in(root, "b", SIZES["b"], pixels="sharper")
     changed = mix(root)
-    with pytest.raises(ResumeMismatch, match=r"b: content: .* saved, .* here \(--accept-content goes on\)"):
+    with pytest.raises(ResumeMismatch, match=r"b: content: .* saved, .* here \(--accept-content continues\)"):
         resume(state, changed, SEED, accept_mixture=True)
     again = resume(state, changed, SEED, accept_content=True)
     assert again.segment == plan.segment
@@ -168,14 +168,14 @@ def test_other_pixels_go_on_in_the_same_order_when_accepted(root: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"shard_samples": [7, 7, 9]}, {"shard_samples": SIZES["b"], "keys": "x"}])
-def test_an_entry_with_other_samples_begins_its_next_generation_and_others_go_on(
+def test_an_entry_with_other_samples_begins_its_next_generation_and_others_continue(
     root: Path, change: dict[str, Any]
 ) -> None:
     plan = mix(root).make_plan(SEED)
     state = saved(plan, 30)
     save_stand_in(root, "b", **change)
     changed = mix(root)
-    with pytest.raises(ResumeMismatch, match=r"b: 28 samples in order .* here \(--accept-mixture goes on"):
+    with pytest.raises(ResumeMismatch, match=r"b: 28 samples in order .* here \(--accept-mixture continues"):
         resume(state, changed, SEED, accept_content=True)
     again = resume(state, changed, SEED, accept_mixture=True)
     assert [entry.generation for entry in again.entries] == [0, 1, 0]

@@ -60,12 +60,12 @@ def make_plan(sources: list[tuple[list[int], int]], order: OrderSettings, seed: 
 
 def slow_sample(entry: Entry, seed: int, order: OrderSettings, draw: int) -> tuple[int, int, int]:
     """(pass, sample, lane) of one draw, in plain loops."""
-    pass_, place = divmod(draw, entry.num_samples)
+    pass_, index = divmod(draw, entry.num_samples)
     home = slow_key(seed, "lane", entry.name) % order.lanes
-    lane = (place + home) % order.lanes
+    lane = (index + home) % order.lanes
     sizes = tuple(entry.shard_samples.tolist())
     samples = slow_lane(entry.name, sizes, entry.generation, seed, order, pass_, lane)  # pyright: ignore
-    return pass_, samples[place // order.lanes], lane
+    return pass_, samples[index // order.lanes], lane
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def slow_lane(
 ) -> list[int]:
     """A lane's samples in the order of one pass."""
     home = slow_key(seed, "lane", name) % order.lanes
-    homes = [(place + home) % order.lanes for place in range(sum(sizes))]
+    homes = [(index + home) % order.lanes for index in range(sum(sizes))]
     start = sum(homes.count(before) for before in range(lane))
     mine = range(start, start + homes.count(lane))
     shard = [number for number, size in enumerate(sizes) for _ in range(size)]
@@ -113,11 +113,11 @@ def test_the_plan_is_that_of_the_plain_loops(
     planned = plan.samples(start, start + length)
     counts = plan.segment.counts(np.arange(start, start + length + 1)).tolist()
     assert planned.position.tolist() == list(range(start, start + length))
-    for place in range(length):
-        source, draw = int(planned.source[place]), int(planned.draw[place])
-        assert draw == counts[place][source] == counts[place + 1][source] - 1
+    for index in range(length):
+        source, draw = int(planned.source[index]), int(planned.draw[index])
+        assert draw == counts[index][source] == counts[index + 1][source] - 1
         expected = slow_sample(plan.entries[source], plan.seed, order, draw)
-        assert (planned.pass_[place], planned.sample[place], planned.lane[place]) == expected
+        assert (planned.pass_[index], planned.sample[index], planned.lane[index]) == expected
 
 
 def test_the_order_is_the_golden_one() -> None:
@@ -176,12 +176,12 @@ def test_lanes_fill_their_quota_first(batch: int, lanes: int, seed: int) -> None
     quota = [(number + 1) * batch // lanes - number * batch // lanes for number in range(lanes)]
     filled: list[list[int]] = [[] for _ in range(lanes)]
     left_over = []
-    for place, home in enumerate(lane.tolist()):
-        (filled[home] if len(filled[home]) < quota[home] else left_over).append(place)
+    for index, home in enumerate(lane.tolist()):
+        (filled[home] if len(filled[home]) < quota[home] else left_over).append(index)
     for number in range(lanes):
         while len(filled[number]) < quota[number]:
             filled[number].append(left_over.pop(0))
-    assert order.tolist() == [place for places in filled for place in sorted(places)]
+    assert order.tolist() == [index for indices in filled for index in sorted(indices)]
 
 
 @pytest.mark.parametrize(("world", "lanes", "sharing"), [(4, 1, 4), (6, 2, 3), (4, 4, 1), (6, 4, 1), (2, 4, 1)])
@@ -243,7 +243,7 @@ def test_the_proof_is_a_sum_of_digests_that_any_grouping_gives() -> None:
     assert order_proof(np.array([], np.int64), [], np.array([], np.int64)) == 0
 
 
-def test_other_weights_take_effect_at_their_position_and_small_draws_go_on() -> None:
+def test_other_weights_take_effect_at_their_position_and_small_draws_continue() -> None:
     plan = make_plan([([30], 1), ([40], 1), ([50], 0)], OrderSettings())
     before = plan.samples(0, 101)
     changed = plan.reweighed(101, [0, 1, 3])
@@ -254,7 +254,7 @@ def test_other_weights_take_effect_at_their_position_and_small_draws_go_on() -> 
     counts = Counter(after.source.tolist())
     assert counts[0] == 0
     assert abs(counts[1] - 200) <= 2
-    with pytest.raises(ValueError, match=r"\[100, 200\) asked of a plan that starts at 101"):
+    with pytest.raises(ValueError, match=r"\[100, 200\) requested from a plan that starts at 101"):
         changed.samples(100, 200)
 
 

@@ -24,9 +24,9 @@ def drawn(segment: Segment, start: int, stop: int) -> list[int]:
     assert (steps.sum(axis=1) == 1).all()
     order = steps.argmax(axis=1)
     before = segment.counts([start])[0].tolist()
-    for source, (first, places) in enumerate(segment.route(start, stop)):
+    for source, (first, indices) in enumerate(segment.route(start, stop)):
         assert first == before[source]
-        assert places.tolist() == np.flatnonzero(order == source).tolist()
+        assert indices.tolist() == np.flatnonzero(order == source).tolist()
     return order.tolist()
 
 
@@ -89,8 +89,8 @@ def test_the_largest_weights_and_positions_fit_into_int64() -> None:
     for start in (10**12, 4 * 10**18):
         order = drawn(first_segment(weights), start, start + 5000)
         assert order.count(0) >= 4998
-        first, places = first_segment(weights).route(start, start + 5000)[0]
-        assert len(places) == order.count(0)
+        first, indices = first_segment(weights).route(start, start + 5000)[0]
+        assert len(indices) == order.count(0)
         assert abs(first - start * weights[0] // sum(weights)) <= 1
 
 

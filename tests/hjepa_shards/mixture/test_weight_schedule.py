@@ -54,7 +54,7 @@ def test_a_run_resumes_exactly_on_any_stair(rising: Mixture) -> None:
         assert again.counts(stop) == whole.counts(stop)
 
 
-def test_other_knots_are_refused_and_go_on_where_accepted(rising: Mixture) -> None:
+def test_other_knots_are_refused_and_continue_where_accepted(rising: Mixture) -> None:
     state = saved(rising.make_plan(SEED), 150_000)
     root = Path(rising.config.root)
     constant = mix(root, {"a": 0.1, "b": 0.3}, epoch_samples=EPOCH)

@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "shards"
 
 
-def test_the_file_reads_back_as_the_mixture_that_was_asked_for(root: Path, tmp_path: Path) -> None:
+def test_the_file_reads_back_as_the_requested_mixture(root: Path, tmp_path: Path) -> None:
     data = wanted(root, "big=0.7", "small=0.2", "small:extra=0.1", epoch_samples=2000)
     write_mixture(tmp_path / "mine.yaml", data)
     assert load_mixture_file(tmp_path / "mine.yaml").config == data
@@ -185,7 +185,7 @@ def test_wrong_wishes_are_one_line_and_write_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_stands_there_is_replaced_only_with_force(command: Command, root: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_there_is_replaced_only_with_force(command: Command, root: Path, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "mine.yaml"
     arguments = ["mix", "--source", "big=1", "--root", root, "--image-size", "32", "--out", path]
     assert command(*arguments)[0] == 0

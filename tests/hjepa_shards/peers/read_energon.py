@@ -1,4 +1,4 @@
-"""Run by a Python that has Energon, behind `energon prepare`: `<key>` of every sample that its loader gives."""
+"""Run by a Python that has Energon, after `energon prepare`: `<key>` of every sample that its loader gives."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The page: what it shows is what the shards hold, and nobody's text can do anything in it."""
+"""The page: what it shows is what the shards hold, and no text can do anything in it."""
 
 import base64
 import hashlib
@@ -86,7 +86,7 @@ def page_of(path: Path, *folders: Path, **more: Any) -> Page:
 
 
 def number_of(page: Page, name: str) -> list[str]:
-    """What stands under a heading of the rows of numbers, page first, then split by split."""
+    """What is under a heading of the rows of numbers, page first, then split by split."""
     return re.findall(rf"<dt>{name}</dt><dd[^>]*>([^<]+)</dd>", page.bytes.decode())
 
 
@@ -94,7 +94,7 @@ def test_the_page_shows_counts_classes_sizes_origin_and_images_of_every_split(sh
     folders = [shards / "digits" / "train", shards / "photos" / "train", shards / "scattered" / "train"]
     page = page_of(tmp_path / "out" / "page.html", *folders)
     assert number_of(page, "images") == ["500", "200", "100", "200"]
-    assert number_of(page, "left out") == ["0"] * 4
+    assert number_of(page, "excluded") == ["0"] * 4
     for folder in folders:
         manifest = load_manifest(folder)
         for expected in (manifest.name, manifest.order_digest, manifest.content_digest, manifest.provenance["licence"]):
@@ -204,7 +204,7 @@ def test_hostile_provenance_stays_text(shards: Path, tmp_path: Path) -> None:
         assert text in page.text
 
 
-def test_exclusions_stand_under_their_reason_with_what_can_still_be_seen(tmp_path: Path) -> None:
+def test_exclusions_are_under_their_reason_with_what_can_still_be_seen(tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()
     whole = picture(400, 300)
@@ -215,7 +215,7 @@ def test_exclusions_stand_under_their_reason_with_what_can_still_be_seen(tmp_pat
     folder = tmp_path / "folder" / "train"
     reasons = {exclusion["name"]: exclusion["reason"] for exclusion in load_manifest(folder).exclusions}
     page = page_of(tmp_path / "page.html", folder, raw={"folder": str(raw)})
-    assert number_of(page, "left out") == ["2", "2"]
+    assert number_of(page, "excluded") == ["2", "2"]
     for name, reason in reasons.items():
         assert name in page.text
         assert reason in page.text
@@ -237,7 +237,7 @@ def test_thousands_of_exclusions_are_counted_and_the_first_ones_named(shards: Pa
     exclusions = [{"name": f"name {n}", "index": n, "reason": f"reason {n % 100}"} for n in range(20_000)]
     save_manifest(folder, replace(load_manifest(folder), exclusions=exclusions))
     page = page_of(tmp_path / "page.html", folder)
-    assert number_of(page, "left out") == ["20,000"] * 2
+    assert number_of(page, "excluded") == ["20,000"] * 2
     assert "60 other reasons" in page.text
     assert len(page.bytes) < 800_000
 
@@ -280,7 +280,7 @@ def test_duplicates_are_shown_leaks_first(command: Command, shards: Path, tmp_pa
     path.write_text(json.dumps({"groups": groups, "counts": counts, "remarks": [HOSTILE[3]]}))
     folders = (shards / "digits" / "train", shards / "digits" / "test")
     page = page_of(tmp_path / "page.html", *folders, duplicates=path)
-    assert [number_of(page, name) for name in ("leaks", "labels differ", "copies to leave out")] == [
+    assert [number_of(page, name) for name in ("leaks", "labels differ", "duplicates to exclude")] == [
         ["1"],
         ["1"],
         ["2"],
@@ -302,7 +302,7 @@ def test_what_duplicates_writes_is_shown(command: Command, tmp_path: Path) -> No
     build("folder", raw=tmp_path / "raw", out=tmp_path, options=BuildOptions(samples_per_shard=8))
     assert command("duplicates", tmp_path / "folder", "--report", tmp_path / "dup.json")[0] == 0
     page = page_of(tmp_path / "page.html", tmp_path / "folder" / "train", duplicates=tmp_path / "dup.json")
-    assert number_of(page, "groups of copies") == ["1"]
+    assert number_of(page, "groups of duplicates") == ["1"]
     assert page.bytes.decode().partition('<section id="duplicates">')[2].count("<img") == 3
 
 

@@ -22,7 +22,7 @@ def survey(folder: Path) -> Survey:
 
 
 def foreign(folder: Path, samples: dict[str, bytes]) -> Path:
-    """A tar as somebody else writes it, indexed."""
+    """A third-party tar, indexed."""
     folder.mkdir(parents=True)
     with tarfile.open(folder / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         for name, data in samples.items():
@@ -42,34 +42,34 @@ def picture(width: int, height: int) -> bytes:
 def test_rows_are_those_of_every_sample(shards: Path) -> None:
     batches = list(read_split(shards / "digits" / "train", image_size=8, batch=64))
     labels = np.concatenate([batch.labels[batch.valid] for batch in batches])
-    with survey(shards / "digits" / "train") as asked:
-        rows = asked.rows()
+    with survey(shards / "digits" / "train") as open_survey:
+        rows = open_survey.rows()
     assert rows.table["label"].tolist() == labels.tolist()
     assert set(rows.table["width"].tolist()) == {8}
     assert rows.num_shards == 5
 
 
 def test_a_large_split_is_judged_by_whole_shards_chosen_by_key(shards: Path) -> None:
-    with survey(shards / "digits" / "train") as asked:
-        rows = asked.rows(most=100)
+    with survey(shards / "digits" / "train") as open_survey:
+        rows = open_survey.rows(most=100)
         assert (len(rows.table), rows.num_shards) == (96, 2)
-        again = asked.rows(most=100)
+        again = open_survey.rows(most=100)
         assert again.table.tobytes() == rows.table.tobytes()
-        assert asked.rows(most=1).num_shards == 1
+        assert open_survey.rows(most=1).num_shards == 1
 
 
 def test_samples_are_chosen_without_repetition_and_the_same_each_time(shards: Path) -> None:
-    with survey(shards / "scattered" / "train") as asked:
+    with survey(shards / "scattered" / "train") as open_survey:
         for count in (1, 7, 60, 199, 200, 1000):
-            chosen = asked.choose(count)
+            chosen = open_survey.choose(count)
             assert len(chosen) == len(set(chosen)) == min(count, 200)
             assert all(0 <= sample < 200 for sample in chosen)
-            assert chosen == asked.choose(count)
+            assert chosen == open_survey.choose(count)
 
 
 def test_a_sample_is_shown_with_its_name_and_pixels(shards: Path) -> None:
-    with survey(shards / "photos" / "train") as asked:
-        shown = asked.show(11)
+    with survey(shards / "photos" / "train") as open_survey:
+        shown = open_survey.show(11)
     batch = next(iter(read_split(shards / "photos" / "train", image_size=64, batch=12, crop_share=1)))
     with Image.open(io.BytesIO(shown.image)) as image:
         difference = np.asarray(image).astype(int) - batch.images[11]
@@ -79,8 +79,8 @@ def test_a_sample_is_shown_with_its_name_and_pixels(shards: Path) -> None:
 
 
 def test_few_pixels_are_shown_exactly(shards: Path) -> None:
-    with survey(shards / "digits" / "train") as asked:
-        shown = asked.show(3)
+    with survey(shards / "digits" / "train") as open_survey:
+        shown = open_survey.show(3)
     batch = next(iter(read_split(shards / "digits" / "train", image_size=8, batch=4, crop_share=1)))
     with Image.open(io.BytesIO(shown.image)) as image:
         assert np.array_equal(np.asarray(image), batch.images[3])
@@ -89,13 +89,13 @@ def test_few_pixels_are_shown_exactly(shards: Path) -> None:
 def test_a_damaged_sample_is_shown_as_damaged(shards: Path, tmp_path: Path) -> None:
     split = Path(shutil.copytree(shards / "photos" / "train", tmp_path / "photos" / "train"))
     flip(split / "photos-train-000000.tar", 600)
-    with survey(split) as asked:
-        assert "crc32" in asked.show(0).damage
-        assert asked.show(0).image == b""
-        assert asked.show(1).damage == ""
+    with survey(split) as open_survey:
+        assert "crc32" in open_survey.show(0).damage
+        assert open_survey.show(0).image == b""
+        assert open_survey.show(1).damage == ""
 
 
-def test_names_and_captions_of_somebody_elses_tars(tmp_path: Path) -> None:
+def test_names_and_captions_of_third_party_tars(tmp_path: Path) -> None:
     long = "n" * 150  # longer than a plain header holds
     folder = foreign(
         tmp_path / "mine" / "train",
@@ -108,8 +108,8 @@ def test_names_and_captions_of_somebody_elses_tars(tmp_path: Path) -> None:
             f"{long}.json": b"not json",
         },
     )
-    with survey(folder) as asked:
-        one, two = asked.show(0), asked.show(1)
+    with survey(folder) as open_survey:
+        one, two = open_survey.show(0), open_survey.show(1)
     assert (one.name, one.captions) == ("dir/one", ("first caption", "second"))
     assert (two.name, two.captions) == ("", ("größer",))
     with Image.open(io.BytesIO(two.image)) as image:

@@ -1,4 +1,4 @@
-"""Bars: as long as their numbers say, and nobody's text can be more than text."""
+"""Bars: as long as their numbers say, and no text can be more than text."""
 
 from typing import Any
 from xml.etree import ElementTree
@@ -99,7 +99,7 @@ def test_names_stay_text(text: str) -> None:
         ("x" * 300, "x" * 300),
     ],
 )
-def test_text_of_strangers_is_shown_without_what_turns_or_breaks_a_page(text: str, shown: str) -> None:
+def test_untrusted_text_is_shown_without_what_turns_or_breaks_a_page(text: str, shown: str) -> None:
     assert svg_bars.proper(text) == shown
 
 

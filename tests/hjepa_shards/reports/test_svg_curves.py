@@ -1,4 +1,4 @@
-"""Curves: at the heights that their numbers say, gaps where there is none, and nobody's text more than text."""
+"""Curves: at the heights that their numbers say, gaps where there is none, and no text more than text."""
 
 import re
 from xml.etree import ElementTree
@@ -21,7 +21,7 @@ def strokes(root: ElementTree.Element, kind: str = "s0") -> list[list[tuple[floa
     return [[(float(x), float(y)) for x, y in re.findall(r"(-?[\d.]+) (-?[\d.]+)", part)] for part in parts]
 
 
-def test_points_lie_where_their_numbers_say() -> None:
+def test_points_are_where_their_numbers_say() -> None:
     ((first, second, third),) = strokes(
         drawn([Curve(name="loss", points=[(0, 1.0), (25, 0.5), (100, 0.75)], colour=0)])
     )
@@ -52,7 +52,7 @@ def test_one_value_is_a_dot_in_the_middle(value: float) -> None:
     assert "7" in [text.text for text in root.iter("text")]
 
 
-def test_a_limit_lies_on_the_chart_also_where_no_value_reaches_it() -> None:
+def test_a_limit_is_on_the_chart_also_where_no_value_reaches_it() -> None:
     root = drawn([Curve(name="rho", points=[(0, 0.2), (1, 0.3)], colour=0)], limit=1.0)
     ((_, limit),) = re.findall(r"M(0) ([\d.]+)H1000", next(str(p.get("d")) for p in root.iter("path")))
     assert 0 <= float(limit) < min(y for _, y in strokes(root)[0])
@@ -71,7 +71,7 @@ def test_the_numbers_of_the_axis_are_round_and_stand_at_their_height(low: float,
         assert y - 4 == pytest.approx(expected, abs=0.2)
 
 
-def test_bands_stand_over_their_stretch_of_the_axis() -> None:
+def test_bands_are_over_their_stretch_of_the_axis() -> None:
     root = drawn(
         [Curve(name="gap", points=[(100, 0.0), (200, 1.0)], colour=0)],
         bands=[

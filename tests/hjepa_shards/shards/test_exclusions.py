@@ -1,4 +1,4 @@
-"""Lists of samples to leave out."""
+"""Lists of samples to exclude."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The manifest: whole, checked, and two digests that tell what changed."""
+"""The manifest: whole, checked, and two digests that show what changed."""
 
 import hashlib
 import json

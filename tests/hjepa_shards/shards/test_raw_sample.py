@@ -1,4 +1,4 @@
-"""Keys tell their names: reversible, and what Hugging Face and webdataset can cut at the first dot."""
+"""Keys hold their names: reversible, and what Hugging Face and webdataset can cut at the first dot."""
 
 import re
 import unicodedata

@@ -1,4 +1,4 @@
-"""Keys come from tar headers, or are not told at all."""
+"""Keys come from tar headers, or are not given at all."""
 
 import io
 import shutil
@@ -30,7 +30,7 @@ def test_a_damaged_header_tells_no_key_and_the_others_still_do(split: Path) -> N
     rows = index_of(shard(split, 1)).checked_rows()
     keys = keys_of(shard(split, 1), rows)
     flip(shard(split, 1), int(rows[9]["image_offset"]) - 512)  # the first letter of the name
-    flip(shard(split, 1), int(rows[20]["image_offset"]) - 300)  # zeros behind it
+    flip(shard(split, 1), int(rows[20]["image_offset"]) - 300)  # zeros after it
     assert keys_of(shard(split, 1), rows) == [None if i in (9, 20) else key for i, key in enumerate(keys)]
 
 

@@ -60,7 +60,7 @@ def test_a_tar_that_was_cut_short_is_refused(tmp_path: Path, cut: int) -> None:
         list(scan(path))
 
 
-def test_members_behind_a_damaged_header_are_never_lost_in_silence(tmp_path: Path) -> None:
+def test_members_after_a_damaged_header_are_never_lost_silently(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
     data, offsets = written()
     for name in FILES:

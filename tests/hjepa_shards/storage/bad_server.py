@@ -1,4 +1,4 @@
-"""A real HTTP server that fails as it is told to: one `Answer` a request, in order; after the last it is flawless."""
+"""A real HTTP server that fails as it is set to: one `Answer` a request, in order; after the last it is flawless."""
 
 import re
 import socket
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """How one request is answered; as asked for, but for what is said here."""
+    """How one request is answered; as requested, but for what is said here."""
 
     status: int | None = None
     """With an empty body."""
@@ -26,11 +26,11 @@ class Answer:
     resets: bool = False
     """It is closed with a reset."""
     stalls: bool = False
-    """It stays open instead, in silence."""
+    """It stays open instead, silently."""
     ignores_range: bool = False
     ignores_if_range: bool = False
     mistakes_range: bool = False
-    """Another part comes than was asked for."""
+    """Another part comes than was requested."""
     chunked: bool = False
     """Without Content-Length."""
     pause_s: float = 0.0
@@ -68,8 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        asked, condition = self.headers["Range"], self.headers["If-Range"]
-        self.server.requests.append((self.path, asked, condition))
+        span, condition = self.headers["Range"], self.headers["If-Range"]
+        self.server.requests.append((self.path, span, condition))
         answer = self.server.script.pop(0) if self.server.script else self.server.otherwise
         if self.path.endswith(".index"):
             self.server.busy.append(self.path)
@@ -87,8 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": self.server.etag} if self.server.etag else {}
         status, first, whole = 200, 0, len(data)
         applies = answer.ignores_if_range or condition in (None, self.server.etag)
-        if asked and not answer.ignores_range and applies:
-            begin, last = re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups()  # type: ignore[union-attr]
+        if span and not answer.ignores_range and applies:
+            begin, last = re.fullmatch(r"bytes=(\d+)-(\d*)", span).groups()  # type: ignore[union-attr]
             status, first, end = 206, int(begin), int(last or whole - 1) + 1
             first //= 1 + answer.mistakes_range
             if first >= whole:

@@ -115,7 +115,7 @@ def test_a_target_travels_to_other_processes(target: Target) -> None:
     assert pickle.loads(pickle.dumps(target)).read("a.tar") == b"tar"
 
 
-def test_parts_share_a_folder_and_nobody_else_does(tmp_path: Path) -> None:
+def test_parts_share_a_folder_and_nothing_else_does(tmp_path: Path) -> None:
     target = FolderTarget(tmp_path)
     target.prepare()
     with target.alone_with(".part-1-of-2"), target.alone_with(".part-2-of-2"):
@@ -128,7 +128,7 @@ def test_parts_share_a_folder_and_nobody_else_does(tmp_path: Path) -> None:
 
 
 def test_urls_are_told_from_folders() -> None:
-    assert [is_url(place) for place in ("s3://a/b", Path("a/b"), "a/b", "/a:b")] == [True, False, False, False]
+    assert [is_url(path) for path in ("s3://a/b", Path("a/b"), "a/b", "/a:b")] == [True, False, False, False]
     assert target_at("s3://a/", "b", "c").where == "s3://a/b/c"
     assert target_of(Path("a")).where == "a"
 
@@ -144,7 +144,7 @@ def digits_of(shards: Path) -> dict[str, bytes]:
     return {name: data for name, data in files_of(shards / "digits").items() if name.startswith("train/")}
 
 
-def test_a_build_into_a_bucket_is_the_build_into_a_folder_and_mends_what_was_lost(bucket: str, shards: Path) -> None:
+def test_a_build_into_a_bucket_is_the_build_into_a_folder_and_repairs_what_was_lost(bucket: str, shards: Path) -> None:
     read: list[int] = []
 
     def build_there(options: BuildOptions) -> None:

@@ -1,4 +1,4 @@
-"""Compressed bytes made plain: by what they are, in bounded memory, and never cut short in silence."""
+"""Compressed bytes made plain: by what they are, in bounded memory, and never cut short silently."""
 
 import bz2
 import gzip

@@ -54,8 +54,8 @@ def get(
 
 
 def starts(server: Server) -> list[int]:
-    """Where each request wanted to go on."""
-    return [int(asked[6:-1]) if asked else 0 for _, asked, _ in server.requests]
+    """Where each request wanted to continue."""
+    return [int(span[6:-1]) if span else 0 for _, span, _ in server.requests]
 
 
 def alone(folder: Path, data: bytes = DATA) -> bool:
@@ -82,7 +82,7 @@ def test_a_file_arrives_in_one_request(server: Server, tmp_path: Path) -> None:
     assert list(seen) == [f"fetch {NAME}", f"check {NAME}"]
 
 
-def test_after_each_break_only_the_rest_is_asked_for(server: Server, tmp_path: Path) -> None:
+def test_after_each_break_only_the_rest_is_requested(server: Server, tmp_path: Path) -> None:
     server.script = [Answer(ends_after=n) for n in (100_000, 50_000, 1, 70_000)]
     server.script.insert(2, Answer(ends_after=20_000, resets=True))
     notes: list[str] = []
@@ -97,7 +97,7 @@ def test_after_each_break_only_the_rest_is_asked_for(server: Server, tmp_path: P
 
 
 def test_progress_renews_patience_and_standstill_ends_it(server: Server, tmp_path: Path) -> None:
-    """Ten breaks with a byte each are borne by a patience of four tries; four without one are not."""
+    """Ten breaks with a byte each are tolerated by a patience of four tries; four without one are not."""
     server.script = [Answer(ends_after=1) for _ in range(10)]
     get(server, tmp_path)
     assert alone(tmp_path)
@@ -105,7 +105,7 @@ def test_progress_renews_patience_and_standstill_ends_it(server: Server, tmp_pat
     server.requests.clear()
     server.script = [Answer(ends_after=1000)]
     server.otherwise = Answer(ends_after=0)
-    with pytest.raises(InputError, match=r"given up after 4 tries.*goes on from byte 1,000"):
+    with pytest.raises(InputError, match=r"given up after 4 tries.*continues from byte 1,000"):
         get(server, tmp_path)
     assert len(server.requests) == 5
     server.otherwise = Answer()
@@ -113,7 +113,7 @@ def test_progress_renews_patience_and_standstill_ends_it(server: Server, tmp_pat
     assert alone(tmp_path)
 
 
-def test_500_and_503_are_asked_again_and_the_wait_that_they_ask_for_is_kept(server: Server, tmp_path: Path) -> None:
+def test_500_and_503_are_tried_again_and_the_wait_that_they_request_is_kept(server: Server, tmp_path: Path) -> None:
     server.script = [Answer(status=500), Answer(status=503, headers={"Retry-After": "1"}), Answer(status=429)]
     notes: list[str] = []
     began = time.monotonic()
@@ -170,8 +170,8 @@ def test_a_server_that_ignores_ranges_and_always_breaks_off_is_given_up(server: 
 
 
 @pytest.mark.parametrize("ignores_if_range", [False, True])
-def test_a_file_that_changed_comes_anew(server: Server, tmp_path: Path, ignores_if_range: bool) -> None:
-    """Also from a server that minds Range and not If-Range: its ETag tells."""
+def test_a_file_that_changed_comes_again(server: Server, tmp_path: Path, ignores_if_range: bool) -> None:
+    """Also from a server that respects Range and not If-Range: its ETag shows it."""
     server.script = [Answer(ends_after=100_000)]
     server.otherwise = Answer(ignores_if_range=ignores_if_range)
     changed = DATA[::-1]
@@ -195,7 +195,7 @@ def test_a_file_that_changed_comes_anew(server: Server, tmp_path: Path, ignores_
     assert not any("sha256" in note for note in notes)  # it was seen before the checksum saw it
 
 
-def test_another_part_than_was_asked_for_is_not_glued_on(server: Server, tmp_path: Path) -> None:
+def test_another_part_than_requested_is_not_glued_on(server: Server, tmp_path: Path) -> None:
     server.script = [Answer(ends_after=100_000), Answer(mistakes_range=True)]
     notes: list[str] = []
     get(server, tmp_path, notes=notes)
@@ -215,7 +215,7 @@ def test_dates_stand_in_for_etags(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_a_plain_no_is_not_asked_again(server: Server, tmp_path: Path, status: int) -> None:
+def test_a_plain_no_is_not_tried_again(server: Server, tmp_path: Path, status: int) -> None:
     server.otherwise = Answer(status=status)
     with pytest.raises(InputError, match=f"archive.tar: the file expected, answer {status} .*--url-base"):
         get(server, tmp_path)
@@ -260,7 +260,7 @@ def test_another_size_than_the_published_one_is_refused_before_anything_is_lost(
 
 
 def test_a_size_that_is_too_large_ends_with_what_there_is(server: Server, tmp_path: Path) -> None:
-    """Where none was published: the next request hears that nothing follows, and the checksum decides."""
+    """Where none was published: the next request learns that nothing follows, and the checksum decides."""
     server.otherwise = Answer(headers={"Content-Length": str(len(DATA) + 1000)})
     server.script = [server.otherwise]
     server.otherwise = Answer()
@@ -318,7 +318,7 @@ def test_whatever_was_left_the_file_becomes_right(server: Server, tmp_path: Path
     assert left == bytes(4000) or not any("sha256" in note for note in notes)
 
 
-def test_another_mirror_goes_on_where_the_first_ended(server: Server, tmp_path: Path) -> None:
+def test_another_mirror_continues_where_the_first_ended(server: Server, tmp_path: Path) -> None:
     server.otherwise = Answer(ends_after=0)
     server.script = [Answer(ends_after=100_000)]
     with pytest.raises(InputError):
@@ -338,7 +338,7 @@ def test_a_server_that_never_answers_is_given_up_sooner(tmp_path: Path) -> None:
         fetch(url, tmp_path / NAME, num_bytes=1, sha256="", patience=patience)
 
 
-def test_a_name_that_nobody_knows_is_one_line(tmp_path: Path) -> None:
+def test_an_unknown_host_name_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         fetch("http://nowhere.invalid/x", tmp_path / NAME, num_bytes=1, sha256="", patience=QUICK)
     assert "\n" not in str(error.value)
@@ -384,7 +384,7 @@ def test_certificates_are_verified(server: Server, tmp_path: Path, monkeypatch: 
     assert (tmp_path / NAME).read_bytes() == DATA
 
 
-def test_a_full_disk_is_told_with_the_numbers_and_goes_on_after_room_was_made(
+def test_a_full_disk_is_reported_with_the_numbers_and_continues_after_room_was_made(
     server: Server, small_disk: Path, tmp_path: Path
 ) -> None:
     ballast = small_disk / "ballast"

@@ -1,4 +1,4 @@
-"""Archives of strangers: whatever is in them, nothing lands outside the folder and nothing is left half done."""
+"""Untrusted archives: whatever is in them, nothing lands outside the folder and nothing is left half done."""
 
 import gzip
 import io
@@ -59,7 +59,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.tar.bz2", "x.tar.xz", "x.zip"])
-def test_what_is_in_the_archive_stands_in_the_folder(tmp_path: Path, name: str) -> None:
+def test_what_is_in_the_archive_is_in_the_folder(tmp_path: Path, name: str) -> None:
     archive = tmp_path / name
     if name == "x.zip":
         zip_of(archive, ("set/", b""), *FILES.items())
@@ -81,7 +81,7 @@ def test_what_is_in_the_archive_stands_in_the_folder(tmp_path: Path, name: str) 
     assert all(done <= total for done, total in seen)
 
 
-def test_files_at_the_top_stand_beside_the_archive_and_hidden_ones_are_left_out(tmp_path: Path) -> None:
+def test_files_at_the_top_are_beside_the_archive_and_hidden_ones_are_excluded(tmp_path: Path) -> None:
     archive = tar_of(tmp_path / "x.tar", ("a.txt", b"1"), ("b.txt", b"2"), (".lock", b"3"), ("._a.txt", b"4"))
     (tmp_path / "b.txt").write_bytes(b"older")
     run(archive, "a.txt", "b.txt")
@@ -201,18 +201,18 @@ def test_a_bomb_is_stopped_at_the_bound(small_disk: Path) -> None:
         unpack(archive, names=("set",), most_bytes=1_000_000, progress=lambda done, total: None)
 
 
-def test_a_full_disk_is_told_and_its_room_given_back(small_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_its_room_given_back(small_disk: Path) -> None:
     archive = tar_of(small_disk / "x.tar.gz", ("set/a", bytes(3_000_000)), mode="w:gz")
     with pytest.raises(InputError, match="No space left"):
         run(archive)
     assert [path.name for path in small_disk.iterdir()] == ["x.tar.gz"]
 
 
-def test_what_stands_in_the_way_is_not_touched(tmp_path: Path) -> None:
+def test_what_is_in_the_way_is_not_touched(tmp_path: Path) -> None:
     archive = tar_of(tmp_path / "x.tar", ("set/a", b"1"))
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "own").write_bytes(b"mine")
-    with pytest.raises(InputError, match=r"set: stands in the way.*move it"):
+    with pytest.raises(InputError, match=r"set: is in the way.*move it"):
         run(archive, "set/a")
     assert contents(tmp_path / "set") == {"own": b"mine"}
 

@@ -1,4 +1,4 @@
-"""A cache that jobs share: it holds what was asked for, is never too large, and kill -9 leaves nothing wrong."""
+"""A cache that jobs share: it holds what was requested, is never too large, and kill -9 leaves nothing wrong."""
 
 import functools
 import hashlib
@@ -55,13 +55,13 @@ def test_what_another_job_has_just_finished_is_not_fetched_again(
 ) -> None:
     cache, data, opened = ShardCache(tmp_path, 5000), content(0), []
 
-    def other_job_is_faster(asked: str) -> int | None:
-        """It comes right behind the first look."""
-        opened.append(asked)
+    def other_job_is_faster(wanted: str) -> int | None:
+        """It comes right after the first look."""
+        opened.append(wanted)
         if len(opened) == 1:
             os.close(admit(ShardCache(tmp_path, 5000), data) or -1)
             return None
-        return ShardCache.open(cache, asked)
+        return ShardCache.open(cache, wanted)
 
     monkeypatch.setattr(cache, "open", other_job_is_faster)
     found = cache.admit(sha256(data), len(data), lambda: pytest.fail("fetched again"))
@@ -90,7 +90,7 @@ def test_a_file_can_be_opened_from_the_moment_that_it_has_its_name(
 
 
 @pytest.mark.parametrize("sent", [b"", content(0)[:-1], content(0) + b"x", content(1)])
-def test_other_bytes_than_asked_for_are_not_kept(tmp_path: Path, sent: bytes) -> None:
+def test_other_bytes_than_requested_are_not_kept(tmp_path: Path, sent: bytes) -> None:
     cache = ShardCache(tmp_path, 5000)
     assert admit(cache, content(0), sent) is None
     assert names(tmp_path) == set()
@@ -99,9 +99,9 @@ def test_other_bytes_than_asked_for_are_not_kept(tmp_path: Path, sent: bytes) ->
 def test_a_fetch_that_fails_leaves_nothing(tmp_path: Path) -> None:
     def broken() -> Iterator[bytes]:
         yield b"x"
-        raise OSError("the line is gone")
+        raise OSError("the connection is gone")
 
-    with pytest.raises(OSError, match="line is gone"):
+    with pytest.raises(OSError, match="connection is gone"):
         ShardCache(tmp_path, 5000).admit("ab", 10, broken)
     assert names(tmp_path) == set()
 
@@ -195,7 +195,7 @@ def job(folder: Path, seed: int, steps: Any) -> None:
 
 
 def test_four_jobs_share_a_cache_while_they_are_killed(tmp_path: Path) -> None:
-    """kill -9 fifty times at random moments: never a wrong byte, never too much, and all others go on."""
+    """kill -9 fifty times at random moments: never a wrong byte, never too much, and all others continue."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     generator = random.Random(0)

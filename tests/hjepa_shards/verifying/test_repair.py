@@ -71,7 +71,7 @@ def test_only_what_is_broken_is_touched(split: Path) -> None:
     assert changed == set(done.repaired)
 
 
-def test_strangers_are_left_and_named(split: Path) -> None:
+def test_unknown_files_are_left_and_named(split: Path) -> None:
     shutil.copy(split / "digits-train-000000.tar", split / "digits-train-000009.tar")
     flip(split / "digits-train-000001.tar", 700)
     done = repair(split)

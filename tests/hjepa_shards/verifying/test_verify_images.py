@@ -72,9 +72,9 @@ def bytes_of_image(row: Any) -> slice:
 
 
 def broken_image(rows: Any, tar: bytearray) -> None:
-    place = bytes_of_image(rows[5])
-    tar[place] = tar[place][:40] + bytes(len(tar[place]) - 40)
-    rows["image_crc32"][5] = crc32(tar[place])
+    span = bytes_of_image(rows[5])
+    tar[span] = tar[span][:40] + bytes(len(tar[span]) - 40)
+    rows["image_crc32"][5] = crc32(tar[span])
 
 
 def other_pixels(rows: Any, tar: bytearray) -> None:

@@ -88,15 +88,15 @@ def test_every_flipped_bit_is_found_and_names_the_sample_that_it_hit(small: Path
         10 + i: range(int(row.image_offset), int(row.image_offset + row.image_bytes)) for i, row in enumerate(rows)
     }
     dice = random.Random(name)
-    for place in dice.sample(range(8 * len(whole)), 150):
-        flip(path, place // 8, place % 8)
+    for bit in dice.sample(range(8 * len(whole)), 150):
+        flip(path, bit // 8, bit % 8)
         if name == "manifest.json":
             with pytest.raises(ManifestError, match="checksum"):
                 verify(folder)
         else:
             [problem] = verify(folder)
             assert problem.path == path
-            hit = tuple(sample for sample, image in images.items() if place // 8 in image)
+            hit = tuple(sample for sample, image in images.items() if bit // 8 in image)
             assert problem.lost_samples == (() if name.endswith(".index") else hit)
         path.write_bytes(whole)
     assert verify(folder) == []
@@ -119,14 +119,14 @@ def test_a_flipped_bit_between_images_is_found_and_loses_none(split: Path) -> No
     assert problem.lost_samples == ()
 
 
-def test_a_cut_shard_loses_exactly_the_samples_behind_the_cut(split: Path) -> None:
+def test_a_cut_shard_loses_exactly_the_samples_after_the_cut(split: Path) -> None:
     row = index_of(shard(split, 2)).row(40)
     expected = keys(split, 2)
     os.truncate(shard(split, 2), int(row.image_offset) + 3)
     [problem] = verify(split)
     assert "bytes expected" in problem.what
     assert problem.lost_samples == tuple(range(96 + 40, 96 + 48))
-    assert problem.lost_keys == (expected[40], *[None] * 7)  # its header still stands, the others went with the rest
+    assert problem.lost_keys == (expected[40], *[None] * 7)  # its header is still there, the others went with the rest
 
 
 def test_appended_bytes_are_found_and_lose_none(split: Path) -> None:

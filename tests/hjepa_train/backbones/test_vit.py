@@ -48,7 +48,7 @@ def test_timm_loads_the_state_and_gives_the_same_features(config, image_size) ->
         torch.testing.assert_close(theirs.norm(ours.stages[0]), ours.tokens_BND, atol=1e-5, rtol=1e-5)
 
 
-def test_positions_of_another_resolution_lie_between_those_of_training() -> None:
+def test_positions_of_another_resolution_are_between_those_of_training() -> None:
     """Twice the resolution: the mean angle of the four small cells of a large one is that of its centre."""
     vit = build_backbone("vit", VitConfig(width=4, depth=1, heads=1, patch=4), 32, seed=0)
     table = vit.pos_embed[0].view(8, 8, 4)

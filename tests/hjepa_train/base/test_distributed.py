@@ -89,10 +89,10 @@ def test_two_ranks_sum_values_and_gradients_and_average_parameters(tmp_path: Pat
 
 
 def damage_main(number: int, folder: str) -> None:
-    """Both ranks read damaged shards and tell each other behind every second batch what they found."""
+    """Both ranks read damaged shards and report to each other after every second batch what they found."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
-    heard: list[object] = []
+    received: list[object] = []
     with open_loader(
         mix(f"{folder}/shards"), seed=3, global_batch=32, rank=number, world=2, stops_alone=False
     ) as loader:
@@ -102,10 +102,10 @@ def damage_main(number: int, folder: str) -> None:
                 if step % 2:
                     found = {name: sorted(samples) for name, samples in loader.damaged.items()}
                     loader.merge_damage(gather(loader.damaged))
-                    heard.append((step, found, loader.state_dict(batch)["damaged"]))
+                    received.append((step, found, loader.state_dict(batch)["damaged"]))
         except TooMuchDamage as error:
-            heard.append((step, str(error)))
-    torch.save(heard, f"{folder}/{number}.pt")
+            received.append((step, str(error)))
+    torch.save(received, f"{folder}/{number}.pt")
     dist.destroy_process_group()
 
 

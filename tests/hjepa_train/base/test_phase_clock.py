@@ -65,4 +65,4 @@ def test_each_phase_has_the_time_that_was_spent_in_it_with_micro_batches_too() -
         hook.remove()
     before = dict.fromkeys(PHASES, 0.0)
     model()
-    assert clock._step == before  # nothing marks behind the last step
+    assert clock._step == before  # nothing marks after the last step

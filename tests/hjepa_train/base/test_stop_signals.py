@@ -9,7 +9,7 @@ from hjepa_train.base.stop_signals import interrupts, leave
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_a_signal_is_heard_once_and_says_how_to_leave(number: signal.Signals, code: int) -> None:
+def test_a_signal_is_received_once_and_says_how_to_leave(number: signal.Signals, code: int) -> None:
     before = signal.getsignal(number)
     with interrupts() as came:
         assert came() == 0

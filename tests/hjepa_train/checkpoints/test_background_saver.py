@@ -1,4 +1,4 @@
-"""What is saved is what stood when it was asked for, and a save that fails behind training's back is told."""
+"""What is saved is the state at the time of the request, and a save that fails in the background is reported."""
 
 import resource
 import threading
@@ -35,7 +35,7 @@ def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch
     return [tensor.clone() for tensor in (*model.state_dict().values(), *moments)]
 
 
-def test_what_is_saved_stood_when_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_saved_is_the_state_at_the_time_of_the_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     may_write, honest = threading.Event(), checkpoint_files.save
 
     def write_late(*arguments: Any, **named: Any) -> Path:
@@ -68,7 +68,7 @@ def files_below(num_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("when", ["before the next", "at the end"])
-def test_a_save_that_fails_in_the_background_is_told_and_the_last_good_one_stays(tmp_path: Path, when: str) -> None:
+def test_a_save_that_fails_in_the_background_is_reported_and_the_last_good_one_stays(tmp_path: Path, when: str) -> None:
     model = objective()
     with closing(Saver(tmp_path, model, build_optimizer(model, OptimConfig()), keep=2)) as saver:
         saver.save(1, {"step": 1})
@@ -101,16 +101,18 @@ def late_main(number: int, folder: str) -> None:
     checkpoints = Path(folder, "checkpoints")
     with closing(Saver(checkpoints, model, optimizer, keep=1)) as saver:
         saver.save(1, {"step": 1})
-        asked = [tensor.full_tensor() if is_shard(tensor) else tensor for tensor in everything(model, optimizer)]
+        saved_tensors = [
+            tensor.full_tensor() if is_shard(tensor) else tensor for tensor in everything(model, optimizer)
+        ]
         step_of(model, optimizer)
         assert number > 0 or not (checkpoints / "step-00000001").exists()
         may_write.set()
         saver.wait()
-    torch.save(asked, f"{folder}/{number}.pt")
+    torch.save(saved_tensors, f"{folder}/{number}.pt")
     dist.destroy_process_group()
 
 
-def test_shards_are_saved_as_they_stood_while_ranks_train_on(tmp_path: Path) -> None:
+def test_shards_are_saved_as_they_were_while_ranks_train_on(tmp_path: Path) -> None:
     start_ranks(late_main, tmp_path)
     saved = load(tmp_path / "checkpoints" / "step-00000001")
     assert is_sharded(saved.path)

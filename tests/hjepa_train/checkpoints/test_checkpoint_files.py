@@ -113,7 +113,7 @@ def test_tied_weights_are_saved_and_stay_tied(tmp_path: Path) -> None:
     assert all(torch.equal(theirs.state_dict()[key], value) for key, value in ours.state_dict().items())
 
 
-def test_training_goes_on_bit_for_bit_from_a_checkpoint(tmp_path: Path) -> None:
+def test_training_continues_bit_for_bit_from_a_checkpoint(tmp_path: Path) -> None:
     def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
         losses = []
         for step in steps:
@@ -194,7 +194,7 @@ def test_a_damaged_first_checkpoint_has_none_before_it(tmp_path: Path) -> None:
         load(path)
 
 
-def test_a_missing_checkpoint_is_refused_with_those_that_stand(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
     save_filled(tmp_path, 1)
     with pytest.raises(CheckpointError, match="no such checkpoint; here: step-00000001"):
         load(tmp_path / "step-00000002")
@@ -404,7 +404,7 @@ def test_a_file_over_the_limit_leaves_the_last_good_checkpoint(tmp_path: Path, p
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file")
-    with pytest.raises(CheckpointError, match="no checkpoint stands yet"):
+    with pytest.raises(CheckpointError, match="there is no checkpoint yet"):
         save_filled(tmp_path / "checkpoints", 1)
 
 
@@ -417,7 +417,7 @@ def test_the_best_by_a_probe_stays_besides_the_newest_ones(tmp_path: Path) -> No
     assert best(tmp_path, "ridge_target") is None
     save_probed(tmp_path, 7, 46.0, keep=2)
     assert names(tmp_path) == ["step-00000006", "step-00000007"]
-    save_probed(tmp_path, 3, 1.0, keep=2)  # the run goes on from before: what came later was given up
+    save_probed(tmp_path, 3, 1.0, keep=2)  # the run continues from before: what came later was given up
     assert names(tmp_path) == ["step-00000003"]
 
 

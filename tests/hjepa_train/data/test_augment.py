@@ -78,7 +78,7 @@ def test_the_first_view_has_the_draws_that_it_has_alone_and_others_have_their_ow
 
 @pytest.mark.parametrize("view", [0, 1])
 @pytest.mark.parametrize("purpose", ["grayscale", "blur"])
-def test_the_share_that_was_asked_for_is_changed_and_the_others_are_not(purpose: str, view: int) -> None:
+def test_the_requested_share_is_changed_and_the_others_are_not(purpose: str, view: int) -> None:
     images = photos(1).expand(2000, -1, -1, -1)
     settings = {"seed": 2, "horizontal_flip": False, "color_jitter": 0.0, "view": view, **IDENTITY}
     changed = augment(images, torch.arange(2000), **settings, **{purpose: 0.2})

@@ -74,7 +74,7 @@ def test_torchdatas_stateful_loader_resumes_it(shards: Path, expected: list[Any]
     assert seen == expected
 
 
-def test_a_state_cannot_be_loaded_in_the_midst(shards: Path) -> None:
+def test_a_state_cannot_be_loaded_in_the_middle(shards: Path) -> None:
     running = dataset(shards)
     batches = iter(running)
     next(batches)
@@ -101,10 +101,10 @@ def test_a_map_style_loader_reads_a_split_as_a_list(shards: Path, num_workers: i
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_lightning_trains_on_it_and_goes_on_behind_its_last_step(
+def test_lightning_trains_on_it_and_continues_after_its_last_step(
     shards: Path, expected: list[Any], tmp_path: Path
 ) -> None:
-    """Lightning holds a batch ahead, so the state is asked for with the batch that was trained on."""
+    """Lightning holds a batch ahead, so the state is requested with the batch that was trained on."""
     lightning = pytest.importorskip("lightning")
 
     class Model(lightning.LightningModule):

@@ -51,15 +51,15 @@ def test_heads_that_are_trained_together_are_each_what_they_are_alone() -> None:
 
 
 def one_telling_token(seed: int, num_images: int) -> tuple[Tensor, Tensor]:
-    """Noise in all tokens but one, at a random place: that has a mark in one dimension and the class in others."""
+    """Noise in all tokens but one, at a random position: that has a mark in one dimension and the class in others."""
     draw = drawn(seed)
     tokens = torch.randn(num_images, 32, 32, generator=draw)
     labels = torch.randint(4, (num_images,), generator=draw)
-    places = torch.randint(32, (num_images,), generator=draw)
-    telling = tokens[torch.arange(num_images), places] * 0.1
+    marked = torch.randint(32, (num_images,), generator=draw)
+    telling = tokens[torch.arange(num_images), marked] * 0.1
     telling[:, 0] = 6
     telling[torch.arange(num_images), 1 + labels] = 3
-    tokens[torch.arange(num_images), places] = telling
+    tokens[torch.arange(num_images), marked] = telling
     return tokens, labels
 
 

@@ -1,4 +1,4 @@
-"""Probes during a run: when, of what, worth what `eval` says, and without a trace in the training."""
+"""Probes during a run: when, of what, as good as `eval` says, and without a trace in the training."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 def often(**changes: Any) -> dict[str, Any]:
-    """Behind the first update, every 9, and the last."""
+    """After the first update, every 9, and the last."""
     return settings(during_every_epochs=0.5, during_bank=60, during_test=40, **changes)
 
 
@@ -89,7 +89,7 @@ def test_it_falls_on_the_first_log_point_of_each_interval(shards: Path, tmp_path
     assert list(probed(run)) == [1, 9, 21, 29, 36]  # log points are 1, 5, 9 ..; intervals begin at 9, 18, 27, 36
 
 
-def test_two_ranks_probe_once_and_go_on_together(shards: Path, tmp_path: Path) -> None:
+def test_two_ranks_probe_once_and_continue_together(shards: Path, tmp_path: Path) -> None:
     config = tiny_run(shards, tmp_path, evaluation=often(), training__keep_best="knn_target")
     assert train_ranks(config, 2) == []
     run = tmp_path / "tiny"
@@ -113,14 +113,14 @@ def test_by_default_it_takes_a_small_share_of_the_images(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["photos", "scattered", "nowhere"])  # no test split, or not built
-def test_without_labels_it_is_silent_by_default_and_refused_where_it_was_asked_for(
+def test_without_labels_it_is_silent_by_default_and_refused_where_it_was_requested(
     shards: Path, tmp_path: Path, source: str
 ) -> None:
     run = train(load_run_config(tiny_run(shards, tmp_path / "a", evaluation=settings(source=source))), stop_after=2)
     assert probed(run) == {}
-    asked = load_run_config(tiny_run(shards, tmp_path / "b", evaluation=often(source=source)))
+    wanting = load_run_config(tiny_run(shards, tmp_path / "b", evaluation=often(source=source)))
     with pytest.raises(InputError, match=f"{source}.*expected"):
-        train(asked)
+        train(wanting)
     assert not (tmp_path / "b" / "tiny").exists()
 
 
@@ -151,7 +151,7 @@ def test_damaged_images_of_the_probe_do_not_end_the_run(
     damage(root, {"digits": [(0, 40)]})
     run = train(config, resume="auto", stop_after=10)
     assert list(probed(run)) == [1]
-    assert "no probe behind step 9: " in capfd.readouterr().out
+    assert "no probe after step 9: " in capfd.readouterr().out
 
 
 def test_the_best_checkpoint_stays_and_says_its_value(shards: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_bench_leaves_nothing_in_the_folder_of_runs(measured: tuple[Bench, Pat
 
 
 def test_its_steps_are_those_of_the_run(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights behind the free pass are those of a run that stops there, bit for bit."""
+    """Weights after the free pass are those of a run that stops there, bit for bit."""
     config = load_run_config(tiny_run(shards, tmp_path, training__global_batch=16, training__micro_batch=8))
     seen: list[dict[str, torch.Tensor]] = []
     original = bench_module.drive

@@ -71,7 +71,7 @@ def test_a_loader_that_is_hardly_faster_is_named_as_the_limit() -> None:
     assert what_limits(FOUND).startswith("The device limits")
 
 
-def test_two_results_stand_side_by_side_with_what_differs(tmp_path: Path) -> None:
+def test_two_results_are_side_by_side_with_what_differs(tmp_path: Path) -> None:
     first = write_bench(FOUND, tmp_path)
     config = FOUND.config | {"training": {"precision": "fp16"}}  # pyright: ignore[reportOperatorIssue] a dict
     faster = dataclasses.replace(FOUND, date="2026-02-01", step_s=(0.045, 0.045), config=config)

@@ -9,7 +9,7 @@ from hjepa_train import dry_run, load_run_config, train
 from hjepa_train.base.device import devices_here
 from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.cli import main
-from hjepa_train.jobs.dry_run import ASSUMED_MFU, as_sheets
+from hjepa_train.jobs.dry_run import ASSUMED_MFU, as_tables
 from hjepa_train.training.config import build_parts
 from tests.conftest import Command, in_this_process
 from tests.hjepa_train.tiny import STEPS, tiny_run
@@ -48,7 +48,7 @@ def test_every_config_that_ships_is_a_run_that_could_begin(
     assert {entry.name: round(entry.epoch_draws) for entry in dry.plan.entries} == epoch
     assert set(dry.not_built) == set(epoch)
     assert dry.memory.total < 16 * 2**30
-    assert len(as_sheets(dry)) == 5
+    assert len(as_tables(dry)) == 5
 
 
 def test_a_run_is_what_its_dry_run_said(shards: Path, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_run_is_what_its_dry_run_said(shards: Path, tmp_path: Path) -> None:
 def test_hours_are_samples_times_flop_over_a_share_of_the_peak(shards: Path, tmp_path: Path) -> None:
     path = tiny_run(shards, tmp_path, training__precision="bf16", data__epoch_samples=8 * 10**6)
     dry = dry_run(load_run_config(path))
-    rows = {row[0]: row for row in as_sheets(dry)[-1].rows}
+    rows = {row[0]: row for row in as_tables(dry)[-1].rows}
     for name, peak in {"M1 Max": 10.4e12, "A100": 312e12, "H200": 790e12}.items():
         limit = peak / dry.flops_per_image
         assert rows[name][2:4] == (f"{limit:,.0f}", f"{limit * ASSUMED_MFU:,.0f}")

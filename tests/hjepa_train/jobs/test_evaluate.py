@@ -1,4 +1,4 @@
-"""What can be probed is said before anything is read; what is finished is not probed again, whatever was killed.
+"""What can be probed is named before anything is read; what is finished is not probed again, whatever was killed.
 
 The rows themselves: test_run.py and the tests of each probe.
 """
@@ -47,7 +47,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "tiny"))
 
 
-def test_the_split_to_test_on_is_test_or_the_one_asked_for(shards: Path) -> None:
+def test_the_split_to_test_on_is_test_or_the_requested_one(shards: Path) -> None:
     assert held_out_split(mix(shards).config, "digits", None) == "test"
     assert held_out_split(mix(shards).config, "digits", "test") == "test"
 
@@ -111,7 +111,7 @@ def test_another_probe_joins_what_is_there_and_nothing_is_probed_twice(run: Path
     ("change", "again"),
     [({"bank": 60}, NAMES), ({"crop_share": 0.8}, NAMES), ({"which": "step-00000003"}, ["online", "target"])],
 )
-def test_other_settings_or_weights_are_probed_anew(
+def test_other_settings_or_weights_are_probed_again(
     root: Path, tmp_path: Path, change: dict[str, Any], again: list[str]
 ) -> None:
     """Pixels and the untrained encoder are those of any checkpoint."""
@@ -124,7 +124,7 @@ def test_other_settings_or_weights_are_probed_anew(
     assert [line for line in said if line.startswith("probing")] == [f"probing {name} (knn)" for name in again]
 
 
-def test_an_evaluation_killed_with_kill_9_goes_on_behind_its_last_finished_probe(run: Path, tmp_path: Path) -> None:
+def test_an_evaluation_killed_with_kill_9_continues_after_its_last_finished_probe(run: Path, tmp_path: Path) -> None:
     whole = Path(shutil.copytree(run, tmp_path / "whole" / "tiny"))
     probes = ("knn", "ridge", "sgd")
     expected = evaluate(whole, probes=probes, bank=60)

@@ -44,7 +44,7 @@ def test_a_run_stopped_at_a_step_and_resumed_equals_the_uninterrupted_one(shards
     assert column(train(config, resume="auto")) == column(whole)
 
 
-def test_ctrl_c_saves_the_step_under_way_and_the_run_goes_on_from_there(shards: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_the_step_under_way_and_the_run_continues_from_there(shards: Path, tmp_path: Path) -> None:
     config, run = tiny_run(shards, tmp_path), tmp_path / "tiny"
     with forked("hjepa-train", "run", config, said=tmp_path / "said") as process:
         while process.poll() is None and not (run / "metrics.jsonl").exists():
@@ -52,7 +52,7 @@ def test_ctrl_c_saves_the_step_under_way_and_the_run_goes_on_from_there(shards: 
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said.decode()
-    assert said == b"interrupted; `hjepa-train run ... --resume auto` goes on from the last checkpoint\n"
+    assert said == b"interrupted; `hjepa-train run ... --resume auto` continues from the last checkpoint\n"
     saved = latest(run / "checkpoints")
     assert saved is not None
     reached = read_metrics(run / "metrics.jsonl")[-1]["step"] + 1
@@ -62,12 +62,12 @@ def test_ctrl_c_saves_the_step_under_way_and_the_run_goes_on_from_there(shards: 
     assert [row[0] for row in column(run)] == list(range(reached + 2))
 
 
-def test_a_stop_that_lies_behind_the_run_is_refused_and_a_refused_run_leaves_no_folder(
+def test_a_stop_that_is_after_the_run_is_refused_and_a_refused_run_leaves_no_folder(
     shards: Path, tmp_path: Path
 ) -> None:
     config = load_run_config(tiny_run(shards, tmp_path))
     train(config, stop_after=20)
-    with pytest.raises(InputError, match="--stop-after 20: a step behind 20 expected"):
+    with pytest.raises(InputError, match="--stop-after 20: a step after 20 expected"):
         train(config, resume="auto", stop_after=20)
     momentum = config.model_copy(
         update={
@@ -165,7 +165,7 @@ def test_resuming_with_another_recipe_is_refused_by_name(
         train(load_run_config(tiny_run(shards, tmp_path, **change)), resume="auto")
 
 
-def test_a_checkpoint_from_before_a_key_goes_on_with_its_default_alone(shards: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_a_key_continues_with_its_default_alone(shards: Path, tmp_path: Path) -> None:
     run = train(load_run_config(tiny_run(shards, tmp_path)), stop_after=2)
     saved = latest(run / "checkpoints")
     assert saved is not None
@@ -182,7 +182,7 @@ def test_a_checkpoint_from_before_a_key_goes_on_with_its_default_alone(shards: P
     assert len(read_metrics(run / "metrics.jsonl")) == 4
 
 
-def test_resuming_with_other_weights_is_refused_and_goes_on_where_accepted(shards: Path, tmp_path: Path) -> None:
+def test_resuming_with_other_weights_is_refused_and_continues_where_accepted(shards: Path, tmp_path: Path) -> None:
     train(load_run_config(tiny_run(shards, tmp_path)), stop_after=4)
     other = [{"name": "digits", "weight": 0.5}, {"name": "photos", "weight": 0.5}]
     changed = load_run_config(tiny_run(shards, tmp_path, data__sources=other))
@@ -223,7 +223,7 @@ def test_values_are_set_on_the_command_line(shards: Path, tmp_path: Path, comman
         ("training..lr=3", "a key and a value expected"),
         ("training.lr={", "a YAML value expected"),
         ("training.learning_rat=1", "learning_rat"),
-        ("data.sources.7.weight=1", "a list of 2 stands there"),
+        ("data.sources.7.weight=1", "a list of 2 is there"),
         ("training.lr.high=1", "training.lr, which is 0.001|lr"),
     ],
 )
@@ -236,7 +236,7 @@ def test_a_run_without_a_terminal_says_lines(shards: Path, tmp_path: Path, comma
     _, printed, _ = command("run", tiny_run(shards, tmp_path), "--stop-after", 12)
     line = rf"^step 0/{STEPS}  loss [\d.]+  ρ [\d.]+ gap -?[\d.]+  [\d,]+/s, waits \d+%  k-NN [\d.]+$"
     assert len(re.findall(line, printed, re.M)) == 1
-    # a model as small as this predicts the position for most of the run: that is said when it begins
+    # a model as small as this predicts the position for most of the run: that is reported when it begins
     assert printed.count("predicts the position, not the image\n") == 1
 
 

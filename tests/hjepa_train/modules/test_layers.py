@@ -36,7 +36,7 @@ def test_gradients_in_half_precision_are_those_of_float64(half: torch.dtype, wan
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_hidden_tokens_are_keys_for_nobody(half: torch.dtype) -> None:
+def test_hidden_tokens_are_keys_for_nothing(half: torch.dtype) -> None:
     torch.manual_seed(0)
     attention = Attention(24, 2).to(half)
     tokens = torch.randn(2, 9, 24).to(half).requires_grad_()

@@ -95,7 +95,7 @@ HEALTHY = {"rho_l0": 0.7, "gap_l0": 0.2, "sd": 0.5, "rankme": 20.0}
         ({"rankme": 13.9}, "dimensions collapse"),
     ],
 )
-def test_an_alarm_stands_after_three_bad_log_points_in_a_row(changed, name) -> None:
+def test_an_alarm_is_on_after_three_bad_log_points_in_a_row(changed, name) -> None:
     alarms = Alarms(warmup_steps=10)
     bad = HEALTHY | changed
     assert alarms.judge(0, HEALTHY) == ()
@@ -114,7 +114,7 @@ def test_thresholds_themselves_are_healthy() -> None:
     assert [alarms.judge(step, edge) for step in range(1, 5)] == [()] * 4
 
 
-def test_alarms_go_on_after_a_restart() -> None:
+def test_alarms_continue_after_a_restart() -> None:
     bad = HEALTHY | {"sd": 0.05}
     alarms = Alarms(warmup_steps=0)
     for step, values in enumerate([HEALTHY, bad, bad]):

@@ -95,7 +95,7 @@ def test_compiled_blocks_are_compiled_once_and_compute_the_same(shards: Path, tm
     assert column(compiled, "graphs") == [5] * 8
 
 
-def test_fp16_finds_its_scale_and_goes_on_with_it(shards: Path, tmp_path: Path) -> None:
+def test_fp16_finds_its_scale_and_continues_with_it(shards: Path, tmp_path: Path) -> None:
     plain = rows(shards, tmp_path / "plain", 12)
     whole = rows(shards, tmp_path / "whole", 12, training__precision="fp16")
     rows(shards, tmp_path / "parts", 7, training__precision="fp16")
@@ -139,7 +139,7 @@ def test_many_tensors_move_together_as_they_would_alone() -> None:
 
 
 def held_main(number: int, folder: str) -> None:
-    """How many parameters are parts of themselves: laid out, gathered, and behind that; what rank 0 computes alone."""
+    """How many parameters are parts of themselves: laid out, gathered, and after that; what rank 0 computes alone."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
     backbone = build_backbone("vit", VitConfig(width=16, depth=2, heads=2, patch=2), 16, seed=0)
@@ -165,5 +165,5 @@ def held_main(number: int, folder: str) -> None:
 def test_gathered_weights_are_whole_for_each_rank_alone_and_sharded_again(tmp_path: Path) -> None:
     start_ranks(held_main, tmp_path)
     for number in (0, 1):
-        before, inside, behind = torch.load(tmp_path / f"{number}.pt")
-        assert (before > 20, inside, behind) == (True, 0, before)
+        before, inside, after = torch.load(tmp_path / f"{number}.pt")
+        assert (before > 20, inside, after) == (True, 0, before)

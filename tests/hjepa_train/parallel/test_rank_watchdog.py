@@ -1,4 +1,4 @@
-"""Of two ranks one dies; the other, whose host hears of nothing, ends all the same. Its GPU is a call that sleeps."""
+"""Of two ranks one is lost; the other, whose host gets no message, ends anyway. Its GPU is a call that sleeps."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ from hjepa_train.base.distributed import StopVote
 from hjepa_train.parallel.rank_watchdog import RankWatchdog
 
 
-def rank_main(number: int, folder: str, hears: bool) -> None:
+def rank_main(number: int, folder: str, receives: bool) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
     with (
         Path(folder, f"{number}.txt").open("w", buffering=1) as said,
@@ -27,7 +27,7 @@ def rank_main(number: int, folder: str, hears: bool) -> None:
             time.sleep(1)
             os.kill(os.getpid(), signal.SIGKILL)
         assert agreed(0) == 1
-        if not hears:
+        if not receives:
             time.sleep(60)
         with pytest.raises(RuntimeError):
             agreed(0)
@@ -35,12 +35,12 @@ def rank_main(number: int, folder: str, hears: bool) -> None:
     os._exit(7)
 
 
-@pytest.mark.parametrize(("hears", "code"), [(False, 2), (True, 7)])
-def test_a_host_that_hears_nothing_is_ended_and_one_that_does_ends_itself(
-    tmp_path: Path, hears: bool, code: int
+@pytest.mark.parametrize(("receives", "code"), [(False, 2), (True, 7)])
+def test_a_host_that_receives_no_message_is_ended_and_one_that_does_ends_itself(
+    tmp_path: Path, receives: bool, code: int
 ) -> None:
     forking = multiprocessing.get_context("forkserver")
-    ranks = [forking.Process(target=rank_main, args=(number, str(tmp_path), hears)) for number in (0, 1)]
+    ranks = [forking.Process(target=rank_main, args=(number, str(tmp_path), receives)) for number in (0, 1)]
     for one in ranks:
         one.start()
     began = time.monotonic()
@@ -52,4 +52,4 @@ def test_a_host_that_hears_nothing_is_ended_and_one_that_does_ends_itself(
     assert time.monotonic() - began < 45
     assert codes == [code, -signal.SIGKILL]
     said = (tmp_path / "0.txt").read_text()
-    assert ("error: rank 0 of 2 lost another one while it waited for its device (" in said) != hears
+    assert ("error: rank 0 of 2 lost another one while it waited for its device (" in said) != receives

@@ -12,7 +12,7 @@ from hjepa_shards.errors import InputError
 from hjepa_train import compare, load_run_config, train
 from hjepa_train.base.metrics_file import append_metrics
 from hjepa_train.cli import main
-from hjepa_train.reports.text_table import Sheet
+from hjepa_train.reports.text_table import TextTable
 from tests.conftest import in_this_process
 from tests.hjepa_train.tiny import tiny_run
 
@@ -56,8 +56,8 @@ def run_at(
     return folder
 
 
-def rows_of(sheet: Sheet) -> dict[str, tuple[str, ...]]:
-    return {row[0]: row[1:] for row in sheet.rows}
+def rows_of(table: TextTable) -> dict[str, tuple[str, ...]]:
+    return {row[0]: row[1:] for row in table.rows}
 
 
 def test_settings_that_differ_are_shown_defaults_included_and_others_not(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_numbers_of_training_are_those_of_each_runs_last_log_point(tmp_path: Pat
     assert facts["differences"] == {}
 
 
-def test_probes_stand_side_by_side_and_other_images_are_said(tmp_path: Path) -> None:
+def test_probes_are_side_by_side_and_other_images_are_said(tmp_path: Path) -> None:
     runs = [
         run_at(tmp_path / "one", evaluations=[evaluation(45.25)]),
         run_at(tmp_path / "other", evaluations=[evaluation(50.0)]),
@@ -168,7 +168,7 @@ def test_a_mixture_and_a_single_source_are_compared_on_the_command_line(
     assert [run["steps"] for run in facts["runs"]] == [6, 4]
 
 
-def test_without_out_it_stands_beside_the_first_run_and_same_names_become_paths(tmp_path: Path) -> None:
+def test_without_out_it_is_beside_the_first_run_and_same_names_become_paths(tmp_path: Path) -> None:
     one, other = run_at(tmp_path / "a/same"), run_at(tmp_path / "b/same")
     out, (_, training, _) = compare([one, other])
     assert out == tmp_path / "a/comparison"
@@ -176,7 +176,7 @@ def test_without_out_it_stands_beside_the_first_run_and_same_names_become_paths(
     assert training.columns == ("", str(one), str(other))
 
 
-def test_one_run_is_shown_and_its_report_written_anew(tmp_path: Path, hjepa_train: Command) -> None:
+def test_one_run_is_shown_and_its_report_written_again(tmp_path: Path, hjepa_train: Command) -> None:
     folder = run_at(tmp_path / "one", rows=[{"step": 41, "loss": 1.5}], evaluations=[evaluation(45.25)])
     code, out, err = hjepa_train("report", folder)
     assert (code, err) == (0, "")
@@ -193,7 +193,7 @@ def test_what_is_no_run_is_one_line(tmp_path: Path, hjepa_train: Command) -> Non
     silent = run_at(tmp_path / "silent")
     (silent / "metrics.jsonl").write_text("")
     cases: list[tuple[list[Any], str]] = [
-        ([one, empty], f"{empty}: the folder of a run expected, no config.yaml found in it; runs stand in runs/<name>"),
+        ([one, empty], f"{empty}: the folder of a run expected, no config.yaml found in it; runs are in runs/<name>"),
         ([tmp_path / "runs"], f"no config.yaml found in it; runs in it: {one}"),
         ([tmp_path / "nowhere"], "the folder of a run expected"),
         ([one, silent], "a logged step expected, none found yet"),

@@ -62,7 +62,7 @@ def drawn(objective: Objective, batch: Batch, num: int = 6) -> tuple[dict[str, t
         ("hjepa", {"levels": 1}, ["level 0", "online features", "target features"]),
         ("hjepa", {"levels": 3}, ["level 0", "level 1", "level 2", "online features", "target features"]),
         ("hjepa", {"levels": "depth"}, ["level 0", "online features", "target features"]),
-        ("mae", {}, ["visible patches", "painted", "encoder features"]),
+        ("mae", {}, ["visible patches", "reconstructed", "encoder features"]),
     ],
 )
 def test_every_family_shows_its_panels(name: str, settings: dict[str, Any], panels: list[str]) -> None:
@@ -90,13 +90,13 @@ def test_masks_are_those_that_the_objective_trains_with() -> None:
     assert sketch.hidden_BN is not None
     assert torch.equal(sketch.hidden_BN, ~visible)
     assert torch.equal(sketch.blocks[0], masks.block_BMN)
-    # a coarse cell is asked for where a hidden patch of the block lies in it
+    # a coarse cell is a target where a hidden patch of the block is in it
     for level, stride in ((1, 2), (2, 4)):
         side = 8 // stride
         cells = masks.block_BMN.view(6, 4, side, stride, side, stride).any(5).any(3).flatten(2)
         assert torch.equal(sketch.blocks[level], cells)
-    # visible patches keep their pixels, the others go to grey, outlines stand at the borders of blocks alone
-    plain, seen = found["images"], found["visible patches and what is asked for, level 0"]
+    # visible patches keep their pixels, the others go to grey, outlines are at the borders of blocks alone
+    plain, seen = found["images"], found["visible patches and targets, level 0"]
     centre = (slice(None), slice(None), slice(10, None, 20), slice(10, None, 20))
     patches, shown = plain[centre].flatten(2), seen[centre].flatten(2)
     assert torch.equal(shown.transpose(1, 2)[visible], patches.transpose(1, 2)[visible])
@@ -112,25 +112,25 @@ def test_masks_are_those_that_the_objective_trains_with() -> None:
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_what_a_perfect_decoder_paints_is_the_image(normalise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_perfect_decoder_reconstructs_is_the_image(normalise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, batch = objective_of("mae", normalise_patches=normalise), batch_of(6)
     assert isinstance(objective, Mae)
     wanted = objective.wanted
-    monkeypatch.setattr(objective, "paint", lambda tokens, visible, hidden: wanted(batch.images_BCHW, hidden))
+    monkeypatch.setattr(objective, "reconstruct", lambda tokens, visible, hidden: wanted(batch.images_BCHW, hidden))
     _, images, sketch = drawn(objective, batch)
-    assert sketch.painted_BCHW is not None
-    torch.testing.assert_close(sketch.painted_BCHW, images, atol=1e-5, rtol=1e-4)
+    assert sketch.reconstructed_BCHW is not None
+    torch.testing.assert_close(sketch.reconstructed_BCHW, images, atol=1e-5, rtol=1e-4)
 
 
-def test_visible_patches_stay_and_hidden_ones_are_painted() -> None:
+def test_visible_patches_stay_and_hidden_ones_are_reconstructed() -> None:
     objective = objective_of("mae")
     assert isinstance(objective, Mae)
     _, images, sketch = drawn(objective, batch_of())
     visible, hidden = objective.masks(batch_of().positions_B[:6])
     assert sketch.hidden_BN is not None
-    assert sketch.painted_BCHW is not None
+    assert sketch.reconstructed_BCHW is not None
     assert torch.equal(sketch.hidden_BN.nonzero()[:, 1].view(6, -1), hidden.sort(1).values)
-    same = (sketch.painted_BCHW == images).all(1).view(6, 8, 2, 8, 2).all(4).all(2).flatten(1)
+    same = (sketch.reconstructed_BCHW == images).all(1).view(6, 8, 2, 8, 2).all(4).all(2).flatten(1)
     assert torch.equal(same.nonzero()[:, 1].view(6, -1), visible.sort(1).values)
 
 
@@ -232,8 +232,8 @@ def test_a_run_draws_at_its_log_points_and_at_its_end(shards: Path, tmp_path: Pa
     tags = board.Tags()
     assert set(tags["images"]) == {
         "pictures/images",
-        "pictures/visible patches and what is asked for, level 0",
-        "pictures/visible patches and what is asked for, level 1",
+        "pictures/visible patches and targets, level 0",
+        "pictures/visible patches and targets, level 1",
         "pictures/online features, three main axes as colours",
         "pictures/target features, three main axes as colours",
     }

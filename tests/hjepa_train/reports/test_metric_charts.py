@@ -1,4 +1,4 @@
-"""What a run's curves show: every signal that was logged, alarms where they stood, nothing that was never there."""
+"""What a run's curves show: every signal that was logged, alarms where they were on, nothing that was never there."""
 
 import re
 from typing import Any

@@ -77,9 +77,9 @@ def test_a_run_has_a_page_with_its_tables_curves_and_pictures(
     folder = train(load_run_config(path), stop_after=6)
     page, cells = page_of(folder)
     run = read_run(folder)
-    for sheet in (what_ran(run), *did_it_run_right(run), *did_it_learn(run)):
-        assert all(list(row) in cells.rows for row in sheet.rows)
-        assert html.escape(sheet.note, quote=False).replace("'", "&#39;") in page
+    for table in (what_ran(run), *did_it_run_right(run), *did_it_learn(run)):
+        assert all(list(row) in cells.rows for row in table.rows)
+        assert html.escape(table.note, quote=False).replace("'", "&#39;") in page
     assert ('"ρ"' in page) == ("hjepa" in objective)
     assert page.count('class="curves"') == (11 if "hjepa" in objective else 7)
     assert page.count('class="strip"') == (5 if "hjepa" in objective else 4)
@@ -95,7 +95,7 @@ def test_a_run_of_one_log_point_without_anything_has_a_page(tmp_path: Path) -> N
     assert "Pictures" not in page
 
 
-def test_alarms_that_stand_at_the_end_are_seen_first(tmp_path: Path) -> None:
+def test_alarms_that_are_on_at_the_end_are_seen_first(tmp_path: Path) -> None:
     rows = [{"step": step, "loss": 1.0, "sd": 1.0, "alarms": ["features shrink"]} for step in range(3)]
     page, cells = page_of(folder_of(tmp_path, rows))
     assert '<dd class="bad">features shrink</dd>' in page
@@ -103,7 +103,7 @@ def test_alarms_that_stand_at_the_end_are_seen_first(tmp_path: Path) -> None:
     assert ["features shrink", "0", "2", "3 of 3"] in cells.rows
 
 
-def test_the_last_pictures_stand_in_the_page_and_broken_ones_are_said(tmp_path: Path) -> None:
+def test_the_last_pictures_are_in_the_page_and_broken_ones_are_said(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, [{"step": 0, "loss": 1.0}])
     save_pictures(folder / "pictures.png", {"images": torch.rand(2, 3, 16, 16), HOSTILE: torch.rand(2, 3, 16, 16)}, 700)
     page, cells = page_of(folder)

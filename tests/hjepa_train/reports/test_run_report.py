@@ -114,7 +114,7 @@ def test_alarms_that_were_not_judged_yet_are_not_called_silent(run_folder: Path)
         row["judged"] = number >= len(rows) - 2
     (run_folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = write_report(run_folder).read_text()
-    assert "Not judged yet: that takes 3 log points behind warm-up." in text
+    assert "Not judged yet: that takes 3 log points after warm-up." in text
     assert "None fired" not in text
 
 
@@ -132,15 +132,15 @@ def test_the_report_leaves_no_probed_row_out(run_folder: Path) -> None:
 def test_the_terminal_shows_what_the_report_says(run_folder: Path) -> None:
     text = write_report(run_folder).read_text()
     run = read_run(run_folder)
-    for sheet in (what_ran(run), *did_it_run_right(run), *did_it_learn(run)):
-        on_screen = shown(as_rich(sheet))
-        for row in sheet.rows:
+    for table in (what_ran(run), *did_it_run_right(run), *did_it_learn(run)):
+        on_screen = shown(as_rich(table))
+        for row in table.rows:
             assert "| " + " | ".join(row) + " |" in text
             assert all(cell in on_screen for cell in row)
-        assert sheet.note in text
+        assert table.note in text
 
 
-def test_alarms_are_reported_with_the_steps_they_stood_at(run_folder: Path) -> None:
+def test_alarms_are_reported_with_the_steps_they_were_on_at(run_folder: Path) -> None:
     for step, fired in ((40, ["features shrink"]), (50, ["features shrink", "dimensions collapse"]), (60, [])):
         append_metrics(run_folder / "metrics.jsonl", metrics_row(step, alarms=fired))
     text = write_report(run_folder).read_text()
@@ -156,7 +156,7 @@ def test_every_level_has_its_signals(run_folder: Path) -> None:
     assert [row[1:3] for row in rows if row[0].endswith("level 12")] == [["0.250", "0.250"]]
 
 
-def test_start_and_end_are_the_first_and_last_values_that_stand(run_folder: Path) -> None:
+def test_start_and_end_are_the_first_and_last_values_logged(run_folder: Path) -> None:
     append_metrics(run_folder / "metrics.jsonl", metrics_row(40, rho_l0=float("nan")))
     rows = markdown_rows(write_report(run_folder).read_text())
     assert [row[1:3] for row in rows if row[0].startswith("ρ")] == [["1.100", "0.900"]]

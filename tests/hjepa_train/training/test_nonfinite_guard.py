@@ -39,7 +39,7 @@ def test_a_step_that_is_not_finite_changes_no_weight_moment_or_target(
     step(0, is_finite=True)
     before = deepcopy((dict(hjepa.state_dict()), optimizer.state_dict()["state"]))
     step(1, is_finite=False)
-    hjepa.num_updates.fill_(1)  # the schedules go on
+    hjepa.num_updates.fill_(1)  # the schedules continue
     torch.testing.assert_close((dict(hjepa.state_dict()), optimizer.state_dict()["state"]), before, rtol=0, atol=0)
     step(1, is_finite=True)
     assert not torch.equal(
@@ -60,7 +60,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     monkeypatch.setattr("hjepa_train.jobs.run.to_micro_batches", to_poisoned)
 
 
-def test_a_run_goes_on_behind_a_bad_step_and_names_its_samples(
+def test_a_run_continues_after_a_bad_step_and_names_its_samples(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, 4, 20)

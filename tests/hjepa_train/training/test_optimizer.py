@@ -15,7 +15,7 @@ def objective() -> HJepa:
     return HJepa(backbone, config, image_size=32, num_steps=4, seed=0)
 
 
-def test_only_weights_of_linear_maps_decay_and_the_target_is_left_out() -> None:
+def test_only_weights_of_linear_maps_decay_and_the_target_is_excluded() -> None:
     hjepa = objective()
     groups = build_optimizer(hjepa, OptimConfig()).param_groups
     name_of = {id(parameter): name for name, parameter in hjepa.named_parameters()}

@@ -13,14 +13,14 @@ import torch
 from hjepa_shards.errors import InputError
 from hjepa_train import load_run_config, train
 from hjepa_train.cli import main
-from hjepa_train.training.out_of_memory import full_memory_told
+from hjepa_train.training.out_of_memory import reporting_full_memory
 from tests.conftest import in_this_process
 from tests.hjepa_train.tiny import tiny_run
 
 
 @contextmanager
 def memory_left(num_bytes: int) -> Iterator[None]:
-    """This process may have so many bytes more than it has."""
+    """This process may have this many bytes more than it has."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + num_bytes, hard))
@@ -80,7 +80,7 @@ def test_any_other_command_says_in_one_line_that_memory_is_full(
     capfd: pytest.CaptureFixture[str],
     allocate: Callable[[int], object],
 ) -> None:
-    """More is asked for than a process can address."""
+    """More is requested than a process can address."""
     monkeypatch.setattr("hjepa_train.jobs.export.export", lambda *_, **__: allocate(1 << 48))
     code, _, said = in_this_process("hjepa-train", main, monkeypatch, capfd)("export", tmp_path, "--to", "torch")
     assert code == 2
@@ -89,5 +89,5 @@ def test_any_other_command_says_in_one_line_that_memory_is_full(
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), full_memory_told("full"):
+    with pytest.raises(RuntimeError, match="shapes"), reporting_full_memory("full"):
         raise RuntimeError("shapes do not match")

@@ -27,7 +27,7 @@ def test_twenty_steps_in_micro_batches_have_the_losses_of_whole_batches(
     assert parts == pytest.approx(whole, abs=1e-5)
 
 
-def test_a_generator_that_somebody_moved_changes_nothing(shards: Path, tmp_path: Path) -> None:
+def test_a_generator_that_was_moved_changes_nothing(shards: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     one = losses(shards, tmp_path / "one")
     torch.manual_seed(2)

@@ -48,7 +48,7 @@ def test_split_folders_are_used_where_there_are_some(tmp_path: Path) -> None:
         open_split("folder", tmp_path, "test")
 
 
-def test_the_splits_that_stand_there_are_built_and_what_stands_beside_them_is_named(tmp_path: Path) -> None:
+def test_the_splits_that_are_there_are_built_and_what_is_beside_them_is_named(tmp_path: Path) -> None:
     assert default_splits("folder", put(tmp_path / "flat", "cat/1.png", "test/1.png")) == ("train",)
     raw = put(tmp_path / "raw", "train/cat/1.png", "test/cat/2.png", "notes/3.txt", "a.png")
     assert default_splits("folder", raw) == ("train", "test")

@@ -35,7 +35,7 @@ def zstd(data: bytes) -> bytes:
 # ---- on a disk
 
 
-def test_a_plain_tar_is_read_where_it_stands(tmp_path: Path) -> None:
+def test_a_plain_tar_is_read_where_it_is(tmp_path: Path) -> None:
     put(tmp_path, {"a.tar": TARS[0]})
     (archive,) = look_at([f"{tmp_path}/a.tar"])
     assert archive.copy == ""
@@ -45,7 +45,7 @@ def test_a_plain_tar_is_read_where_it_stands(tmp_path: Path) -> None:
 
 
 def test_a_compressed_tar_is_copied_once_and_again_when_it_changed(tmp_path: Path) -> None:
-    put(tmp_path, {"a.tar": gzip.compress(TARS[0])})  # its name lies
+    put(tmp_path, {"a.tar": gzip.compress(TARS[0])})  # its name is wrong
     scratch = tmp_path / "scratch"
     (archive,) = look_at([f"{tmp_path}/a.tar"])
     path = plain_tar(archive, scratch)
@@ -134,7 +134,7 @@ def test_a_bomb_stops_before_the_disk_is_full(
 
 
 class Server:
-    """A real HTTP server whose manners can be chosen. It counts requests that asked for a file's bytes."""
+    """A real HTTP server whose manners can be chosen. It counts requests for a file's bytes."""
 
     def __init__(self, folder: Path) -> None:
         self.ranges = True
@@ -163,9 +163,9 @@ class Server:
                     self.send_error(404)
                     return
                 data, start = path.read_bytes(), 0
-                asked = self.headers.get("Range")
-                if asked and server.ranges:
-                    first, _, last = asked.removeprefix("bytes=").partition("-")
+                span = self.headers.get("Range")
+                if span and server.ranges:
+                    first, _, last = span.removeprefix("bytes=").partition("-")
                     start, stop = int(first), int(last or len(data) - 1) + 1
                     self.send_response(206)
                     self.send_header("Content-Range", f"bytes {start}-{min(stop, len(data)) - 1}/{len(data)}")
@@ -223,7 +223,7 @@ def test_tars_at_urls_are_fetched_once_and_read_at_random(tmp_path: Path, server
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_line_that_breaks_goes_on_where_it_stopped(tmp_path: Path, server: Server, ranges: bool) -> None:
+def test_a_connection_that_breaks_continues_where_it_stopped(tmp_path: Path, server: Server, ranges: bool) -> None:
     put(tmp_path / "served", {"a.tar.gz": gzip.compress(TARS[0])})
     (archive,) = look_at([f"{server.url}/a.tar.gz"])
     server.ranges = ranges
@@ -232,7 +232,7 @@ def test_a_line_that_breaks_goes_on_where_it_stopped(tmp_path: Path, server: Ser
     assert not server.break_after
 
 
-def test_servers_that_are_busy_are_asked_again_and_others_are_not(tmp_path: Path, server: Server) -> None:
+def test_servers_that_are_busy_are_tried_again_and_others_are_not(tmp_path: Path, server: Server) -> None:
     put(tmp_path / "served", {"a.tar": TARS[0]})
     server.refuse = [503, 503, 500]
     (archive,) = look_at([f"{server.url}/a.tar"])
@@ -246,7 +246,7 @@ def test_servers_that_are_busy_are_asked_again_and_others_are_not(tmp_path: Path
     assert len(server.refuse) == 100 - 2 * 5  # HEAD and GET, five times
 
 
-def test_nobody_at_the_address_and_unknown_protocols_are_one_line(server: Server) -> None:
+def test_no_server_at_the_address_and_unknown_protocols_are_one_line(server: Server) -> None:
     server.close()
     with pytest.raises(InputError, match=r"a.tar: cannot be fetched \(.*\); check the address"):
         look_at([f"{server.url}/a.tar"])

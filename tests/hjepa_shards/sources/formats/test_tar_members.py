@@ -120,8 +120,8 @@ def test_flipped_headers_give_our_own_errors_or_members_inside_the_file(tmp_path
     flipped = bytearray(tarred(FILES, data.draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))))
     for _ in range(data.draw(st.integers(1, 4))):
         block = data.draw(st.integers(0, len(flipped) // 512 - 1)) * 512
-        place = block + data.draw(st.one_of(st.integers(0, 511), st.integers(124, 157)))
-        flipped[place] = data.draw(st.sampled_from([0, 32, 45, 48, 49, 55, 57, 76, 83, 95, 103, 120, 128, 255]))
+        offset = block + data.draw(st.one_of(st.integers(0, 511), st.integers(124, 157)))
+        flipped[offset] = data.draw(st.sampled_from([0, 32, 45, 48, 49, 55, 57, 76, 83, 95, 103, 120, 128, 255]))
         if data.draw(st.booleans()):  # so that the change gets past the checksum
             header = flipped[block : block + 512]
             checksum = sum(header) - sum(header[148:156]) + 256
@@ -135,7 +135,7 @@ def test_flipped_headers_give_our_own_errors_or_members_inside_the_file(tmp_path
 
 
 def test_only_headers_are_read(tmp_path: Path) -> None:
-    """A gigabyte of holes lies between two headers: reading it would take a second, skipping it takes nothing."""
+    """A gigabyte of holes between two headers: reading it would take a second, skipping it takes nothing."""
     path = tmp_path / "holes.tar"
     with path.open("wb") as file:
         for number in range(40):

@@ -41,8 +41,8 @@ def test_photo_tiles_of_train_and_val_share_no_pixel() -> None:
         assert len(split.samples) == count
         used = {photo: np.zeros((427, 640), bool) for photo in photos}
         for sample in split.samples:
-            photo, place = sample.name.split("/")
-            top, left = (int(number) for number in place.split("-"))
+            photo, corner = sample.name.split("/")
+            top, left = (int(number) for number in corner.split("-"))
             where = np.s_[top : top + 64, first_column + left : first_column + left + 64]
             used[photo][where] = True
             assert np.array_equal(split.read(sample), photos[photo][where])
@@ -69,7 +69,7 @@ GOLDEN = {
     ("scattered", "train"): "587ec9ad0580c4fadf2b14c34dfe5c00",
     ("scattered", "test"): "bce331d0ad1a468babf271bbc6224ca5",
 }
-"""blake2b of what is drawn. The photographs are left out: JPEG decoders may differ by a step of brightness."""
+"""blake2b of what is drawn. The photographs are excluded: JPEG decoders may differ by a step of brightness."""
 
 
 @pytest.mark.parametrize(("source", "name"), GOLDEN)

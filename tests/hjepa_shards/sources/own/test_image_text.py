@@ -39,7 +39,7 @@ def test_flickr8k_as_it_is_published(tmp_path: Path) -> None:
         "1000_a.jpg#2 A space where the tab belongs .\n"
         "2258_b.jpg.1#0\tthe file is called .jpg\n"
         "2258_b.jpg.1#1\tthe file is called .jpg\n"
-        "3000_c.jpg#0\tnobody has this one\n"
+        "3000_c.jpg#0\tno file has this one\n"
         "3000_c.jpg#1\t\n"
         "not a line of it\n"
         "4000_d.jpg#0\tdev #1 caption\twith a tab\n"
@@ -65,7 +65,7 @@ def test_flickr8k_as_it_is_published(tmp_path: Path) -> None:
             "A space where the tab belongs .",
         ),
         "2258_b.jpg": ("the file is called .jpg",),
-        "3000_c.jpg": ("nobody has this one",),
+        "3000_c.jpg": ("no file has this one",),
         "4000_d.jpg": ("dev #1 caption\twith a tab",),
     }
     assert split.notes == ("1 lines without an image and a caption, left out; the first: line 8",)
@@ -128,7 +128,7 @@ def test_captions_in_several_columns_are_all_of_the_image(tmp_path: Path) -> Non
     assert listed(split) == {"a.jpg": ("one", "two")}
 
 
-def test_tars_by_img2dataset_are_read_and_what_lies_beside_them_is_not(tmp_path: Path) -> None:
+def test_tars_by_img2dataset_are_read_and_what_is_beside_them_is_not(tmp_path: Path) -> None:
     record = {"caption": "a cat", "url": "http://x", "key": "000000000", "status": "success", "width": 32}
     members = {"000000000.jpg": JPEG, "000000000.txt": b"a cat", "000000000.json": json.dumps(record).encode()}
     put(tmp_path, {"00000.tar": tarred(members), "00000.parquet": b"PAR1", "00000_stats.json": b"{}"})
@@ -166,7 +166,7 @@ def test_strange_letters_and_line_ends_come_through(tmp_path: Path) -> None:
     assert latin.notes == ("1 lines with bytes that are not UTF-8, shown as \ufffd; the first: line 1",)
 
 
-def test_paths_that_leave_the_folder_are_left_out_and_those_into_it_are_not(tmp_path: Path) -> None:
+def test_paths_that_leave_the_folder_are_excluded_and_those_into_it_are_not(tmp_path: Path) -> None:
     put(tmp_path, {"outside.jpg": JPEG})
     lines = [
         tmp_path / "raw/in.jpg",
@@ -194,7 +194,7 @@ def test_paths_that_leave_the_folder_are_left_out_and_those_into_it_are_not(tmp_
     assert listed(split)["in.jpg"] == ("text 0", "text 4")
 
 
-def test_the_list_is_found_or_asked_for(tmp_path: Path) -> None:
+def test_the_list_is_found_or_must_be_named(tmp_path: Path) -> None:
     put(tmp_path, {"my_train.csv": b"a.jpg,one", "my_val.csv": b"a.jpg,two", "notes.txt": b"x", "a.jpg": JPEG})
     assert listed(open_split("image-text", tmp_path, "train")) == {"a.jpg": ("one",)}
     assert listed(open_split("image-text", tmp_path, "val")) == {"a.jpg": ("two",)}

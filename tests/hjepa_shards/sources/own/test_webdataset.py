@@ -33,7 +33,7 @@ def opened(folder: Path, *tars: Mapping[str, bytes], split: str = "train") -> Ra
 # ---- samples
 
 
-def test_members_of_a_key_are_one_sample_wherever_they_stand(tmp_path: Path) -> None:
+def test_members_of_a_key_are_one_sample_wherever_they_are(tmp_path: Path) -> None:
     split = opened(
         tmp_path,
         {

@@ -1,4 +1,4 @@
-"""CIFAR in its four published layouts; the real files, where they are at hand, against torchvision's own reader."""
+"""CIFAR in its four published layouts; the real files, where they are available, against torchvision's own reader."""
 
 import os
 import pickle

@@ -129,7 +129,7 @@ def test_it_is_what_torchvision_reads(tmp_path: Path) -> None:
 # ---- absent images
 
 
-def test_a_few_absent_images_are_left_out_by_name(tmp_path: Path) -> None:
+def test_a_few_absent_images_are_excluded_by_name(tmp_path: Path) -> None:
     content = annotations({image: [(image, f"number {image}")] for image in range(1, 151)})
     raw = raw_of(tmp_path / "raw", content, images=range(2, 151))
     [manifest] = build("coco", raw=raw, out=tmp_path / "out", splits=("val",))
@@ -203,7 +203,7 @@ def test_hostile_annotations_are_refused_by_name(tmp_path: Path, content: object
         open_split("coco", raw_of(tmp_path, content), "val")
 
 
-def test_captions_of_strangers_are_counted_and_half_surrogates_replaced(tmp_path: Path) -> None:
+def test_captions_of_unlisted_images_are_counted_and_half_surrogates_replaced(tmp_path: Path) -> None:
     content = annotations()
     content["annotations"] += [
         {"image_id": 1000, "id": 1, "caption": "whose?"},

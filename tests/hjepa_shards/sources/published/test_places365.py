@@ -128,14 +128,14 @@ def test_the_real_lists_are_understood(tmp_path: Path, real_data: Path) -> None:
 
 
 def many(raw: Path, images: int, absent: int) -> Path:
-    """A val list of so many images, the first `absent` of them not there."""
+    """A val list of this many images, the first `absent` of them not there."""
     names = [f"Places365_val_{number:08d}.jpg" for number in range(images)]
     put(raw, LISTS | {"places365_val.txt": "".join(f"{name} 1\n" for name in names).encode()})
     put(raw / "val_256", {name: jpeg(number) for number, name in enumerate(names[absent:])})
     return raw
 
 
-def test_a_few_absent_images_are_left_out_by_name(tmp_path: Path) -> None:
+def test_a_few_absent_images_are_excluded_by_name(tmp_path: Path) -> None:
     raw = many(tmp_path / "raw", images=200, absent=2)
     [manifest] = build("places365", raw=raw, out=tmp_path / "out", splits=("val",))
     assert manifest.num_samples == 198

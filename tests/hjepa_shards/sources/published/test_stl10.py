@@ -24,7 +24,7 @@ def make(folder: Path, images: int = 4) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["train", "test", "unlabeled"])
-def test_images_stand_upright_and_labels_start_at_0(tmp_path: Path, name: str) -> None:
+def test_images_are_upright_and_labels_start_at_0(tmp_path: Path, name: str) -> None:
     pixels = make(tmp_path / "stl10_binary")
     split = open_split("stl10", tmp_path, name)
     assert [sample.name for sample in split.samples] == [f"{name}/{row:06d}" for row in range(4)]

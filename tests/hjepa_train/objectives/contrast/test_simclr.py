@@ -39,14 +39,14 @@ def batch(rows: slice, dtype: torch.dtype = torch.float32) -> Batch:
     generator = torch.Generator().manual_seed(0)
     shape = (GLOBAL_BATCH, 3, IMAGE_SIZE, IMAGE_SIZE)
     first, change = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2))
-    places = torch.arange(GLOBAL_BATCH)[rows]
+    index = torch.arange(GLOBAL_BATCH)[rows]
     return Batch(
         images_BCHW=first[rows],
         other_views=((first + 0.5 * change)[rows],),
-        labels_B=places,
-        positions_B=places,
-        entry_B=places * 0,
-        rows=len(places),
+        labels_B=index,
+        positions_B=index,
+        entry_B=index * 0,
+        rows=len(index),
     )
 
 
@@ -228,7 +228,7 @@ def test_another_number_of_views_is_refused_by_name(shards: Path, tmp_path: Path
     assert not (tmp_path / "tiny").exists()
 
 
-def test_a_full_memory_is_told_that_a_smaller_micro_batch_is_another_recipe(
+def test_a_full_memory_says_that_a_smaller_micro_batch_is_another_recipe(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run_out(*_: object) -> None:

@@ -59,30 +59,34 @@ def test_nothing_of_a_hidden_patch_reaches_encoder_or_decoder() -> None:
     mae, one = build(), batch(4)
     visible, hidden = mae.masks(one.positions_B)
 
-    def painted(images: torch.Tensor) -> torch.Tensor:
+    def reconstructed(images: torch.Tensor) -> torch.Tensor:
         patches = mae.backbone.embed(images).take(visible)
-        return mae.paint(mae.backbone.encode(patches).tokens_BND, visible, hidden)
+        return mae.reconstruct(mae.backbone.encode(patches).tokens_BND, visible, hidden)
 
     cells = F.unfold(one.images_BCHW, 4, stride=4)
     cells = cells.scatter(2, hidden[:, None].expand(-1, cells.shape[1], -1), 1e3)
     other = F.fold(cells, (24, 24), 4, stride=4)
     assert not torch.equal(other, one.images_BCHW)
-    assert torch.equal(painted(other), painted(one.images_BCHW))
+    assert torch.equal(reconstructed(other), reconstructed(one.images_BCHW))
 
 
-def test_the_decoder_knows_where_tokens_stand_and_not_in_which_order_they_come() -> None:
+def test_the_decoder_knows_where_tokens_are_and_not_in_which_order_they_come() -> None:
     mae = build()
     (visible, hidden), tokens = mae.masks(torch.arange(3)), torch.randn(3, 9, 24)
     with torch.no_grad():
-        painted = mae.paint(tokens, visible, hidden)
-        assert torch.allclose(mae.paint(tokens.flip(1), visible.flip(1), hidden), painted, atol=1e-5)
-        assert torch.allclose(mae.paint(tokens, visible, hidden.flip(1)), painted.flip(1), atol=1e-5)
-        assert not torch.allclose(mae.paint(tokens, visible.flip(1), hidden), painted, atol=1e-3), "tokens elsewhere"
-        assert not torch.allclose(painted, painted[:, :1].expand_as(painted), atol=1e-3), "hidden places are alike"
+        reconstructed = mae.reconstruct(tokens, visible, hidden)
+        assert torch.allclose(mae.reconstruct(tokens.flip(1), visible.flip(1), hidden), reconstructed, atol=1e-5)
+        assert torch.allclose(mae.reconstruct(tokens, visible, hidden.flip(1)), reconstructed.flip(1), atol=1e-5)
+        assert not torch.allclose(mae.reconstruct(tokens, visible.flip(1), hidden), reconstructed, atol=1e-3), (
+            "tokens elsewhere"
+        )
+        assert not torch.allclose(reconstructed, reconstructed[:, :1].expand_as(reconstructed), atol=1e-3), (
+            "hidden patches are alike"
+        )
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_what_is_asked_for_are_the_pixels_of_hidden_patches(normalise: bool) -> None:
+def test_the_targets_are_the_pixels_of_hidden_patches(normalise: bool) -> None:
     mae, one = build(normalise_patches=normalise), batch(2)
     _, hidden = mae.masks(one.positions_B)
     wanted = mae.wanted(one.images_BCHW, hidden)
@@ -111,7 +115,7 @@ def test_micro_batches_add_up_to_the_whole_step() -> None:
     assert ((gradients[0] - gradients[1]).norm() / gradients[0].norm()).item() < 1e-10
 
 
-def test_it_learns_to_paint() -> None:
+def test_it_learns_to_reconstruct() -> None:
     mae = build(normalise_patches=False)
     optimizer = build_optimizer(mae, OptimConfig(lr=3e-3, weight_decay=0.0))
     losses = []
