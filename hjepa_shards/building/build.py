@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hjepa_shards.building.build_plan import BuildPlan, RawList, fix_plan, shuffled, slice_of, take_list
+from hjepa_shards.building.build_rules import require_rules
 from hjepa_shards.building.merge_parts import finish, is_finished, mark_of
 from hjepa_shards.building.ray_cluster import run_on_cluster
 from hjepa_shards.building.shard_tasks import Job, Run, Task, run_in_processes
@@ -158,7 +159,7 @@ def default_settings(source: str) -> EncodeSettings:
 def build_missing(
     target: Target, plan: BuildPlan, listed: RawList, shards: Sequence[int], way: Run, progress: Progress | None
 ) -> None:
-    """Those of `shards` that are not in the target yet."""
+    """Those of `shards` that are not in the target yet. BuildMismatch where they would follow other rules."""
     names = target.names()
     todo = [shard for shard in shards if not is_finished(names, plan.shard_name(shard))]
     total = sum(_num_samples(plan, shard) for shard in shards)
@@ -173,8 +174,9 @@ def build_missing(
 
     report(0, 0)
     if todo:
+        require_rules(plan.rules, target.where)
         order = shuffled(plan, listed.listing)
-        job = Job(target, listed.raw, Members(**plan.members), plan.encode_settings(), dict(plan.encoder))
+        job = Job(target, listed.raw, Members(**plan.members), plan.encode_settings(), dict(plan.encoder), plan.rules)
         way(
             job,
             (Task(plan.shard_name(shard), slice_of(plan, order, shard)) for shard in todo),

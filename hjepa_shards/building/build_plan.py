@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from hjepa_shards.base.keyed_random import derive_key
+from hjepa_shards.building.build_rules import RULES, require_rules
 from hjepa_shards.building.sample_list import Listing, Shuffled, in_order
 from hjepa_shards.building.shard_columns import Slice
 from hjepa_shards.building.shard_writer import Members
@@ -60,6 +61,8 @@ class BuildPlan:
     notes: Sequence[str]
     provenance: Mapping[str, str]
     renamed: Mapping[str, Sequence[Any]]
+    rules: int = 1
+    """By which raw data is read (`build_rules.py`)."""
 
     @property
     def num_shards(self) -> int:
@@ -163,6 +166,7 @@ def fix_plan(
         found = read_plan(target)  # another part was faster
         assert found is not None
     if different := differences(dataclasses.asdict(found), requested):
+        require_rules(found.rules, target.where)
         raise BuildMismatch(
             f"{target.where}: holds a build made otherwise ({different}); build under another --name or --out, or "
             "remove this one to start again"
@@ -203,6 +207,7 @@ def _new_plan(listed: RawList, settings: EncodeSettings, requested: Mapping[str,
     )
     plan = BuildPlan(
         **requested,
+        rules=RULES,
         members=dataclasses.asdict(members),
         class_names=raw.class_names,
         class_groups=raw.class_groups,

@@ -122,7 +122,7 @@ def _run(job: Job, task: Task) -> tuple[int, int]:
         done[1] += num_bytes
 
     with _named():
-        job.require_encoder()
+        job.require_same_build()
         job.run(task, report)
     return done[0], done[1]
 
@@ -130,7 +130,7 @@ def _run(job: Job, task: Task) -> tuple[int, int]:
 def _look(job: Job, first: Task, plan: bytes) -> None:
     """Is everything here that a task needs?"""
     with _named():
-        job.require_encoder()
+        job.require_same_build()
         try:
             found = job.target.read(PLAN)
         except (FileNotFoundError, InputError):

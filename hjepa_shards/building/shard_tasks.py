@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, final
 
+from hjepa_shards.building.build_rules import require_rules
 from hjepa_shards.building.shard_columns import Slice
 from hjepa_shards.building.shard_writer import Members, Report, write_shard
 from hjepa_shards.errors import BuildMismatch, InputError
@@ -41,9 +42,11 @@ class Job:
     settings: EncodeSettings
     encoder: dict[str, Any]
     """The identity that the build was planned with."""
+    rules: int
 
-    def require_encoder(self) -> None:
-        """BuildMismatch where this process encodes otherwise than the build."""
+    def require_same_build(self) -> None:
+        """BuildMismatch where this process reads or encodes otherwise than the build."""
+        require_rules(self.rules, self.target.where)
         found = _identity(self.settings.model_dump_json())
         if found != self.encoder:
             raise BuildMismatch(
@@ -160,7 +163,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _run_in_worker(task: Task) -> None:
-    _worker_job.require_encoder()
+    _worker_job.require_same_build()
     counted = [0, 0]
     last = time.monotonic()
 

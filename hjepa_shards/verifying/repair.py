@@ -14,7 +14,8 @@ from pathlib import Path
 
 from hjepa_shards.base.atomic_files import sync_folder, writing
 from hjepa_shards.building.build import Progress, build_missing
-from hjepa_shards.building.build_plan import PLAN, BuildPlan, RawList, differences, take_list
+from hjepa_shards.building.build_plan import PLAN, BuildPlan, RawList, differences, read_plan, take_list
+from hjepa_shards.building.build_rules import RULES
 from hjepa_shards.building.index_tars import index_tar
 from hjepa_shards.building.merge_parts import merge
 from hjepa_shards.building.shard_tasks import run_in_processes
@@ -119,11 +120,21 @@ def _plan_of(folder: Path, manifest: Manifest) -> BuildPlan:
             notes=manifest.notes,
             provenance={},
             renamed=manifest.renamed,
+            rules=_rules_of(folder),
         )
     except KeyError as error:
         raise InputError(
             f"{folder}: its manifest has no {error}: written by another hjepa-shards; build it again"
         ) from error
+
+
+def _rules_of(folder: Path) -> int:
+    """The rules that the split was built by; today's where no journal tells: what is built has to have its sha256."""
+    try:
+        plan = read_plan(FolderTarget(folder))
+    except BuildMismatch:
+        plan = None
+    return plan.rules if plan else RULES
 
 
 def _listed(folder: Path, plan: BuildPlan, raw: RawSplit, scratch: Path) -> RawList:
