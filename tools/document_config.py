@@ -48,6 +48,10 @@ of 224 pixels. The product trains encoders; it does not generate images.
 """
 
 
+_ESCAPED = str.maketrans({"|": "\\|", "<": "&lt;"})
+"""In a cell of a Markdown table."""
+
+
 def main() -> None:
     for name, text in pages().items():
         (DOCS / name).write_text(text, encoding="utf-8")
@@ -100,7 +104,7 @@ def docstrings(model: type[Strict]) -> dict[str, str]:
         for field, text in pairwise(body):
             is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
-                found[field.target.id] = " ".join(str(text.value.value).split()).replace("|", "\\|")
+                found[field.target.id] = " ".join(str(text.value.value).split()).translate(_ESCAPED)
     return found
 
 
