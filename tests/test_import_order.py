@@ -14,9 +14,10 @@ MOST_MODULES = 13
 _HOUSES = {
     "hjepa_shards": """
         : errors config
-        base: lazy_names atomic_files thread_map keyed_random terminal progress_bar machine_limits
+        base: lazy_names atomic_files thread_map keyed_random shown_text notebook_html terminal progress_bar
+            machine_limits
         storage: remote_files decompress http_download safe_unpack shard_cache build_output
-        images: image_formats image_integrity downscale encode decode crop
+        images: image_formats image_integrity downscale encode decode crop thumbnail
         shards: raw_sample sample_table tar sidecar manifest sample_keys location exclusions
         sources: base
         sources.formats: class_folders tar_members image_files tar_patterns tar_archives tar_table pickles matlab
@@ -47,7 +48,7 @@ _HOUSES = {
         objectives.masked: mae
         objectives.contrast: simclr
         objectives: registry
-        data: augment micro_batches torch_dataset labelled_images
+        data: augment micro_batches own_transform torch_dataset labelled_images
         parallel: layout rank_watchdog memory_estimate
         checkpoints: checkpoint_files sharded_files background_saver
         evaluation: linear_knn_probes ridge_probe sgd_probe attentive_probe finished_probes online_probes
@@ -146,8 +147,8 @@ def test_no_folder_has_the_name_of_something_public(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", ORDER)
-def test_packages_import_no_tools_tests_or_benchmarks(package: str) -> None:
-    forbidden = {"tools", "tests", "benchmarks"} | ({"hjepa_train"} if package == "hjepa_shards" else set())
+def test_packages_import_no_tools_tests_benchmarks_or_examples(package: str) -> None:
+    forbidden = {"tools", "tests", "benchmarks", "examples"} | ({"hjepa_train"} if package == "hjepa_shards" else set())
     for path in modules_of(package).values():
         assert not {name.split(".")[0] for name in imports_of(path)} & forbidden, path
 

@@ -17,7 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from hjepa_shards.base.terminal import console, size
+from hjepa_shards.base.shown_text import size
+from hjepa_shards.base.terminal import console
 
 
 class Advance(Protocol):

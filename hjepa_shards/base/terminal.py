@@ -1,4 +1,4 @@
-"""What the commands have in common: errors as one line with exit code 2, sizes for people."""
+"""What the commands have in common: errors as one line with exit code 2, the version."""
 
 import os
 import shutil
@@ -17,6 +17,8 @@ _INTERRUPTED = (130, 138, 143)
 """What typer makes of Ctrl-C, and what a run leaves with that was told to stop by SIGUSR1 or SIGTERM."""
 
 console = Console(width=None if sys.stdout.isatty() else 140)
+if console.is_jupyter:  # lines, as into a file: rich's live bars want ipywidgets there
+    console = Console(width=110, force_jupyter=False, force_terminal=False)
 
 
 def run_app(app: Callable[[], object], *, interrupted: str) -> None:
@@ -61,12 +63,3 @@ def version_option(
     ] = False,
 ) -> None:
     """What a program takes before its command."""
-
-
-def size(num_bytes: float) -> str:
-    """Bytes for people: 1.5 MB, in powers of 1,000 as disks and networks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}" if unit != "B" else f"{num_bytes:.0f} B"
-        num_bytes /= 1000
-    return f"{num_bytes:,.1f} TB"

@@ -27,7 +27,7 @@ from PIL import Image
 
 from hjepa_shards.base import machine_limits
 from hjepa_shards.base.machine_limits import Cores, Disk, Memory, OpenFiles, versions
-from hjepa_shards.base.terminal import size
+from hjepa_shards.base.shown_text import size
 from hjepa_shards.errors import InputError
 from hjepa_shards.images.decode import bilinear, decode
 from hjepa_shards.images.encode import EncodeSettings, encode, installed_encoder

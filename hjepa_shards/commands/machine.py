@@ -9,7 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from hjepa_shards.base.terminal import console, size
+from hjepa_shards.base.shown_text import size
+from hjepa_shards.base.terminal import console
 
 if TYPE_CHECKING:
     from hjepa_shards.base.machine_limits import Disk

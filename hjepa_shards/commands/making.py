@@ -11,7 +11,8 @@ import typer
 from rich.markup import escape
 
 from hjepa_shards.base.progress_bar import Advance, progress_bar
-from hjepa_shards.base.terminal import console, size
+from hjepa_shards.base.shown_text import size
+from hjepa_shards.base.terminal import console
 from hjepa_shards.base.thread_map import num_cores
 from hjepa_shards.commands.tables import print_manifests, print_remarks
 from hjepa_shards.errors import InputError

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hjepa_shards.base.terminal import console, size
+from hjepa_shards.base.shown_text import size
+from hjepa_shards.base.terminal import console
 from hjepa_shards.commands.tables import print_manifests, print_remarks, splits_below
 from hjepa_shards.errors import InputError
 

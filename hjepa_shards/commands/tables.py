@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from hjepa_shards.base.terminal import console, size
+from hjepa_shards.base.shown_text import size
+from hjepa_shards.base.terminal import console
 from hjepa_shards.errors import InputError
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from hjepa_shards.base.shown_text import counted, listed
 from hjepa_shards.base.thread_map import num_cores
 from hjepa_shards.errors import InputError, TooMuchDamage
 from hjepa_shards.images.crop import AugmentationConfig
@@ -89,6 +90,15 @@ class Loader:
         self._filler = Filler(readers, image_size, augmentation, self._plan_lock)
         self._pending: deque[Draft] = deque()
         self._prefetcher = Prefetcher(plan, [reader.store for reader in readers], rank=rank, world=world)
+
+    def __repr__(self) -> str:
+        names = listed([entry.name for entry in self.plan.entries])
+        shape = list(self._ring[0].shape)
+        return (
+            f"<Loader of {names}: position {self._last[0]:,}, global batch {self._global_batch:,}, "
+            f"rank {self._rank} of {self._world}, images {shape if shape[1] > 1 else [shape[0], *shape[2:]]}, "
+            f"{counted(self._threads, 'thread', 'threads')}>"
+        )
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -1,37 +1,67 @@
 """A built split as a list, for evaluation, notebooks and map-style DataLoaders: `SplitView(place)[i]` is sample i."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final, overload
+from typing import Any, final, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
+from hjepa_shards.base.notebook_html import SHOWN_IMAGES, Figure, pictures
+from hjepa_shards.base.shown_text import counted, proper
+from hjepa_shards.errors import InputError, ShardError
+from hjepa_shards.images.thumbnail import SIDE, thumbnail
 from hjepa_shards.loader.remote_store import store_at
-from hjepa_shards.loader.sample_reader import SampleReader
+from hjepa_shards.loader.sample_reader import DAMAGE, Located, SampleReader
 from hjepa_shards.shards.location import Place, manifest_at
+from hjepa_shards.shards.manifest import class_name
 from hjepa_shards.storage.remote_files import is_remote
+
+Transform = Callable[[Image.Image], Any]
+"""An RGB image, as torchvision's datasets hand it to theirs -> what training or evaluation takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One sample of a split."""
 
-    image: NDArray[np.uint8]
-    """RGB [H, W, 3], upright."""
+    image: Any
+    """RGB uint8 [H, W, 3], upright; what the view's transform made of it where it has one."""
     label: int
     """-1: none."""
     captions: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        kind, shape = type(self.image).__name__, getattr(self.image, "shape", None)
+        label = f"label {self.label}" if self.label >= 0 else "no label"
+        return (
+            f"<Sample: {kind}{'' if shape is None else f' {list(shape)}'}, {label}, "
+            f"{counted(len(self.captions), 'caption', 'captions')}>"
+        )
+
+    def _repr_html_(self) -> str | None:
+        """The picture; None, which leaves the line of text, where a transform made something else of it."""
+        if not (isinstance(self.image, np.ndarray) and self.image.dtype == np.uint8 and self.image.shape[2:] == (3,)):
+            return None
+        line = f"label {self.label}" if self.label >= 0 else "no label"
+        picture = thumbnail(Image.fromarray(self.image))
+        return pictures("Sample", [Figure(image=picture, line=line, title=line)], self.captions[:5])
 
 
 @final
 class SplitView(Sequence[Sample]):
     """The samples in manifest order, each read when it is needed. Threads and workers may share it."""
 
-    def __init__(self, place: str | Path) -> None:
-        """place: a folder or URL. InputError or ManifestError where there is no built split."""
+    def __init__(self, place: str | Path, transform: Transform | None = None) -> None:
+        """place: a folder or URL. InputError or ManifestError where there is no built split.
+
+        transform: called with each image, a PIL.Image in RGB, when its sample is read; what it returns is the
+        sample's `image`. A random one draws from its caller's generators, as with every map-style dataset. For workers
+        that are spawned it must be picklable: a function of a module, or an object such as torchvision's Compose.
+        """
         self.place: Place = str(place).rstrip("/") if is_remote(str(place)) else Path(place)
+        self.transform = transform
         self.manifest = manifest_at(self.place)
         self._reader = SampleReader(store_at(self.place, self.manifest), self.manifest)
 
@@ -54,12 +84,55 @@ class SplitView(Sequence[Sample]):
         """Close the shards; they open again when they are needed."""
         self._reader.close()
 
-    def __reduce__(self) -> tuple[type["SplitView"], tuple[Place]]:
-        return SplitView, (self.place,)  # a spawned worker opens its own
+    def __reduce__(self) -> tuple[type["SplitView"], tuple[Place, Transform | None]]:
+        return SplitView, (self.place, self.transform)  # a spawned worker opens its own
+
+    def __repr__(self) -> str:
+        return f"<{self._title()}>"
+
+    def _repr_html_(self) -> str:
+        """The first images as they are stored, with their labels or captions; errors are shown, not raised."""
+        figures, notes = [], []
+        try:
+            figures += self._figures()
+        except (InputError, ShardError) as error:
+            notes.append(str(error))
+        more = len(self) - len(figures)
+        return pictures(self._title(), figures, [*notes, f"and {more:,} more"] if more else notes)
+
+    def _title(self) -> str:
+        transform = self.transform
+        named = "" if transform is None else f", transform {getattr(transform, '__name__', type(transform).__name__)}"
+        return f"SplitView {self.manifest.in_words()}, at {proper(str(self.place))}{named}"
+
+    def _figures(self) -> Iterator[Figure]:
+        for index in range(min(len(self), SHOWN_IMAGES)):
+            try:
+                yield self._figure(index)
+            except DAMAGE as error:
+                yield Figure(image=b"", line="damaged", title=str(error))
+
+    def _figure(self, index: int) -> Figure:
+        located = self._reader.locate(index)
+        least = min(located.width, located.height) // SIDE
+        pixels = self._reader.pixels(located, shrink=next((scale for scale in (8, 4, 2) if scale <= least), 1))
+        captions = self._reader.captions(located)
+        name = class_name(self.class_names, located.label)
+        words = " · ".join([*([name] if name else []), *captions[:1]])
+        title = f"{words} · " if words else ""
+        return Figure(
+            image=thumbnail(Image.fromarray(pixels)),
+            line=words or f"sample {index}",
+            title=f"{title}{located.width} × {located.height} · sample {index:,}",
+        )
 
     def _at(self, samples: Sequence[int]) -> list[Sample]:
         located = self._reader.locate_all(samples)
         return [
-            Sample(self._reader.pixels(found, data), found.label, self._reader.captions(found))
+            Sample(self._image(found, data), found.label, self._reader.captions(found))
             for found, data in zip(located, self._reader.gather(located), strict=True)
         ]
+
+    def _image(self, located: Located, data: bytes | None) -> Any:
+        pixels = self._reader.pixels(located, data)
+        return pixels if self.transform is None else self.transform(Image.fromarray(pixels))

@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hjepa_shards.base.notebook_html import share_bar, table
+from hjepa_shards.base.shown_text import counted, listed, size
 from hjepa_shards.errors import InputError
 from hjepa_shards.mixture.mixture import Mixture
 from hjepa_shards.mixture.sample_order import add_proofs, order_proof, slice_size
@@ -51,6 +53,35 @@ class Forecast:
     samples: int
     entries: tuple[EntryForecast, ...]
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        found = [f"{entry.name} {entry.draws:,}" for entry in self.entries]
+        return f"<{self._title()}: {listed(found)}; {counted(len(self.warnings), 'warning', 'warnings')}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                entry.name,
+                f"{entry.share:.2%}",
+                share_bar(entry.share),
+                f"{entry.samples:,}",
+                f"{entry.epoch_draws:,.0f}",
+                f"{entry.draws:,}",
+                f"{entry.passes:.2f}",
+                f"{entry.repeats:,}",
+                f"{entry.never_seen:,}",
+                size(entry.draw_bytes),
+            )
+            for entry in self.entries
+        ]
+        columns = ("entry", "share", "", "samples", "an epoch", "in the run", "passes", "repeats", "never seen", "read")
+        return table(self._title(), columns, rows, self.warnings)
+
+    def _title(self) -> str:
+        return (
+            f"Forecast of {counted(self.epochs, 'epoch', 'epochs')}: {counted(self.steps, 'step', 'steps')} of "
+            f"{self.global_batch:,} on {counted(self.ranks, 'rank', 'ranks')}, {self.samples:,} samples"
+        )
 
 
 def forecast(mixture: Mixture, *, epochs: int, global_batch: int, ranks: int = 1) -> Forecast:

@@ -12,13 +12,15 @@ each sample exactly once.
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hjepa_shards.base.notebook_html import share_bar, table
+from hjepa_shards.base.shown_text import counted, listed
 from hjepa_shards.config import Strict, load_yaml, parse
 from hjepa_shards.errors import InputError
 from hjepa_shards.images.crop import AugmentationConfig
@@ -144,6 +146,30 @@ class Mixture:
     def weights_at(self, position: int) -> tuple[int, ...]:
         """The entries' weights at `position`, in lowest terms."""
         return self.staircase.weights(position) if self.staircase else self.weights
+
+    def __repr__(self) -> str:
+        shares = [f"{entry.name} {weight / sum(self.weights):.2%}" for entry, weight in self._weighed()]
+        return f"<{self._title()}: {listed(shares)}>"
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for (entry, weight), place in zip(self._weighed(), self.places, strict=True):
+            share = weight / sum(self.weights)
+            draws = share * self.epoch_samples
+            counts = f"{entry.num_samples:,}", f"{weight:,}", f"{share:.2%}"
+            rows.append(
+                (entry.name, *counts, share_bar(share), f"{draws:,.0f}", f"{draws / entry.num_samples:.2f}", str(place))
+            )
+        columns = ("entry", "samples", "weight", "share", "", "an epoch", "passes", "from")
+        return table(self._title(), columns, rows)
+
+    def _weighed(self) -> Iterable[tuple[Entry, int]]:
+        return zip(self.entries, self.weights, strict=True)
+
+    def _title(self) -> str:
+        changing = ", weights follow epochs, these at the start" if self.staircase else ""
+        entries = counted(len(self.entries), "entry", "entries")
+        return f"Mixture of {entries}, {self.config.strategy}, {self.epoch_samples:,} samples an epoch{changing}"
 
 
 def _at_least_0(value: Any) -> float:

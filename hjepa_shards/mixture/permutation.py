@@ -61,6 +61,9 @@ class Entry:
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_samples", int(np.sum(self.shard_samples)))
 
+    def __repr__(self) -> str:
+        return f"<Entry {self.name}: {self.num_samples:,} samples, generation {self.generation}>"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draws:

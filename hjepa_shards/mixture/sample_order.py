@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hjepa_shards.base.keyed_random import derive_key
+from hjepa_shards.base.notebook_html import share_bar, table
+from hjepa_shards.base.shown_text import listed
 from hjepa_shards.errors import InputError
 from hjepa_shards.mixture.permutation import Entry, EntryOrder, OrderSettings, Wanted
 from hjepa_shards.mixture.source_counts import Segment
@@ -60,6 +62,10 @@ class Planned:
             lane=self.lane[indices],
         )
 
+    def __repr__(self) -> str:
+        reach = f" from position {self.position[0]:,} to {self.position[-1]:,}" if len(self) else ""
+        return f"<Planned {len(self):,} samples{reach}>"
+
 
 @final
 class Plan:
@@ -91,6 +97,22 @@ class Plan:
         self._held: Planned | None = None
         self._cut_to = _next_stair(segment.start)
         """Stairs below this position are in `_segments`."""
+
+    def __repr__(self) -> str:
+        weighed = zip(self.entries, self.segment.weights, strict=True)
+        return f"<{self._title()}: weights {listed([f'{entry.name} {weight}' for entry, weight in weighed])}>"
+
+    def _repr_html_(self) -> str:
+        total = sum(self.segment.weights)
+        rows = [
+            (entry.name, f"{entry.num_samples:,}", f"{weight:,}", f"{weight / total:.2%}", share_bar(weight / total))
+            for entry, weight in zip(self.entries, self.segment.weights, strict=True)
+        ]
+        return table(self._title(), ("entry", "samples", "weight", "share", ""), rows)
+
+    def _title(self) -> str:
+        changing = ", weights follow epochs" if self.staircase else ""
+        return f"Plan from position {self.segment.start:,}, seed {self.seed}{changing}"
 
     def samples(self, start: int, stop: int) -> Planned:
         """The positions [start, stop), in order."""

@@ -9,8 +9,8 @@ from PIL import Image, ImageFile
 
 from hjepa_shards.errors import DecodeError, InputError, ShardError
 from hjepa_shards.images.image_formats import opened, to_rgb
+from hjepa_shards.images.thumbnail import thumbnail
 from hjepa_shards.reports.inline_images import Budget
-from hjepa_shards.reports.split_survey import thumbnail
 from hjepa_shards.shards.manifest import Manifest
 from hjepa_shards.sources.registry import open_split
 

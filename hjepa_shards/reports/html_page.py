@@ -13,9 +13,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from hjepa_shards.base.terminal import size
+from hjepa_shards.base.shown_text import proper, size
 from hjepa_shards.reports import svg_bars
-from hjepa_shards.reports.svg_bars import proper
 
 STYLE = "page.css"
 

@@ -1,13 +1,14 @@
 """Images of a page: data URIs, within a number of bytes that all of them share."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 from markupsafe import Markup
 
+from hjepa_shards.base.notebook_html import data_uri
 from hjepa_shards.reports.split_survey import Shown
+from hjepa_shards.shards.manifest import class_name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +41,7 @@ class Budget:
         if self._left - len(image) < self._floor:
             return None
         self._left -= len(image)
-        kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
-        uri = Markup(f"data:image/{kind};base64,{base64.b64encode(image).decode()}")
-        return Picture(uri=uri, title=title, small=kind == "png", captions=captions)
+        return Picture(uri=data_uri(image), title=title, small=image.startswith(b"\x89PNG"), captions=captions)
 
     def shown(self, shown: Shown, class_names: Sequence[str]) -> Picture | None:
         parts = [class_name(class_names, shown.label)] if shown.label >= 0 else []
@@ -51,7 +50,3 @@ class Budget:
         if shown.damage:
             return Picture(uri=Markup(), title=title, small=False, missing=shown.damage)
         return self.picture(shown.image, title, shown.captions)
-
-
-def class_name(names: Sequence[str], label: int) -> str:
-    return names[label] if label < len(names) else f"class {label}"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hjepa_shards.base.atomic_files import write_atomically
-from hjepa_shards.base.terminal import size
+from hjepa_shards.base.shown_text import size
 from hjepa_shards.errors import InputError
 from hjepa_shards.images.image_formats import Codec, Colour
 from hjepa_shards.mixture.mixture import Mixture
@@ -21,9 +21,9 @@ from hjepa_shards.reports import svg_bars
 from hjepa_shards.reports.duplicates_section import copies_section, read_copies
 from hjepa_shards.reports.exclusions_section import excluded_images
 from hjepa_shards.reports.html_page import render_page
-from hjepa_shards.reports.inline_images import Budget, class_name
+from hjepa_shards.reports.inline_images import Budget
 from hjepa_shards.reports.split_survey import MAX_ROWS, Rows, Survey, counts_by
-from hjepa_shards.shards.manifest import Manifest, load_manifest
+from hjepa_shards.shards.manifest import Manifest, class_name, load_manifest
 
 MAX_IMAGE_BYTES = 3_000_000
 """All images of a page together, before base64 makes them a third larger."""

@@ -5,7 +5,6 @@ order, so memory and time stay flat whatever the size of the data. Samples to sh
 of the same shards show the same images.
 """
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import Image
 from zlib_ng.zlib_ng import crc32
 
 from hjepa_shards.base.keyed_random import derive_key, permutation, philox_words
+from hjepa_shards.images.thumbnail import thumbnail
 from hjepa_shards.loader.sample_reader import DAMAGE, Located, SampleReader
 from hjepa_shards.loader.shard_store import LocalStore
 from hjepa_shards.shards.manifest import Manifest
@@ -31,9 +31,6 @@ MAX_ROWS = 2_000_000
 _FIELDS = ["image_bytes", "text_bytes", "width", "height", "label", "codec", "colour", "orientation"]
 _COLUMNS = np.dtype([(name, ROW[name]) for name in _FIELDS])
 """Without the gaps that a choice of fields keeps: a third of the memory."""
-_THUMBNAIL_SIDE = 144
-_SMALL_SIDE = 48
-"""Images up to this side are shown as they are, pixel by pixel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +147,6 @@ class Survey:
         except DAMAGE:
             return b""
         return data if crc32(data) == expected else b""
-
-
-def thumbnail(image: Image.Image) -> bytes:
-    """RGB pixels as PNG if they are few, else as a JPEG of at most 144 pixels a side."""
-    buffer = io.BytesIO()
-    if max(image.size) <= _SMALL_SIDE:
-        image.save(buffer, "PNG", optimize=True)
-    else:
-        image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-        image.save(buffer, "JPEG", quality=80, optimize=True)
-    return buffer.getvalue()
 
 
 def _damaged(sample: int, error: Exception) -> Shown:

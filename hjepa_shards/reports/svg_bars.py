@@ -7,17 +7,17 @@ sources are other people's text: all of it goes through `proper` and is escaped.
 
 import itertools
 import math
-import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from hjepa_shards.base.shown_text import proper
+
 _BINS = 32
 _TICKS = 2
 _HEIGHT, _FOOT = 96, 18
-_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 _SVG = Markup('<svg class="{kind}" role="img" aria-label="{label}" height="{height}">{body}</svg>')
 _BAR = Markup(
@@ -30,26 +30,6 @@ _PART = Markup(
     '<rect class="part p{colour}" x="{x:.3f}%" width="{width:.3f}%" y="0" height="{height}">'
     "<title>{title}</title></rect>"
 )
-
-
-def proper(text: str, most: int = 300) -> str:
-    r"""Other people's text for a page: nothing that turns the reading direction or is no character, not too long.
-
-    Controls, directional overrides, line separators and halves of surrogate pairs become \uNNNN.
-    """
-    if len(text) > most:
-        text = f"{text[: most - 40]} ... ({len(text):,} characters)"
-    return "".join(_escaped(letter) if _is_treacherous(letter) else letter for letter in text)
-
-
-def _is_treacherous(letter: str) -> bool:
-    kind = unicodedata.category(letter)
-    turns = unicodedata.bidirectional(letter) in _TURNING or letter in "\u200e\u200f\u061c"
-    return turns or kind in ("Cc", "Cs", "Zl", "Zp")
-
-
-def _escaped(letter: str) -> str:
-    return " " if letter in "\n\t" else f"\\u{ord(letter):04x}"
 
 
 def histogram(values: NDArray[np.generic], label: str, show: Callable[[float], str]) -> Markup:

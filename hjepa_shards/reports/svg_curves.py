@@ -12,7 +12,7 @@ from typing import final
 
 from markupsafe import Markup
 
-from hjepa_shards.reports.svg_bars import proper
+from hjepa_shards.base.shown_text import proper
 
 NUM_COLOURS = 8
 _HEIGHT, _HEAD, _FOOT = 150, 8, 18

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from hjepa_shards.base.atomic_files import write_atomically
+from hjepa_shards.base.notebook_html import facts
+from hjepa_shards.base.shown_text import counted, listed, proper, size
 from hjepa_shards.config import first_problem
 from hjepa_shards.errors import ManifestError
 
@@ -97,6 +99,42 @@ class Manifest:
         if isinstance(self.shard_names, str):
             return self.shard_names % shard
         return self.shard_names[shard]
+
+    def in_words(self) -> str:
+        """What it is and how much, in a line. Raises nothing."""
+        parts = [counted(self.num_samples, "sample", "samples")]
+        if self.class_names:
+            parts.append(counted(len(self.class_names), "class", "classes"))
+        parts.append(f"{counted(self.num_shards, 'shard', 'shards')} of {size(int(self.shard_bytes.sum()))}")
+        if self.exclusions:
+            parts.append(f"{len(self.exclusions):,} excluded")
+        return f"{proper(self.name)}: {', '.join(parts)}"
+
+    def __repr__(self) -> str:
+        return f"<Manifest {self.in_words()}>"
+
+    def _repr_html_(self) -> str:
+        stored = {key: value for key, value in self.settings.items() if value is not None}
+        return facts(
+            f"Manifest {self.in_words()}",
+            {
+                "classes": listed(self.class_names, most=20),
+                "members of a sample": ", ".join(self.members),
+                "stored": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in stored.items()),
+                "upstream": str(self.provenance.get("upstream") or ""),
+                "licence": str(self.provenance.get("licence") or ""),
+                "order digest": self.order_digest,
+                "content digest": self.content_digest,
+            },
+            self.notes,
+        )
+
+
+def class_name(names: Sequence[str], label: int) -> str:
+    """A label in words; nothing for -1, which is none."""
+    if label < 0:
+        return ""
+    return names[label] if label < len(names) else f"class {label}"
 
 
 def built_splits(folder: Path) -> list[str]:

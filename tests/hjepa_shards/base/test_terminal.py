@@ -4,7 +4,7 @@ import pytest
 import typer
 
 from hjepa_shards.base.progress_bar import progress_bar
-from hjepa_shards.base.terminal import run_app, size
+from hjepa_shards.base.terminal import run_app
 from hjepa_shards.errors import InputError, ResumeMismatch, ShardError, TooMuchDamage
 
 
@@ -36,11 +36,6 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HJEPA_TRACEBACK", "1")
     with pytest.raises(InputError):
         run_app(app_that_raises(InputError("x"), monkeypatch), interrupted="say it again")
-
-
-def test_sizes_are_read_by_people() -> None:
-    shown = [size(n) for n in (0, 999, 1000, 1_500_000, 20_000_000_000, 3_400_000_000_000)]
-    assert shown == ["0 B", "999 B", "1 kB", "1.5 MB", "20 GB", "3.4 TB"]
 
 
 @pytest.mark.parametrize("unit", ["images", "bytes"])

@@ -2,9 +2,11 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hjepa_shards.building.build import BuildOptions, build
 from hjepa_shards.errors import ChecksumMismatch, ManifestError
@@ -34,6 +36,32 @@ def test_samples_are_those_of_the_source(shards: Path) -> None:
 def test_it_travels_to_workers(shards: Path) -> None:
     view = SplitView(shards / "digits" / "test")
     assert np.array_equal(pickle.loads(pickle.dumps(view))[7].image, view[7].image)
+
+
+class Turned:
+    """A transform with nothing in it, as an empty nn.Sequential is."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __call__(self, image: Image.Image) -> Any:
+        assert image.mode == "RGB"
+        return image.transpose(Image.Transpose.ROTATE_180)
+
+
+def test_a_transform_takes_each_image_as_torchvisions_datasets_give_it(shards: Path) -> None:
+    folder = shards / "photos" / "train"
+    plain, view = SplitView(folder), SplitView(folder, transform=Turned())
+    assert isinstance(plain[0].image, np.ndarray)
+    for one, other in ((plain[5], view[5]), (plain[-1], view[-3:][2])):
+        assert np.array_equal(one.image[::-1, ::-1], np.asarray(other.image))
+        assert (one.label, one.captions) == (other.label, other.captions)
+
+
+def test_a_transform_travels_to_workers(shards: Path) -> None:
+    view = pickle.loads(pickle.dumps(SplitView(shards / "photos" / "train", Turned())))
+    assert isinstance(view.transform, Turned)
+    assert isinstance(view[7].image, Image.Image)
 
 
 def test_captions_come_along_and_a_flipped_bit_in_them_is_found(tmp_path: Path) -> None:

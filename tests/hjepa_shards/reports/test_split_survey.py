@@ -7,12 +7,11 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from hjepa_shards.building.index_tars import index_tars
 from hjepa_shards.loader.read_split import read_split
-from hjepa_shards.reports.split_survey import Survey, counts_by, thumbnail
+from hjepa_shards.reports.split_survey import Survey, counts_by
 from hjepa_shards.shards.manifest import load_manifest
 from tests.hjepa_shards.verifying.test_verify_split import flip
 
@@ -118,12 +117,3 @@ def test_names_and_captions_of_third_party_tars(tmp_path: Path) -> None:
 
 def test_codes_are_counted_under_their_names_the_commonest_first() -> None:
     assert counts_by(np.array([2, 2, 1, 9], np.uint8), ["none", "gray", "rgb"]) == {"rgb": 2, "gray": 1, "code 9": 1}
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (48, 48), (49, 49), (5000, 4000)])
-def test_any_image_becomes_a_small_one(size: tuple[int, int]) -> None:
-    data = thumbnail(Image.new("RGB", size))
-    with Image.open(io.BytesIO(data)) as image:
-        assert max(image.size) <= 144
-        assert min(image.size) >= 1
-    assert len(data) < 30_000

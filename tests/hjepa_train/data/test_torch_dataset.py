@@ -74,6 +74,12 @@ def test_torchdatas_stateful_loader_resumes_it(shards: Path, expected: list[Any]
     assert seen == expected
 
 
+def test_it_says_what_it_is(shards: Path) -> None:
+    assert repr(dataset(shards, 9)) == (
+        "<MixtureDataset of digits, photos, scattered: 9 batches, global batch 12, rank 0 of 1, seed 5>"
+    )
+
+
 def test_a_state_cannot_be_loaded_in_the_middle(shards: Path) -> None:
     running = dataset(shards)
     batches = iter(running)
