@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS = {".c", ".cff", ".css", ".h", ".html", ".md", ".py", ".toml", ".yaml"}
+TEXTS = {".c", ".cff", ".css", ".h", ".html", ".ipynb", ".md", ".py", ".toml", ".yaml"}
 ELSEWHERE = {"docs/glossary.md", "tests/test_words.py"}
 NEVER = re.compile(
     r"""(?<!\w)(?:
@@ -25,7 +25,7 @@ def words_to_replace(text: str) -> list[tuple[int, str]]:
 
 
 def test_the_words_of_the_glossary_are_kept() -> None:
-    folders = ("hjepa_shards", "hjepa_train", "tests", "docs", "benchmarks", "tools", "configs")
+    folders = ("hjepa_shards", "hjepa_train", "tests", "docs", "benchmarks", "tools", "configs", "examples")
     paths = [*ROOT.glob("*"), *(path for folder in folders for path in (ROOT / folder).rglob("*"))]
     texts = {path.relative_to(ROOT).as_posix(): path for path in paths if path.suffix in TEXTS and path.is_file()}
     found = [
