@@ -27,7 +27,11 @@ def words_to_replace(text: str) -> list[tuple[int, str]]:
 def test_the_words_of_the_glossary_are_kept() -> None:
     folders = ("hjepa_shards", "hjepa_train", "tests", "docs", "benchmarks", "tools", "configs", "examples")
     paths = [*ROOT.glob("*"), *(path for folder in folders for path in (ROOT / folder).rglob("*"))]
-    texts = {path.relative_to(ROOT).as_posix(): path for path in paths if path.suffix in TEXTS and path.is_file()}
+    texts = {
+        path.relative_to(ROOT).as_posix(): path
+        for path in paths
+        if path.suffix in TEXTS and path.is_file() and not {"_build", "__pycache__"} & set(path.parts)
+    }
     found = [
         f"{name}:{line}: {word!r}"
         for name, path in sorted(texts.items())
