@@ -55,6 +55,8 @@ class BuildOptions:
     """A file with one class a line, in place of the published list (imagenet100)."""
     list_file: Path | None = None
     """A file that names images and captions (image-text), where it is not found beside them."""
+    no_classes: bool = False
+    """Folders are no classes (folder): every image of any tree, without labels."""
     name: str | None = None
     """What to call the source among the shards, where not as it is called here: a second folder of own images."""
     exclude: Path | None = None
@@ -203,7 +205,17 @@ def _opened(
     if options.cluster and raw is not None and Path(raw).exists():
         raw = Path(raw).resolve()  # workers on other machines run in other folders
     return [
-        (split, open_split(source, raw, split, classes=options.classes, list_file=options.list_file))
+        (
+            split,
+            open_split(
+                source,
+                raw,
+                split,
+                classes=options.classes,
+                list_file=options.list_file,
+                no_classes=options.no_classes,
+            ),
+        )
         for split in splits or default_splits(source, raw)
     ]
 

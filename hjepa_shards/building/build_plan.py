@@ -35,6 +35,7 @@ from hjepa_shards.storage.build_output import JOURNAL, Target
 
 PLAN = f"{JOURNAL}/plan.json"
 _PROBED_SAMPLES = 256
+_JPEG = dict.fromkeys(("jpeg", "jfif", "jpe"), "jpg")
 
 
 @final
@@ -248,7 +249,7 @@ def _image_extension(names: Iterable[str], settings: EncodeSettings) -> str:
     """One extension for a whole split; `keep` takes the commonest (readers go by magic bytes)."""
     if settings.pixels != "keep":
         return "jpg" if settings.pixels == "jpeg" else "png"
-    stored = Counter(extension_of(name).replace("jpeg", "jpg") for name in names)
+    stored = Counter(_JPEG.get(extension := extension_of(name), extension) for name in names)
     known = {extension: stored[extension] for extension in EXTENSIONS.values()}
     commonest = max(known, key=lambda extension: known[extension])
     return commonest if known[commonest] else "png"

@@ -5,7 +5,6 @@ an image that a decoder can open are excluded by name. Members need not be in ke
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from hjepa_shards.building.shard_writer import JOURNAL, sha256_of
 from hjepa_shards.errors import DecodeError, InputError, ManifestError, ShardError
 from hjepa_shards.images.encode import EXTENSIONS, reason_of
 from hjepa_shards.images.image_formats import inspect
+from hjepa_shards.shards.class_names import class_number
 from hjepa_shards.shards.manifest import Manifest, load_manifest, save_manifest
 from hjepa_shards.shards.raw_sample import IMAGE_EXTENSIONS
 from hjepa_shards.shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, ROW, digest_of_keys, key_hash, pack
@@ -169,10 +169,10 @@ def _label(path: Path, key: str, data: bytes) -> int:
     """The class of a .cls member, -1 where there is none."""
     if not data:
         return -1
-    try:
-        label = json.loads(data)
-    except ValueError:
-        label = None
-    if type(label) is not int or not -1 <= label < 2**31:
-        raise ShardError(f"{path}: {key}.cls: a class number expected, {data[:40]!r} found; write numbers")
+    label = class_number(data.decode("utf-8-sig", "replace"))
+    if label is None or label < -1:
+        raise ShardError(
+            f"{path}: {key}.cls: a class number expected, {data[:40]!r} found; an index has no place for class names: "
+            "`hjepa-shards build webdataset` takes them, or write numbers"
+        )
     return label

@@ -69,6 +69,7 @@ def verify_raw_command(
     deep: Annotated[bool, typer.Option("--deep", help="decode every image, hash every published file")] = False,
     classes: Annotated[Path | None, typer.Option(help="file with one class a line")] = None,
     list_file: Annotated[Path | None, typer.Option("--list", help="file that names the images")] = None,
+    no_classes: Annotated[bool, typer.Option("--no-classes", help="folder: as `build` takes it")] = False,
     workers: Annotated[int | None, typer.Option(help="threads [default: cores]")] = None,
 ) -> None:
     """Is raw data what was published? Exit code 1 if anything is wrong, 2 if it cannot be decided."""
@@ -87,6 +88,7 @@ def verify_raw_command(
             splits=split or (),
             classes=classes,
             list_file=list_file,
+            no_classes=no_classes,
             deep=deep,
             workers=workers or num_cores(),
             watcher=watcher,

@@ -57,6 +57,9 @@ def build_command(
     ] = None,
     classes: _Classes = None,
     list_file: _ListFile = None,
+    no_classes: Annotated[
+        bool, typer.Option("--no-classes", help="folder: all images of any tree of folders, without labels")
+    ] = False,
     exclude: Annotated[Path | None, typer.Option(help="samples to exclude, as `duplicates --out` writes them")] = None,
     workers: _Workers = _CORES,
     cluster: Annotated[
@@ -76,6 +79,7 @@ def build_command(
         limit=limit,
         classes=classes,
         list_file=list_file,
+        no_classes=no_classes,
         name=name,
         exclude=exclude,
         workers=workers,

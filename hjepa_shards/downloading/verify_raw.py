@@ -116,14 +116,15 @@ def check_raw_splits(
     splits: Sequence[str] = (),
     classes: Path | None = None,
     list_file: Path | None = None,
+    no_classes: bool = False,
     deep: bool = False,
     workers: int = 1,
     watcher: Watcher = SILENT,
 ) -> list[SplitCheck]:
     """Look into each of `splits` (the default ones, if none is named).
 
-    raw, classes, list_file: as `open_split` takes them.  deep: decode every image.  workers: threads.  watcher:
-    receives how far it is.
+    raw, classes, list_file, no_classes: as `open_split` takes them.  deep: decode every image.  workers: threads.
+    watcher: receives how far it is.
     InputError for an unknown source; a split that cannot be opened is reported in its check.
     """
     require_source(source)
@@ -131,7 +132,9 @@ def check_raw_splits(
     for split in splits or default_splits(source, raw):
         with tempfile.TemporaryDirectory(prefix="hjepa-verify-raw-") as scratch:
             try:
-                opened_split = open_split(source, raw, split, classes=classes, list_file=list_file)
+                opened_split = open_split(
+                    source, raw, split, classes=classes, list_file=list_file, no_classes=no_classes
+                )
                 opened_split.prepare(Path(scratch))
                 samples = opened_split.samples
             except InputError as error:

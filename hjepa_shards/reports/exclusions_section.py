@@ -12,7 +12,7 @@ from hjepa_shards.images.image_formats import opened, to_rgb
 from hjepa_shards.images.thumbnail import thumbnail
 from hjepa_shards.reports.inline_images import Budget
 from hjepa_shards.shards.manifest import Manifest
-from hjepa_shards.sources.registry import open_split
+from hjepa_shards.sources.registry import reopen
 
 _REASONS, _NAMES_A_REASON, _IMAGES_A_REASON = 40, 40, 12
 
@@ -55,7 +55,7 @@ def excluded_images(manifest: Manifest, raw: str | None, budget: Budget) -> tupl
 
 def _raw_images(manifest: Manifest, raw: str, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], bytes]:
     """(name, index) -> thumbnail of those raw images of which anything can be decoded."""
-    split = open_split(manifest.raw_source, raw, manifest.split)
+    split = reopen(manifest, raw)
     found = {}
     for sample in split.samples:
         if (sample.name, sample.index) in wanted:

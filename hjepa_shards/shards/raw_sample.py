@@ -14,6 +14,9 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+"""Of an image among the members of a tar's sample, where masks and depths often are .pgm or .ppm."""
+FILE_EXTENSIONS = (*IMAGE_EXTENSIONS, *("jfif", "jpe", "ppm", "pgm", "pbm", "pnm", "avif", "jp2", "tga"))
+"""Of an image file in a folder."""
 MAX_KEY_BYTES = 90
 
 _KEPT = frozenset(f"{string.ascii_letters}{string.digits}_-")
@@ -49,7 +52,7 @@ class RawSample:
 def extension_of(name: str) -> str:
     """Lower-case image extension of a name, '' where it has none that we know."""
     extension = name.rpartition(".")[2].lower() if "." in name else ""
-    return extension if extension in IMAGE_EXTENSIONS else ""
+    return extension if extension in FILE_EXTENSIONS else ""
 
 
 def plain_key(name: str) -> str:

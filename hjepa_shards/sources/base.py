@@ -129,6 +129,8 @@ class Source:
     """(raw folder, split, class list) -> split. Call it through `open_split`, which checks the three."""
     open_pattern: Callable[[str, str, Path | None], RawSplit] | None = None
     """The same for a brace pattern or URLs (`--raw 'dir/train-{000..012}.tar'`); None: a folder only."""
+    open_unlabelled: Callable[[Path | None, str], RawSplit] | None = None
+    """(raw folder, split) -> split, of every image in any tree, without labels (`--no-classes`); None: cannot be."""
     open_list: Callable[[Path | None, str, Path], RawSplit] | None = None
     """(folder of the images, split, `--list FILE` that names them) -> split; None: no list can be given."""
 

@@ -5,12 +5,13 @@ import re
 from pathlib import Path
 
 from hjepa_shards.errors import InputError
+from hjepa_shards.shards.manifest import Manifest
 from hjepa_shards.sources.base import Provenance, RawSplit, Source
 from hjepa_shards.sources.formats.tar_patterns import is_pattern
 from hjepa_shards.sources.own import bundled, folder, image_text, webdataset
 from hjepa_shards.sources.published import cifar, coco, imagenet, places365, stl10
 
-__all__ = ["SOURCES", "Provenance", "RawSplit", "Source", "default_splits", "open_split", "require_source"]
+__all__ = ["SOURCES", "Provenance", "RawSplit", "Source", "default_splits", "open_split", "reopen", "require_source"]
 
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -38,12 +39,14 @@ def open_split(
     *,
     classes: Path | None = None,
     list_file: Path | None = None,
+    no_classes: bool = False,
 ) -> RawSplit:
     """One split of the source called `name`, opened. InputError for what is unknown, missing or of no use.
 
     raw: folder of the raw data, or a brace pattern or URLs for the sources that take them; None where none is needed.
     classes: file with one class name a line, for the sources that can be filtered.
     list_file: file that names the images, for the sources that go by one.
+    no_classes: folders are no classes, for the sources that read them so.
     """
     require_source(name)
     source = SOURCES[name]
@@ -60,11 +63,26 @@ def open_split(
         if source.open_list is None:
             raise InputError(f"{name}: goes by no list, {list_file} given; leave --list out")
         return source.open_list(None if raw is None else Path(raw), split, list_file)
+    if no_classes:
+        if source.open_unlabelled is None:
+            raise InputError(f"{name}: takes no classes from folders; leave --no-classes out")
+        return source.open_unlabelled(None if raw is None else Path(raw), split)
     if isinstance(raw, str) and is_pattern(raw) and not Path(raw).is_dir():
         if source.open_pattern is None:
             raise InputError(f"{name}: a folder expected, {raw!r} found; give the folder that holds the raw data")
         return source.open_pattern(raw, split, classes)
     return source.open(None if raw is None else Path(raw), split, classes)
+
+
+def reopen(manifest: Manifest, raw: str | Path | None, **how: Path | None) -> RawSplit:
+    """The raw split that a built one was made from. InputError as `open_split` has it.
+
+    raw: as `build` took it.  how: `classes`, `list_file` of the build.
+    Where folders could be classes and the manifest has none, they were none.
+    """
+    known = SOURCES.get(manifest.raw_source)
+    unlabelled = bool(known and known.open_unlabelled) and not manifest.class_names
+    return open_split(manifest.raw_source, raw, manifest.split, no_classes=unlabelled, **how)
 
 
 def default_splits(name: str, raw: str | Path | None) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from hjepa_shards.errors import BuildMismatch, InputError, ManifestError
 from hjepa_shards.images.encode import encoder_identity, require_encoder
 from hjepa_shards.shards.manifest import Manifest, load_manifest
 from hjepa_shards.sources.base import RawSplit
-from hjepa_shards.sources.registry import open_split
+from hjepa_shards.sources.registry import reopen
 from hjepa_shards.storage.build_output import JOURNAL, FolderTarget
 from hjepa_shards.verifying.verify_split import Problem, verify
 
@@ -71,7 +71,7 @@ def repair(
                     _index_again(workshop, folder, problems)
                 else:
                     plan = _plan_of(folder, manifest)
-                    opened = open_split(manifest.raw_source, raw, plan.split, classes=classes, list_file=list_file)
+                    opened = reopen(manifest, raw, classes=classes, list_file=list_file)
                     listed = _listed(folder, plan, opened, workshop.scratch)
                     shards = sorted({problem.shard for problem in problems if problem.shard is not None})
                     way = partial(run_in_processes, workers=workers)

@@ -19,6 +19,7 @@ from hjepa_shards.errors import DecodeError, ShardError
 from hjepa_shards.images.decode import decode
 from hjepa_shards.images.encode import reason_of
 from hjepa_shards.images.image_formats import inspect
+from hjepa_shards.shards.class_names import class_number
 from hjepa_shards.shards.manifest import Manifest, load_manifest
 from hjepa_shards.shards.sample_keys import keys_of
 from hjepa_shards.shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, Row, Sidecar, digest_of_keys, key_hash
@@ -203,7 +204,4 @@ def _label(file: BinaryIO, member: Member | None) -> int | None:
         return -1
     file.seek(member.offset)
     data = file.read(member.num_bytes)
-    try:
-        return int(data) if data else -1
-    except ValueError:
-        return None
+    return class_number(data.decode("utf-8-sig", "replace")) if data else -1

@@ -8,18 +8,18 @@ image, a class in .cls, captions in .txt and .json. What real tars hold is settl
     a key in two tars               the tar's name joins the sample's: <tar>/<key>.jpg
     no image, or a huge one         the sample is excluded by name
     hidden names, such as ._x.jpg   passed over, as webdataset does
-    .cls                            a class number; if any of them is no number, all are class names
+    .cls                            a class number (11.0 is 11); if any of them is no number, all are class names
 """
 
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, final
 
 from hjepa_shards.errors import DecodeError, InputError
+from hjepa_shards.shards.class_names import class_number, one_name, require_distinct
 from hjepa_shards.shards.raw_sample import IMAGE_EXTENSIONS, Extent, RawSample
 from hjepa_shards.shards.tar import split_name
 from hjepa_shards.sources.base import Provenance, RawSplit, Remarks, Source
@@ -35,7 +35,6 @@ CLASS_NAMES_FILE = "classnames.txt"
 
 _MAX_IMAGE_BYTES = 1 << 30
 _MAX_TEXT_BYTES = 1 << 20
-_NUMBER = re.compile(r"-?\d{1,9}")
 
 
 @final
@@ -144,20 +143,26 @@ class TarSplit(RawSplit):
     def _names_in_cls(self) -> tuple[str, ...]:
         """The class names that .cls holds, sorted; none where all are numbers."""
         said = self._found[0].labels()
-        return () if all(_NUMBER.fullmatch(label) for label in said) else tuple(sorted(said))
+        if all(class_number(label) is not None for label in said):
+            return ()
+        names = tuple(sorted(set(map(_name_of, said))))
+        if not self.classes:
+            require_distinct(names, f"{self.archives[0].location}: .cls")
+        return names
 
     @cached_property
     def _label_of_name(self) -> dict[str, int]:
-        return {name: label for label, name in enumerate(self.class_names)}
+        return {one_name(name): label for label, name in enumerate(self.class_names)}
 
     def _label(self, sample: TarSample) -> int:
         said = sample.label
         if not said:
             return -1
         if self._names_in_cls:
-            label = self._label_of_name.get(said, -2)
+            label = self._label_of_name.get(one_name(_name_of(said)), -2)
         else:
-            label = int(said)
+            label = class_number(said)
+            assert label is not None, said
         if label < -1 or label >= (len(self.classes) or 2**31):
             expected = f"one of the {len(self.classes):,} classes" if self.classes else "a class number from 0 on"
             raise InputError(
@@ -165,6 +170,12 @@ class TarSplit(RawSplit):
                 "fix the class list (--classes FILE), or write the tar again"
             )
         return label
+
+
+def _name_of(said: str) -> str:
+    """What .cls says, as a class name: 11 where it says 11.0."""
+    number = class_number(said)
+    return said if number is None or said.lstrip("-").isdigit() else str(number)
 
 
 def _text(file: BinaryIO, member: TarMember | None, remarks: Remarks) -> str:
@@ -222,7 +233,7 @@ def _class_list(classes: Path | None, folders: Iterable[Path]) -> tuple[str, ...
     names = tuple(line.strip() for line in lines)
     while names and not names[-1]:
         names = names[:-1]
-    if not names or "" in names or len(set(names)) < len(names):
+    if not names or "" in names or len(set(map(one_name, names))) < len(names):
         what = "none" if not names else "an empty line" if "" in names else "one of them twice"
         raise InputError(f"{path}: class names expected, each on a line of its own in order of labels, {what} found")
     return names
