@@ -48,7 +48,7 @@ _HOUSES = {
         objectives.masked: mae
         objectives.contrast: simclr
         objectives: registry
-        data: augment micro_batches own_transform torch_dataset labelled_images
+        data: augment micro_batches own_transform torch_dataset shared_classes labelled_images
         parallel: layout rank_watchdog memory_estimate
         checkpoints: checkpoint_files sharded_files background_saver
         evaluation: linear_knn_probes ridge_probe sgd_probe attentive_probe finished_probes online_probes

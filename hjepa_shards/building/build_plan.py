@@ -35,7 +35,7 @@ from hjepa_shards.storage.build_output import JOURNAL, Target
 
 PLAN = f"{JOURNAL}/plan.json"
 _PROBED_SAMPLES = 256
-_JPEG = dict.fromkeys(("jpeg", "jfif", "jpe"), "jpg")
+_JPEG: dict[str, str] = dict.fromkeys(("jpeg", "jfif", "jpe"), "jpg")
 
 
 @final

@@ -51,6 +51,8 @@ class Copy:
     key: str | None
     """As in the manifest and the tar; None where the tar no longer has it."""
     label: int
+    class_name: str | None
+    """Of the label, in its own split; None where that has no names. Numbers of two splits may mean other classes."""
     kind: Literal["first", "exact", "near", "mirrored"]
     """What it is of the other sample in the group that it is most alike; "first" for the first of them."""
     distance: int
@@ -122,8 +124,8 @@ class Duplicates:
         """One JSON object; leaks come first in both lists.
 
         {"groups": [{"kind": "exact" | "near" | "mirrored", "leak": bool, "samples": [{"source", "split", "index",
-                     "key": str | null, "label", "kind": "first" | "exact" | "near" | "mirrored", "distance",
-                     "excluded": bool}, ...]}, ...],
+                     "key": str | null, "label", "class_name": str | null, "kind": "first" | "exact" | "near" |
+                     "mirrored", "distance", "excluded": bool}, ...]}, ...],
          "counts": {"samples", "groups", "leaking_groups", "excluded", "exact", "near", "mirrored" (groups),
                     "relations": [{"first", "second", "leak", "images": {kind: [of the first, of the second]}}, ...]},
          "remarks": [str, ...]}
@@ -309,13 +311,15 @@ class _Copies:
         for index, sample in enumerate(group):
             split = self._split(sample)
             kind, distance, _ = self.best[sample]
+            label, names = int(self.prints.labels[sample]), split.manifest.class_names
             copies.append(
                 Copy(
                     source=split.manifest.source,
                     split=split.manifest.split,
                     index=sample - split.start,
                     key=keys[sample],
-                    label=int(self.prints.labels[sample]),
+                    label=label,
+                    class_name=names[label] if 0 <= label < len(names) else None,
                     kind=KINDS[kind] if index else "first",
                     distance=distance if index else 0,
                     excluded=sample in reasons,

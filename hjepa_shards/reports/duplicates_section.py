@@ -13,6 +13,7 @@ from hjepa_shards.config import first_problem
 from hjepa_shards.errors import InputError
 from hjepa_shards.reports.inline_images import Budget
 from hjepa_shards.reports.split_survey import Survey
+from hjepa_shards.shards.class_names import one_name
 from hjepa_shards.shards.manifest import Manifest
 
 _GROUPS, _IMAGES_A_GROUP = 24, 6
@@ -26,6 +27,7 @@ class _Copy(BaseModel):
     index: int = Field(ge=0)
     key: str | None = None
     label: int = -1
+    class_name: str | None = None
     excluded: bool = False
 
     @property
@@ -41,10 +43,14 @@ class _Group(BaseModel):
 
     @property
     def disagrees(self) -> bool:
-        """Duplicates with different labels: of one source, where labels mean the same."""
-        return len({(copy.source, copy.label) for copy in self.samples if copy.label >= 0}) > len(
-            {copy.source for copy in self.samples if copy.label >= 0}
-        )
+        """Duplicates of other classes: of one source, where a name means the same. Numbers meet numbers only."""
+        classes: dict[tuple[str, bool], set[str | int]] = {}
+        for copy in self.samples:
+            if copy.label >= 0:
+                named = copy.class_name is not None
+                of_source = classes.setdefault((copy.source, named), set())
+                of_source.add(copy.label if copy.class_name is None else one_name(copy.class_name))
+        return any(len(of_source) > 1 for of_source in classes.values())
 
 
 class _Relation(BaseModel):
@@ -83,6 +89,10 @@ def read_copies(path: Path) -> Copies:
 
 def copies_section(duplicates: Copies, found: Mapping[str, tuple[Path, Manifest]], budget: Budget) -> dict[str, Any]:
     """The counts, and some groups with their images."""
+    for copy in (copy for group in duplicates.groups for copy in group.samples):
+        names = found[copy.split_name][1].class_names if copy.split_name in found else ()
+        if copy.class_name is None and 0 <= copy.label < len(names):  # written by an earlier version
+            copy.class_name = names[copy.label]
     groups = []
     with contextlib.ExitStack() as stack:
         surveys: dict[str, Survey] = {}

@@ -1,7 +1,7 @@
 """Labelled images that probes learn from and are tested on, and what an encoder makes of them.
 
 Bank and test are the first samples of their splits in manifest order, which is a keyed shuffle, so they are random
-subsets, the same for every run.
+subsets, the same for every run. Their labels meet by class name (shared_classes.py).
 
 Axes: N images, R pixels a side, D width, S tokens.
 """
@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from pydantic import Field
@@ -21,6 +21,7 @@ from hjepa_shards.config import Strict
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.data.augment import normalise
+from hjepa_train.data.shared_classes import LabelNumbers, counted, label_numbers
 
 BATCH = 256
 _LAST_STAGES = 4
@@ -58,7 +59,20 @@ class Labelled:
     images: Tensor
     """uint8 [N, 3, R, R]"""
     labels: Tensor
-    """int64 [N], -1 where there is none"""
+    """int64 [N] numbers of train's classes, -1 where there is none"""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Apart:
+    """Images of a test whose classes the bank does not have."""
+
+    images: int
+    classes: tuple[str, ...]
+    """Their names, sorted."""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "classes": list(self.classes)}
 
 
 def held_out_split(data: DataConfig, source: str, wanted: str | None) -> str:
@@ -87,7 +101,22 @@ def held_out_split(data: DataConfig, source: str, wanted: str | None) -> str:
 def labelled_batches(
     data: DataConfig, source: str, split: str, limit: int, crop_share: float
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images, uint8 [n, 3, R, R], and labels [n] of a split's first samples, a few at a time, on the CPU."""
+    """Images, uint8 [n, 3, R, R], and labels [n] of a split's first samples, a few at a time, on the CPU.
+
+    Labels are those of train: -1 where there is none, UNKNOWN for a class that train does not name. InputError where
+    the two cannot be compared.
+    """
+    numbers: LabelNumbers | None = None
+    for images, labels in _own_batches(data, source, split, limit, crop_share):
+        if numbers is None and (labels >= 0).any():
+            numbers = label_numbers(data, source, split)
+        yield images, numbers(labels) if numbers else labels
+
+
+def _own_batches(
+    data: DataConfig, source: str, split: str, limit: int, crop_share: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same with the labels of the split itself."""
     batches = read_split(
         place_of(data.root, source, split),
         image_size=data.image_size,
@@ -101,18 +130,51 @@ def labelled_batches(
         yield images, torch.from_numpy(batch.labels[batch.valid])
 
 
-def read_labelled(
-    data: DataConfig, source: str, split: str, limit: int, crop_share: float, device: torch.device
-) -> Labelled:
-    """A split's first samples. InputError where none has a label."""
-    pairs = list(labelled_batches(data, source, split, limit, crop_share))
+def read_bank_and_test(
+    data: DataConfig, settings: EvaluationConfig, source: str, split: str, device: torch.device
+) -> tuple[Labelled, Labelled, Apart, Apart]:
+    """The bank, the test without what cannot be scored, what was left out of it, and what has no image in the bank.
+
+    Left out is what train does not have. A class of train that the bank's first samples happen to lack stays in the
+    test: a larger bank has it. InputError where a split has no label, or where nothing is left to be tested on.
+    """
+    bank = _read_labelled(data, source, "train", settings.bank, settings.crop_share)
+    own = _read_labelled(data, source, split, settings.test, settings.crop_share)
+    numbers = label_numbers(data, source, split)
+    bank_labels = label_numbers(data, source, "train")(bank.labels)
+    labels = numbers(own.labels)
+    is_whole = settings.bank >= manifest_at(place_of(data.root, source, "train")).num_samples
+    counts = counted(bank_labels, labels, is_whole=is_whole) | (labels == -1)
+    if not counts.any():
+        found = sorted({numbers.name(label) for label in own.labels.unique().tolist()})
+        raise InputError(
+            f"{numbers.where}: images of classes that {place_of(data.root, source, 'train')} has images of expected, "
+            f"none among {len(labels):,}; their classes are {', '.join(map(repr, found[:5]))}"
+            f"{f' and {len(found) - 5:,} more' if len(found) > 5 else ''}; name another split with --split"
+        )
+
+    def apart(rows: Tensor) -> Apart:
+        names = {numbers.name(label) for label in own.labels[rows].unique().tolist()}
+        return Apart(images=int(rows.sum()), classes=tuple(sorted(names)))
+
+    return (
+        Labelled(images=bank.images.to(device), labels=bank_labels.to(device)),
+        Labelled(images=own.images[counts].to(device), labels=labels[counts].to(device)),
+        apart(~counts),
+        apart(counts & (labels >= 0) & ~torch.isin(labels, bank_labels)),
+    )
+
+
+def _read_labelled(data: DataConfig, source: str, split: str, limit: int, crop_share: float) -> Labelled:
+    """A split's first samples, on the CPU, with its own labels. InputError where none has a label."""
+    pairs = list(_own_batches(data, source, split, limit, crop_share))
     labels = torch.cat([labels for _, labels in pairs])
     if (labels < 0).all():
         raise InputError(
             f"{place_of(data.root, source, split)}: labels to probe for expected, none found; name a labelled source "
             "with --source: cifar10, say, or a folder that was built from train/<class>/ and test/<class>/"
         )
-    return Labelled(images=torch.cat([images for images, _ in pairs]).to(device), labels=labels.to(device))
+    return Labelled(images=torch.cat([images for images, _ in pairs]), labels=labels)
 
 
 @torch.no_grad()

@@ -11,8 +11,9 @@ from typing import Any, final
 
 from hjepa_shards.base.atomic_files import write_atomically
 
-PROTOCOL = 1
-"""Raised when a probe changes, so that numbers of the old one are not taken for those of the new."""
+PROTOCOL = 2
+"""Raised when a probe changes, so that numbers of the old one are not taken for those of the new. 1 compared numbers of
+classes, 2 compares their names."""
 
 
 def digest(facts: dict[str, Any]) -> str:
@@ -27,7 +28,7 @@ class Finished:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._parts: dict[tuple[str, str], dict[str, float]] = {}
+        self._parts: dict[tuple[str, str], dict[str, Any]] = {}
         for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             try:
                 part = json.loads(line)
@@ -35,11 +36,11 @@ class Finished:
             except (ValueError, KeyError, TypeError):
                 continue
 
-    def get(self, key: str, probe: str) -> dict[str, float] | None:
+    def get(self, key: str, probe: str) -> dict[str, Any] | None:
         """The numbers of a part, None where it is not finished."""
         return self._parts.get((key, probe))
 
-    def put(self, key: str, probe: str, values: dict[str, float]) -> None:
+    def put(self, key: str, probe: str, values: dict[str, Any]) -> None:
         self._parts[key, probe] = values
         lines = [
             json.dumps({"key": key, "probe": probe, "values": values}) + "\n"

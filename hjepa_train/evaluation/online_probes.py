@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import final
 
 import torch
+from rich.markup import escape
 from torch import Tensor, nn
 
 from hjepa_shards import DataConfig, manifest_at, place_of
@@ -24,6 +25,7 @@ from hjepa_shards.errors import InputError, ShardError
 from hjepa_train.base.distributed import on_first
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.data.labelled_images import EvaluationConfig, held_out_split, labelled_batches, pooled_features
+from hjepa_train.data.shared_classes import counted, require_shared_classes
 from hjepa_train.evaluation.linear_knn_probes import full_precision, knn_accuracy
 from hjepa_train.evaluation.ridge_probe import ridge_probe
 from hjepa_train.objectives.base import Objective
@@ -45,15 +47,23 @@ class ProbePlan:
     """Images of `source` train."""
     test: int
     """Images of `split`."""
+    is_whole: bool
+    """The bank is all of train."""
     every: float
     """Steps between two probes."""
 
 
 def find_labels(
-    data: DataConfig, settings: EvaluationConfig, *, steps_per_epoch: float, global_batch: int
+    data: DataConfig,
+    settings: EvaluationConfig,
+    *,
+    steps_per_epoch: float,
+    global_batch: int,
+    say: Callable[[str], None] = lambda text: None,
 ) -> ProbePlan | None:
     """What to probe during a run, None for nothing: by choice, or by default where no labels are there.
 
+    say: receives why labels that are there cannot be compared.
     InputError where `during_every_epochs` was set and there is nothing to probe.
     """
     epochs = settings.during_every_epochs
@@ -62,9 +72,11 @@ def find_labels(
     source = settings.source or data.sources[0].name
     try:
         split = held_out_split(data, source, settings.split)
+        if not _are_comparable(data, source, split, None if epochs else say):
+            return None
         for name in ("train", split):
             _, labels = next(labelled_batches(data, source, name, 32, settings.crop_share))
-            if (labels < 0).all():
+            if (labels == -1).all():
                 raise InputError(
                     f"evaluation.during_every_epochs: labels in {place_of(data.root, source, name)} expected, none "
                     "found; name a labelled source in evaluation.source, or set it to 0"
@@ -73,13 +85,30 @@ def find_labels(
         if epochs is None:
             return None
         raise
-    bank, test = (
-        min(most, manifest_at(place_of(data.root, source, name)).num_samples)
-        for name, most in (("train", settings.during_bank), (split, settings.during_test))
-    )
+    num_train, num_test = (manifest_at(place_of(data.root, source, name)).num_samples for name in ("train", split))
+    bank, test = min(settings.during_bank, num_train), min(settings.during_test, num_test)
     if epochs is None:
         epochs = max(1, math.ceil(_IMAGES_BETWEEN * (bank + test) / global_batch / steps_per_epoch))
-    return ProbePlan(source=source, split=split, bank=bank, test=test, every=max(1.0, epochs * steps_per_epoch))
+    return ProbePlan(
+        source=source,
+        split=split,
+        bank=bank,
+        test=test,
+        is_whole=bank == num_train,
+        every=max(1.0, epochs * steps_per_epoch),
+    )
+
+
+def _are_comparable(data: DataConfig, source: str, split: str, say: Callable[[str], None] | None) -> bool:
+    """Whether labels of the two splits can be compared. say: receives why not; None: InputError."""
+    try:
+        require_shared_classes(data, source, split)
+    except InputError as error:
+        if say is None:
+            raise
+        say(f"no probes during the run: {error}")
+        return False
+    return True
 
 
 @final
@@ -141,7 +170,7 @@ class OnlineProbes:
         try:
             values = self._probe()
         except (InputError, ShardError) as error:  # a run of days does not end for a probe
-            self._say(f"[yellow]note[/yellow] no probe after step {step}: {error}")
+            self._say(f"[yellow]note[/yellow] no probe after step {step}: {escape(str(error))}")
             return {}, False
         value = values.get(self._keep_best or "", math.nan)
         saved = checkpoint_files.best(self._checkpoints, self._keep_best, up_to=step - 1) if self._keep_best else None
@@ -156,6 +185,10 @@ class OnlineProbes:
         assert self._plan
         bank, bank_labels = self._features("train", self._plan.bank)
         test, test_labels = self._features(self._plan.split, self._plan.test)
+        counts = counted(bank_labels, test_labels, is_whole=self._plan.is_whole)
+        if not counts.any():
+            raise self._nothing_to_test()
+        test, test_labels = {name: features[counts] for name, features in test.items()}, test_labels[counts]
         values: dict[str, float] = {}
         for name in self._encoders:
             finite = bool(bank[name].isfinite().all() and test[name].isfinite().all())
@@ -171,12 +204,23 @@ class OnlineProbes:
         every_label: list[Tensor] = []
         with _evaluating(self._encoders.values()):
             for images, labels in self._batches(split, limit):
+                if not (labels >= 0).any():
+                    continue
                 for name, encoder in self._encoders.items():
                     on_device = images[labels >= 0].to(next(encoder.parameters()).device)
                     found[name].append(pooled_features(encoder, on_device, self._data).float())
                 every_label.append(labels[labels >= 0])
+        if not every_label:
+            raise self._nothing_to_test()
         features = {name: torch.cat(parts) for name, parts in found.items()}
         return features, torch.cat(every_label).to(next(iter(features.values())).device)
+
+    def _nothing_to_test(self) -> InputError:
+        assert self._plan
+        return InputError(
+            f"{place_of(self._data.root, self._plan.source, self._plan.split)}: images of classes that train has "
+            f"images of expected, none among {self._plan.test:,}; name another split in evaluation.split"
+        )
 
     def _batches(self, split: str, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
         assert self._plan

@@ -19,6 +19,7 @@ from hjepa_train.base.device import devices_here
 from hjepa_train.base.device_peaks import MACHINES, Machine
 from hjepa_train.checkpoints.checkpoint_files import latest
 from hjepa_train.data.labelled_images import held_out_split
+from hjepa_train.data.shared_classes import require_shared_classes
 from hjepa_train.parallel.layout import recompute
 from hjepa_train.parallel.memory_estimate import Memory, memory_of_a_step
 from hjepa_train.reports.run_report import TextTable
@@ -131,7 +132,8 @@ def _about_probes(config: RunConfig) -> Iterator[str]:
     settings = config.evaluation
     if settings.source or settings.during_every_epochs or config.training.keep_best:
         try:
-            held_out_split(config.data, settings.source or config.data.sources[0].name, settings.split)
+            source = settings.source or config.data.sources[0].name
+            require_shared_classes(config.data, source, held_out_split(config.data, source, settings.split))
         except (InputError, ShardError) as error:
             yield f"nothing to probe on: {error}"
 

@@ -26,16 +26,18 @@ from hjepa_train.base.device import choose_device, devices_here
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import restore
 from hjepa_train.data.labelled_images import (
+    Apart,
     EvaluationConfig,
     Labelled,
     held_out_split,
     last_stages,
     pooled_features,
-    read_labelled,
+    read_bank_and_test,
     token_reader,
 )
+from hjepa_train.data.shared_classes import require_shared_classes
 from hjepa_train.evaluation.attentive_probe import attentive_probe
-from hjepa_train.evaluation.finished_probes import Finished, digest
+from hjepa_train.evaluation.finished_probes import PROTOCOL, Finished, digest
 from hjepa_train.evaluation.linear_knn_probes import chance, checked, knn_probe, linear_probe, pca
 from hjepa_train.evaluation.ridge_probe import ridge_probe
 from hjepa_train.evaluation.sgd_probe import sgd_probe
@@ -74,7 +76,7 @@ def evaluate(
     known_rows: rows that need no probing, such as the pixels' from another run's evaluation on the same images.
     say: receives what is being done, some minutes in all.
     changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in run_report.py.
-    InputError for what is not there (labels, a checkpoint, a probe), ShardError for damaged shards.
+    InputError for what is not there (labels, classes in common, a checkpoint, a probe), ShardError for damaged shards.
     """
     config = load_run_config(folder / CONFIG_FILE)
     settings = parse(
@@ -89,43 +91,43 @@ def evaluate(
     encoders = _encoders(config, path, device)
     data = config.data
     split = held_out_split(data, name, settings.split)
+    require_shared_classes(data, name, split)
 
     @cache
-    def images() -> tuple[Labelled, Labelled]:
+    def read() -> tuple[Labelled, Labelled, Apart, Apart]:
         say(f"reading {name}")
-        bank, test = (
-            read_labelled(data, name, part, limit, settings.crop_share, device)
-            for part, limit in (("train", settings.bank), (split, settings.test))
-        )
+        bank, test, left_out, unseen = read_bank_and_test(data, settings, name, split, device)
         say(
             f"{len(bank.labels):,} images of {name} train to learn from, {len(test.labels):,} of {name} {split} to be "
             "tested on"
         )
-        return bank, test
+        return bank, test, left_out, unseen
 
     decides = _images(config, settings, name, split)
     finished = Finished(folder / "evaluated.jsonl")
     counts = finished.get(digest(decides), "chance")
     if counts is None:
-        bank, test = images()
-        percent = chance(bank.labels, test.labels)
-        counts = {"chance": percent, "bank": len(bank.labels), "test": len(test.labels)}
+        bank, test, left_out, unseen = read()
+        counts = {"chance": chance(bank.labels, test.labels), "bank": len(bank.labels), "test": len(test.labels)}
+        counts |= {key: apart.as_dict() for key, apart in (("left_out", left_out), ("unseen", unseen)) if apart.images}
         finished.put(digest(decides), "chance", counts)
     rows = list(known_rows)
     known = {row["features"] for row in known_rows}
     for features, encoder in {"raw pixels": None, "PCA-30": None, **encoders}.items():
         if features not in known:
             key = digest({**decides, "features": features, **_weights(config, path, features, encoder)})
-            subject = partial(lambda name, encoder: _Subject(name, *images(), data, encoder), features, encoder)
+            subject = partial(lambda name, encoder: _Subject(name, *read()[:2], data, encoder), features, encoder)
             rows.append(_row(features, key, finished, probes, subject, say))
     result = {
         "source": name,
         "split": split,
         "checkpoint": path.name,
-        "bank": int(counts["bank"]),
-        "test": int(counts["test"]),
+        "bank": counts["bank"],
+        "test": counts["test"],
+        **{key: counts[key] for key in ("left_out", "unseen") if key in counts},
         "crop_share": settings.crop_share,
         "chance": counts["chance"],
+        "protocol": PROTOCOL,
         "rows": rows,
     }
     _remember(folder / "evaluation.json", result)
@@ -140,7 +142,9 @@ def evaluate_all(folder: Path, sources: Sequence[str], *, split: str | None = No
     """
     config = load_run_config(folder / CONFIG_FILE)
     for source in sources:
-        held_out_split(config.data, source, split or config.evaluation.split)
+        require_shared_classes(
+            config.data, source, held_out_split(config.data, source, split or config.evaluation.split)
+        )
     return [evaluate(folder, source=source, split=split, **how) for source in sources or [None]]
 
 
@@ -252,9 +256,11 @@ def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, 
 def _images(config: RunConfig, settings: EvaluationConfig, source: str, split: str) -> dict[str, Any]:
     """What decides which pixels and labels are probed."""
     data = config.data
+    manifests = [manifest_at(place_of(data.root, source, part)) for part in ("train", split)]
     return {
         "source": source,
-        "images": [manifest_at(place_of(data.root, source, part)).content_digest for part in ("train", split)],
+        "images": [manifest.content_digest for manifest in manifests],
+        "classes": [list(manifest.class_names) for manifest in manifests],
         "limits": [settings.bank, settings.test],
         "crop_share": settings.crop_share,
         "image_size": data.image_size,

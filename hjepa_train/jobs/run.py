@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 from pydantic import ValidationError
+from rich.markup import escape
 
 from hjepa_shards import Batch as Loaded
 from hjepa_shards import Mixture, load_mixture, open_loader
@@ -144,10 +145,15 @@ def _train(
                 stops_alone=world_size() == 1,
             )
         )
+        unsaid: list[str] = []
         per_epoch = mixture.epoch_samples / training.global_batch
         probe_plan = on_first(
             lambda: find_labels(
-                config.data, config.evaluation, steps_per_epoch=per_epoch, global_batch=training.global_batch
+                config.data,
+                config.evaluation,
+                steps_per_epoch=per_epoch,
+                global_batch=training.global_batch,
+                say=unsaid.append,
             )
         )
         probes = OnlineProbes(
@@ -171,6 +177,8 @@ def _train(
             silent=rank() > 0,
         )
         stack.enter_context(contextlib.closing(log))
+        for text in unsaid:
+            log.say(f"[yellow]note[/yellow] {escape(text)}")
         if saved:
             log.say(f"continuing from {saved.path}: step {start} of {num_steps}")
             for difference in checkpoint_files.compare_recipe(saved.state["recipe"], recipe):

@@ -124,6 +124,8 @@ def _probes(title: str, runs: Mapping[str, Run], evaluations: Mapping[str, Mappi
             rows.append((f"{features}, {words}", *(number(value, 1) for value in values)))
     sizes = {(one["bank"], one["test"]) for one in evaluations.values()}
     note = "; ".join(f"bank {count(bank)}, test {count(test)}" for bank, test in sorted(sizes))
+    if len({one.get("protocol", 1) for one in evaluations.values()}) > 1:
+        note += "; not scored by the same rules, evaluate all of them again to compare"
     if len(sizes) > 1:
         note += ": not the same images, evaluate them with the same --bank and --test to compare"
     return TextTable(title=title, columns=("", *runs), rows=tuple(rows), note=note)

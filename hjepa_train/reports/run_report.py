@@ -6,11 +6,11 @@ folder are read (config.yaml, metrics.jsonl, evaluation.json, pictures.png, the 
 state.json), so a report can be made of any run, on any machine, while it still trains.
 
 evaluation.json: [{source, split, bank, test, chance, rows: [{features, dims, knn, ...}, ...]}, ...];
-the probes are those of `_PROBE_NAMES`.
+the probes are those of `_PROBE_NAMES`; left_out and unseen: {images, classes} of the test that the bank lacks.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -176,6 +176,7 @@ def probed(evaluations: Sequence[dict[str, Any]]) -> TextTable:
             rows.append((before + row["features"], count(row.get("dims")), *numbers, *chosen))
         about = f"Bank {count(one['bank'])}, test {count(one['test'])}; chance: its commonest class"
         notes.append(before + about)
+        notes += [before + note for note in _about_classes(one)]
     return TextTable(
         title="Percent right" if len(evaluations) > 1 else f"{names[0]}, percent right",
         columns=(
@@ -185,6 +186,17 @@ def probed(evaluations: Sequence[dict[str, Any]]) -> TextTable:
         rows=tuple(rows),
         note="\n".join(notes),
     )
+
+
+def _about_classes(evaluation: dict[str, Any]) -> Iterator[str]:
+    """Images of the test whose classes the bank does not have, and what became of them."""
+    for key, what in (
+        ("left_out", "of classes that train does not have, left out of the score"),
+        ("unseen", "of classes without an image in the bank, counted as wrong; a larger bank has them"),
+    ):
+        if apart := evaluation.get(key):
+            names = ", ".join(map(repr, apart["classes"][:5])) + ", ..." * (len(apart["classes"]) > 5)
+            yield f"{count(apart['images'])} images of the test {what}: {count(len(apart['classes']))} ({names})"
 
 
 def signals(run: Run) -> dict[str, tuple[str, str]]:

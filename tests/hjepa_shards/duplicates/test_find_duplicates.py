@@ -216,7 +216,7 @@ def test_the_files_hold_what_was_found(tmp_path: Path) -> None:
     ]
     found.save_report(tmp_path / "dup.json")
     report: Any = json.loads((tmp_path / "dup.json").read_text(encoding="utf-8"))
-    common = {"source": "a", "split": "train", "distance": 0}
+    common = {"source": "a", "split": "train", "distance": 0, "class_name": None}
     assert report["groups"] == [
         {
             "kind": "exact",
