@@ -1,4 +1,4 @@
-"""Is a file without an extension an image? By its first bytes, for whoever lists files and reads no more of them."""
+"""Is a file without an extension an image? Its first bytes say so, and a listing reads no more of it."""
 
 import re
 

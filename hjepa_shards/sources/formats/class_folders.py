@@ -85,7 +85,7 @@ def read_file(root: Path, name: str) -> bytes:
     try:
         if "\\x" in name and not path.exists():
             path = root / _original(name)
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a FIFO would be to wait for whoever writes to it
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a FIFO is to wait until something is written to it
             raise DecodeError("no file: a folder, FIFO, socket or device")
         return path.read_bytes()
     except OSError as error:

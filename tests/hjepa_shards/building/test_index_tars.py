@@ -51,7 +51,7 @@ def test_tars_of_webdatasets_writer_are_indexed_and_read(tmp_path: Path) -> None
 
 def test_members_of_one_key_are_one_sample_wherever_they_are(tmp_path: Path) -> None:
     tar = tmp_path / "a.tar"
-    write_tar(tar, {"x/b.cls": b"1", "x/a.cls": b"2\n", "x/b.JPG": JPEG, "x/a.png": PNG, "x/a.json": b"{}"})
+    write_tar(tar, {"x/b.cls": b"1.0", "x/a.cls": b"2\n", "x/b.JPG": JPEG, "x/a.png": PNG, "x/a.json": b"{}"})
     manifest = index_tars(tmp_path, source="s", split="t")
     assert (manifest.name, manifest.num_samples) == ("s-t", 2)
     rows = Sidecar(tmp_path / "a.tar.index").checked_rows()
@@ -75,6 +75,8 @@ def test_samples_without_a_readable_image_are_excluded_by_name(tmp_path: Path) -
     ("members", "said"),
     [
         ({"a.jpg": JPEG, "a.cls": b"cat"}, "a.cls: a class number"),
+        ({"a.jpg": JPEG, "a.cls": b"cat"}, "an index has no place for class names: `hjepa-shards build webdataset`"),
+        ({"a.jpg": JPEG, "a.cls": b"1.5"}, "a.cls: a class number"),
         ({"a.jpg": JPEG, "a.cls": b"true"}, "a.cls: a class number"),
         ({"a.jpg": JPEG, "a.cls": b"\xff"}, "a.cls: a class number"),
         ({"a.txt": b"x"}, "no images"),

@@ -18,6 +18,7 @@ from PIL import Image
 
 from hjepa_shards.building.build import BuildOptions, build
 from hjepa_shards.building.index_tars import index_tars
+from hjepa_shards.duplicates.find_duplicates import find_duplicates
 from hjepa_shards.loader.read_split import read_split
 from hjepa_shards.mixture.mixture import load_mixture_file
 from hjepa_shards.reports import shards_report
@@ -27,6 +28,7 @@ from hjepa_shards.sources.own.bundled import inside_sklearn
 from tests.conftest import Command
 from tests.hjepa_shards.reports.test_split_survey import picture
 from tests.hjepa_shards.reports.test_svg_bars import HOSTILE
+from tests.hjepa_shards.sources.layouts import jpeg, put
 from tests.hjepa_shards.stand_in import save_stand_in
 from tests.hjepa_shards.test_cli import refused, yaml_of
 from tests.hjepa_shards.verifying.test_verify_split import flip
@@ -291,6 +293,27 @@ def test_duplicates_are_shown_leaks_first(command: Command, shards: Path, tmp_pa
     assert "among 5,555 images" in page.text
     assert "<td>7</td><td>0</td><td>7</td>" in section
     assert all(text in page.text for text in HOSTILE[:4])
+
+
+def test_labels_of_duplicates_differ_by_name_and_not_by_number(tmp_path: Path) -> None:
+    """The page of an earlier version's file has the names of the manifests."""
+    other, ant, bee = (jpeg(number, 64) for number in (0, 90, 170))
+    images = {"train/ant/1.jpg": other, "train/bee/1.jpg": bee, "val/ant/2.jpg": ant, "val/bee/3.jpg": bee}
+    put(tmp_path / "raw", {**images, "test/bee/1.jpg": bee, "test/bee/2.jpg": ant})
+    folders = []
+    for split in ("train", "val", "test"):
+        build("folder", raw=tmp_path / "raw" / split, out=tmp_path / split, options=BuildOptions(name="mine"))
+        folder = tmp_path / split / "mine" / "train"
+        save_manifest(folder, replace(load_manifest(folder), split=split))
+        folders.append(folder)
+    found = find_duplicates(folders, near=0)
+    assert {copy.class_name for group in found.groups for copy in group.samples} == {"ant", "bee"}
+    found.save_report(tmp_path / "dup.json")
+    text = (tmp_path / "dup.json").read_text()
+    for written in (text, text.replace('"class_name": "ant", ', "").replace('"class_name": "bee", ', "")):
+        (tmp_path / "dup.json").write_text(written)
+        page = page_of(tmp_path / "page.html", *folders, duplicates=tmp_path / "dup.json")
+        assert number_of(page, "labels differ") == ["1"], "the ant that test calls a bee, by the number 0"
 
 
 def test_what_duplicates_writes_is_shown(command: Command, tmp_path: Path) -> None:

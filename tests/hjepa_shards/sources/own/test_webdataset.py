@@ -127,6 +127,19 @@ def test_class_names_as_text_are_numbered_in_order_of_name(tmp_path: Path) -> No
     assert listed(split) == {"a.jpg": (1, ()), "b.jpg": (0, ()), "c.jpg": (-1, ()), "d": (-1, ())}
 
 
+def test_a_class_is_one_however_it_was_written(tmp_path: Path) -> None:
+    numbers = opened(tmp_path / "1", {"a.jpg": b"", "a.cls": b"11", "b.jpg": b"", "b.cls": b"11.0\n"})
+    assert (numbers.class_names, listed(numbers)) == ((), {"a.jpg": (11, ()), "b.jpg": (11, ())})
+    names = {"a.jpg": b"", "a.cls": b"11", "b.jpg": b"", "b.cls": b"11.0", "c.jpg": b"", "c.cls": b"cat"}
+    assert opened(tmp_path / "2", names).class_names == ("11", "cat")
+    composed, other = "caf\u00e9".encode(), "cafe\u0301".encode()
+    both = {"a.jpg": b"", "a.cls": composed, "b.jpg": b"", "b.cls": other}
+    with pytest.raises(InputError, match="two classes that differ expected"):
+        _ = opened(tmp_path / "3", both).samples
+    listed_names = opened(put(tmp_path / "4", {"classnames.txt": b"ant\n" + other}), both)
+    assert listed(listed_names) == {"a.jpg": (1, ()), "b.jpg": (1, ())}
+
+
 def test_a_class_list_names_numbers_and_orders_names(tmp_path: Path) -> None:
     numbers = opened(
         put(tmp_path / "1", {"classnames.txt": b"\xef\xbb\xbftench\r\ngold fish\r\n"}), {"a.jpg": b"", "a.cls": b"1"}
