@@ -4,7 +4,8 @@ It is in `.journal/plan.json`; a plan without one was made by rules 1. An unfini
 a plan of another number, for the shards of one split follow one set of rules. Data that earlier rules read rightly has
 the same bytes under these; finished splits are read whatever their number.
 
-1: until 0.1.  2: labels of a folder's splits are numbered over all of them; TIFF orientation once; deep greys scaled;
+1: until 0.1.  2: labels of a folder's splits are numbered over train, then their own classes; Training, Validation and
+other words for splits; linked folders, more kinds of image files, and those without an extension; 11.0 in .cls; TIFF orientation once; deep greys scaled;
 damaged PNGs excluded where images are encoded again; members behind the first end mark of a tar, and its hard links.
 """
 
