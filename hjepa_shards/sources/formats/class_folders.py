@@ -23,6 +23,12 @@ _NOT_DATA = frozenset({"__MACOSX"})
 """Folders that archivers add; there is no image in them."""
 _NOT_COUNTED = frozenset({"thumbs.db", "desktop.ini"})
 """Files that Windows adds, hidden there."""
+_TEXTS = frozenset(
+    (".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".htm", ".pdf")
+    + (".log", ".ini", ".cfg", ".toml", ".lst", ".py", ".sh", ".md5", ".sha256")
+)
+"""What is beside images and is none: no reason for a note."""
+_BARE = "without an extension"
 _HEIC = frozenset({".heic", ".heif"})
 
 
@@ -130,13 +136,13 @@ class Walk:
         if base.lower() not in _NOT_COUNTED:
             _, dot, extension = base.rpartition(".")
             is_usual = extension.isascii() and extension.isalnum() and len(extension) <= 12
-            kind = f".{extension.lower()}" if dot and is_usual else "of odd names" if dot else "without an extension"
+            kind = f".{extension.lower()}" if dot and is_usual else "of odd names" if dot else _BARE
             self._extensions[kind] += 1
 
     def notes(self) -> tuple[str, ...]:
-        """A line a kind: what was not read, and why."""
+        """A line a kind: what was not read, and why. Nothing where texts alone were not."""
         notes = list(self._odd.lines())
-        if self._extensions:
+        if not self._extensions.keys() <= {*_TEXTS, _BARE}:
             kinds = sorted(self._extensions.items(), key=lambda kind: (-kind[1], kind[0]))
             shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds[:8])
             more = f" and {len(kinds) - 8:,} more kinds" if len(kinds) > 8 else ""

@@ -181,7 +181,7 @@ def test_a_text_without_an_extension_is_no_image(tmp_path: Path, text: bytes) ->
     assert not has_image_magic(text[:NUM_MAGIC_BYTES])
     raw = put(tmp_path, {"ant/1.jpg": JPEG, "ant/README": text})
     assert listed(raw) == [("ant/1.jpg", 0)]
-    assert opened(raw).notes == ("files that are no images by their names, not read: 1 without an extension",)
+    assert opened(raw).notes == ()
 
 
 def test_files_that_are_not_read_are_counted_by_kind(tmp_path: Path) -> None:
@@ -191,6 +191,7 @@ def test_files_that_are_not_read_are_counted_by_kind(tmp_path: Path) -> None:
     kinds, heic = opened(raw).notes
     assert kinds == "files that are no images by their names, not read: 2 .heic, 1 .csv, 1 .txt, 1 of odd names"
     assert "pillow-heif" in heic
+    assert opened(tree(tmp_path / "texts", "ant/1.jpg", "ant/1.xml", "LICENSE.txt")).notes == ()
     only = tree(tmp_path / "only", "ant/1.heic")
     with pytest.raises(InputError, match=r"images expected, none found; .* 1 \.heic; HEIC .*pillow-heif"):
         listed(only)
