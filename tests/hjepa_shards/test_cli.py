@@ -169,22 +169,23 @@ def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path, split: Path) 
         for arguments in (["build", "folder", "--raw", locked, "--out", tmp_path / "out"], ["verify", tmp_path]):
             ended = subprocess.run([*POWERLESS, HJEPA_SHARDS, *map(str, arguments)], capture_output=True, text=True)
             assert (ended.returncode, ended.stdout.strip()) == (2, "")
-            assert re.fullmatch(r"error: .*locked.*: Permission denied.*\n", ended.stderr)
+            assert re.fullmatch(r"error: .*locked.*Permission denied.*\n", ended.stderr)
     finally:
         locked.chmod(0o700)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_says_how_to_continue(tmp_path: Path, workers: int) -> None:
-    """While an image is read that never ends, here or in a worker: a pipe that nothing writes to."""
-    pipe = tmp_path / "raw" / "a.jpg"
-    pipe.parent.mkdir()
-    os.mkfifo(pipe)
-    Image.new("RGB", (8, 8)).save(tmp_path / "raw" / "b.png")
+    """While an image is read that never ends, here or in a worker: in place of it, a pipe that nothing writes to."""
+    (tmp_path / "raw").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "raw" / name)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "sitecustomize.py").write_text(_READS_A_PIPE.format(pipe=str(tmp_path / "pipe")))
     signals = (
         20 if workers == 1 else 1
     )  # one right before a read begins is received at the next; workers are told again
-    stderr = _interrupted(pipe, tmp_path, signals, "--samples-per-shard", "1", "--workers", str(workers))
+    stderr = _interrupted(tmp_path, signals, "--samples-per-shard", "1", "--workers", str(workers))
     assert b"interrupted; the same command continues with what is not done yet" in stderr
     assert b"Traceback" not in stderr
 
@@ -215,11 +216,20 @@ def _group_lives(group: int) -> bool:
     return True
 
 
-def _interrupted(pipe: Path, folder: Path, signals: int, *options: str) -> bytes:
+_READS_A_PIPE = """
+from pathlib import Path
+read_bytes = Path.read_bytes
+Path.read_bytes = lambda path: read_bytes(Path({pipe!r}) if path.name == "a.png" else path)
+"""
+"""What every process of Python runs first that finds it as `sitecustomize`."""
+
+
+def _interrupted(folder: Path, signals: int, *options: str) -> bytes:
     """What a build says that reads a pipe and receives at most this many signals in a minute."""
-    command = [HJEPA_SHARDS, "build", "folder", "--raw", str(pipe.parent), "--out", str(folder / "out"), *options]
-    with running(command) as process:
-        writer = _opened_for_writing(pipe, process)
+    command = [HJEPA_SHARDS, "build", "folder", "--raw", str(folder / "raw"), "--out", str(folder / "out"), *options]
+    variables = {**os.environ, "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}
+    with running(command, env=variables) as process:
+        writer = _opened_for_writing(folder / "pipe", process)
         for _ in range(signals):
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
