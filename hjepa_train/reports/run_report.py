@@ -17,6 +17,7 @@ from statistics import fmean, median
 from typing import Any, final
 
 from hjepa_shards.base.atomic_files import write_atomically
+from hjepa_shards.base.shown_text import counted, listed
 from hjepa_shards.errors import InputError
 from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.checkpoints.checkpoint_files import latest, read_state
@@ -191,12 +192,13 @@ def probed(evaluations: Sequence[dict[str, Any]]) -> TextTable:
 def _about_classes(evaluation: dict[str, Any]) -> Iterator[str]:
     """Images of the test whose classes the bank does not have, and what became of them."""
     for key, what in (
-        ("left_out", "of classes that train does not have, left out of the score"),
-        ("unseen", "of classes without an image in the bank, counted as wrong; a larger bank has them"),
+        ("left_out", "left out of the score, of {} that train does not have"),
+        ("unseen", "counted as wrong, of {} without an image in this bank, which a larger one has"),
     ):
         if apart := evaluation.get(key):
-            names = ", ".join(map(repr, apart["classes"][:5])) + ", ..." * (len(apart["classes"]) > 5)
-            yield f"{count(apart['images'])} images of the test {what}: {count(len(apart['classes']))} ({names})"
+            classes = counted(len(apart["classes"]), "class", "classes")
+            names = listed(list(map(repr, apart["classes"])), most=5)
+            yield f"{count(apart['images'])} images of the test {what.format(classes)}: {names}"
 
 
 def signals(run: Run) -> dict[str, tuple[str, str]]:
