@@ -17,7 +17,8 @@ _HOUSES = {
         base: lazy_names atomic_files thread_map keyed_random shown_text notebook_html terminal progress_bar
             machine_limits
         storage: remote_files decompress http_download safe_unpack shard_cache build_output
-        images: image_formats image_magic image_integrity downscale encode decode crop thumbnail
+        images: orientation png_chunks image_formats image_magic image_integrity deep_gray rgb_pixels downscale encode
+            decode crop thumbnail
         shards: raw_sample class_names sample_table tar sidecar manifest sample_keys location exclusions
         sources: base
         sources.formats: class_folders tar_members image_files tar_patterns tar_archives tar_table pickles matlab

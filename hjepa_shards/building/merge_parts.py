@@ -6,6 +6,7 @@ So it is the same whatever built the shards, and wherever: one machine, a cluste
 import hashlib
 import re
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +63,10 @@ class _Record(BaseModel, strict=True):
     raw_digest: str
     exclusions: list[dict[str, Any]]
     statistics: _Statistics
+    remarks: dict[str, _Count] = Field(default_factory=dict)
+    """What had to be assumed about pixels, and of how many images."""
+    decoded: _Count | None = None
+    """Images whose pixels the build looked at; None: all of them."""
 
 
 def unmerged_below(folder: str | Path) -> list[str]:
@@ -93,6 +98,19 @@ def finish(target: Target, plan: BuildPlan) -> Manifest:
     if FILE_NAME not in names or target.read(FILE_NAME) != data:
         target.write(FILE_NAME, data)
     return manifest
+
+
+def num_decoded(where: str | Path) -> int:
+    """How many of the images of the finished split at `where` (a folder or URL) its build has decoded.
+
+    BuildMismatch, InputError where its journal is damaged or not there.
+    """
+    target = target_of(where)
+    plan = read_plan(target)
+    if plan is None:
+        raise InputError(f"{where}: no build here ({PLAN} is missing)")
+    counted = [(record["samples"], record["decoded"]) for record in _records(target, plan)]
+    return sum(samples if decoded is None else decoded for samples, decoded in counted)
 
 
 def is_finished(names: set[str], shard_name: str) -> bool:
@@ -132,6 +150,14 @@ def _records(target: Target, plan: BuildPlan) -> list[dict[str, Any]]:
     return records
 
 
+def _remarks(records: Sequence[dict[str, Any]]) -> list[str]:
+    """A note for each assumption about pixels."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(record["remarks"])
+    return [f"{counts[remark]:,} images of more than 8 bits: {remark}" for remark in sorted(counts)]
+
+
 def _manifest_of(plan: BuildPlan, records: Sequence[dict[str, Any]]) -> Manifest:
     raw_digest = hashlib.blake2b("".join(r["raw_digest"] for r in records).encode(), digest_size=16)
     return Manifest(
@@ -139,7 +165,7 @@ def _manifest_of(plan: BuildPlan, records: Sequence[dict[str, Any]]) -> Manifest
         split=plan.split,
         class_names=plan.class_names,
         class_groups=plan.class_groups,
-        notes=plan.notes,
+        notes=[*plan.notes, *_remarks(records)],
         members=Members(**plan.members).extensions(),
         shard_names=shard_pattern(plan.source, plan.split),
         shard_samples=np.array([r["samples"] for r in records], dtype=np.int64),

@@ -7,6 +7,7 @@ function of (samples, settings, encoder): the same slice gives the same bytes on
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,8 @@ def write_shard(
     exclusions: list[dict[str, Any]] = []
     raw_digest = hashlib.blake2b(digest_size=16)
     statistics = Statistics()
+    remarks: Counter[str] = Counter()
+    num_decoded = 0
     with target.new_file(shard_name) as file:
         shard = _ShardFile(TarWriter(file), members)
         for index, (key, sample) in enumerate(samples.keyed()):
@@ -79,14 +82,16 @@ def write_shard(
                 num_bytes, checksum = _size_and_checksum(image)
                 raw_digest.update(b"%d %d " % (num_bytes, checksum))
                 encoded = encode(image, settings)
-                moments = encoded.moments
+                moments, is_decoded = encoded.moments, encoded.is_decoded
                 if moments is None and (index < MEASURED_FIRST or index % MEASURED_EVERY == 0):
-                    moments = moments_of(encoded.data)
+                    moments, is_decoded = moments_of(encoded.data), True
             except DecodeError as error:
                 exclusions.append({"name": sample.name, "index": sample.index, "reason": reason_of(error)})
             else:
                 shard.add(key, sample, encoded, checksum if encoded.data is image else crc32(encoded.data))
                 statistics.add(encoded.info.width, encoded.info.height, moments)
+                remarks.update(encoded.remarks)
+                num_decoded += is_decoded
             report(1, num_bytes)
         shard.tar.close()
     keys_digest = digest_of_keys(shard.keys)
@@ -107,6 +112,10 @@ def write_shard(
         "exclusions": exclusions,
         "statistics": statistics.as_dict(),
     }
+    if remarks:
+        record["remarks"] = dict(remarks)
+    if num_decoded < len(shard.keys):
+        record["decoded"] = num_decoded
     target.write(record_name(shard_name), json.dumps(record, sort_keys=True).encode())
 
 

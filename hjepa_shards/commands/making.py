@@ -205,7 +205,8 @@ def _end(built: Sequence[tuple[str, "Manifest"]]) -> None:
     """The summary of a build; leaves with its own exit code where images had to be excluded."""
     print_manifests(built)
     failed = 0
-    for _, manifest in built:
+    for where, manifest in built:
+        console.print(_what_was_decoded(where, manifest), markup=False)
         on_request = manifest.settings["list_excluded"]
         if on_request:
             console.print(f"{manifest.name}: {on_request:,} samples excluded on request")
@@ -215,6 +216,20 @@ def _end(built: Sequence[tuple[str, "Manifest"]]) -> None:
         print_remarks(manifest)
     if failed:
         raise typer.Exit(BUILT_WITH_EXCLUSIONS)
+
+
+def _what_was_decoded(where: str, manifest: "Manifest") -> str:
+    """Damage inside the compressed data of an image shows only when it is decoded."""
+    from hjepa_shards.building.merge_parts import num_decoded
+
+    total, decoded = manifest.num_samples, num_decoded(where)
+    if decoded == total:
+        return f"{manifest.name}: all {total:,} images were decoded"
+    some = f"{decoded:,}" if decoded else "none"
+    return (
+        f"{manifest.name}: {some} of {total:,} images were decoded, the others kept as they are; "
+        f"`hjepa-shards verify --deep {where}` decodes all"
+    )
 
 
 def _by_reason(exclusions: Sequence[Any], most: int = 10) -> list[tuple[str, int]]:

@@ -18,7 +18,8 @@ from hjepa_shards.base.keyed_random import derive_key, permutation
 from hjepa_shards.base.thread_map import in_threads
 from hjepa_shards.downloading.published_files import DOWNLOADS, IMAGENET
 from hjepa_shards.errors import InputError, ShardError
-from hjepa_shards.images.image_formats import opened, to_rgb
+from hjepa_shards.images.image_formats import opened
+from hjepa_shards.images.rgb_pixels import shown
 from hjepa_shards.shards.raw_sample import RawSample
 from hjepa_shards.shards.sample_table import SampleTable
 from hjepa_shards.sources.base import RawSplit
@@ -192,7 +193,7 @@ def _unreadable(opened_split: RawSplit, sample: RawSample) -> str:
         image = opened_split.read(sample)
         if isinstance(image, bytes):
             with opened(image) as opened_image:
-                to_rgb(opened_image)
+                shown(image, opened_image)
     except (InputError, ShardError) as error:
         return f"{sample.name} ({error})"
     return ""

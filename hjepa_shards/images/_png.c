@@ -137,6 +137,10 @@ static int inflate_chunk(Inflater *inflater, int is_first, uint8_t *bytes, uint3
     return stream->avail_in ? Z_DATA_ERROR : status;
 }
 
+static unsigned long crc_of(const Inflater *inflater, const uint8_t *bytes, size_t size) {
+    return inflater->whole ? fast.crc32(0, bytes, size) : crc32(0, bytes, (uInt)size);
+}
+
 /* All IDAT chunks into `rows`, which they must fill exactly. Whether they do, and there is nothing between that changes
    what the pixels mean. */
 static int inflate_chunks(const Image *image, Inflater *inflater, uint8_t *rows, size_t bytes) {
@@ -147,6 +151,7 @@ static int inflate_chunks(const Image *image, Inflater *inflater, uint8_t *rows,
         const uint8_t *chunk = image->data + at;
         uint32_t size = number(chunk);
         if (size > (size_t)(image->size - at - 12)) return 0;
+        if (crc_of(inflater, chunk + 4, (size_t)size + 4) != number(chunk + 8 + size)) return 0; /* Python judges */
         at += 12 + (Py_ssize_t)size;
         if (!memcmp(chunk + 4, "IDAT", 4)) {
             if (status != Z_OK) return 0;
@@ -170,9 +175,7 @@ static int decode(Image *image, Inflater *inflater, uint8_t *rows) {
     if (number(header) != (uint32_t)image->width || number(header + 4) != (uint32_t)image->height) return 0;
     int channels = header[9] == 0 ? 1 : header[9] == 2 ? 3 : 0, bytes = channels * image->width;
     if (header[8] != 8 || !channels || header[10] || header[11] || header[12]) return 0;
-    unsigned long crc = inflater->whole ? fast.crc32(0, image->data, (size_t)image->size)
-                                        : crc32(0, image->data, (uInt)image->size);
-    if (crc != image->crc) return 0;
+    if (crc_of(inflater, image->data, (size_t)image->size) != image->crc) return 0;
     uint8_t *above = rows; /* a row of zeros before the first */
     memset(above, 0, (size_t)bytes + 1);
     rows += bytes + 1;

@@ -2,9 +2,9 @@
 
 libjpeg-turbo (simplejpeg) for JPEG and OpenCV for WebP, because they work without the GIL; libspng (pyspng) for PNG,
 which holds it but is faster (loader/png_batch.py does without); Pillow for what they would get wrong: CMYK, 16 bit,
-palettes, alpha, EXIF orientation, odd codecs. What they refuse Pillow decides on too, as it did in the build:
-simplejpeg refuses stray bytes that every other decoder skips. Resizing is OpenCV's, or ours with the same result
-(_resize.c).
+palettes, alpha, EXIF orientation, odd codecs. What they refuse, and a PNG with a wrong CRC, Pillow decides on too, as
+it did in the build: simplejpeg refuses stray bytes that every other decoder skips. Resizing is OpenCV's, or ours with
+the same result (_resize.c).
 """
 
 import contextlib
@@ -16,7 +16,9 @@ import pyspng
 import simplejpeg
 from numpy.typing import NDArray
 
-from hjepa_shards.images.image_formats import Codec, Colour, codec_of, opened, to_rgb
+from hjepa_shards.images.image_formats import Codec, Colour, codec_of, opened
+from hjepa_shards.images.image_integrity import is_whole
+from hjepa_shards.images.rgb_pixels import shown
 
 try:
     from hjepa_shards.images._resize import bilinear, mean
@@ -47,7 +49,7 @@ def decode(data: bytes, colour: int, orientation: int, shrink: int = 1) -> NDArr
             height, width = map(int, simplejpeg.decode_jpeg_header(data)[:2])
             least_height, least_width = -(-height // shrink), -(-width // shrink)
             return simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=least_height, min_width=least_width)
-    if plain and codec == Codec.PNG:
+    if plain and codec == Codec.PNG and is_whole(data):  # libspng shows flipped bits without a word
         with contextlib.suppress(RuntimeError, ValueError):
             return pyspng.load(data, "RGB")
     if plain and codec == Codec.WEBP:
@@ -55,7 +57,7 @@ def decode(data: bytes, colour: int, orientation: int, shrink: int = 1) -> NDArr
         if pixels is not None:
             return pixels.astype(np.uint8, copy=False)
     with opened(data) as image:
-        return np.asarray(to_rgb(image))
+        return np.asarray(shown(data, image).rgb)
 
 
 def fitted(crops: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

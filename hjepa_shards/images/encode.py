@@ -13,7 +13,7 @@ import hashlib
 import importlib.metadata
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import cv2
@@ -27,8 +27,19 @@ from pydantic import Field, model_validator
 from hjepa_shards.config import Strict
 from hjepa_shards.errors import DecodeError, InputError
 from hjepa_shards.images.downscale import decode_small, scaled_size, shrink
-from hjepa_shards.images.image_formats import Codec, Colour, ImageInfo, codec_of, info_of, is_plain_jpeg, opened, to_rgb
+from hjepa_shards.images.image_formats import (
+    DEFAULT_MAX_PIXELS,
+    MAX_PIXELS,
+    Codec,
+    Colour,
+    ImageInfo,
+    codec_of,
+    info_of,
+    is_plain_jpeg,
+    opened,
+)
 from hjepa_shards.images.image_integrity import is_whole, plain_jpeg
+from hjepa_shards.images.rgb_pixels import shown
 
 EXTENSIONS = {Codec.JPEG: "jpg", Codec.PNG: "png", Codec.WEBP: "webp"}
 """Codecs that are stored; `keep` turns every other one into PNG."""
@@ -66,13 +77,18 @@ class Encoded:
     data: bytes
     info: ImageInfo
     moments: NDArray[np.int64] | None
-    """[3, 3]: pixels, sum and sum of squares of each RGB channel, of at most 64 pixels a side; None: not decoded."""
+    """[3, 3]: pixels, sum and sum of squares of each RGB channel, of at most 64 pixels a side; None: not measured."""
+    remarks: tuple[str, ...] = ()
+    """What had to be assumed about its pixels (rgb_pixels.py)."""
+    is_decoded: bool = True
+    """False: kept as it is, and its pixels were not looked at."""
 
 
 def encode(image: bytes | NDArray[np.uint8], settings: EncodeSettings) -> Encoded:
     """Store by the settings. DecodeError where no decoder can read it.
 
-    What is kept as it is is decoded only where its parts are not all there (image_integrity.py).
+    What is kept as it is is decoded only where its parts are not all there (image_integrity.py), or it has more than
+    8 bits, of which something may have to be said.
 
     image: an encoded file, or uint8 pixels [H, W] or [H, W, 3].
     """
@@ -81,7 +97,7 @@ def encode(image: bytes | NDArray[np.uint8], settings: EncodeSettings) -> Encode
     is_turbo = settings.encoder == "turbo" and settings.pixels == "jpeg"
     if (is_turbo or settings.pixels == "keep") and (info := plain_jpeg(image)) is not None:
         if settings.pixels == "keep":
-            return Encoded(image, info, None)
+            return Encoded(image, info, None, is_decoded=False)
         if (encoded := _by_turbo(image, info, settings)) is not None:
             return encoded
     with opened(image) as opened_image:
@@ -89,10 +105,15 @@ def encode(image: bytes | NDArray[np.uint8], settings: EncodeSettings) -> Encode
             return _keep(image, opened_image)
         if is_turbo:
             encoded = _by_turbo(image, info_of(image, opened_image), settings)
-            return encoded or _store_pixels(np.asarray(to_rgb(opened_image)), settings)
+            if encoded is None:
+                seen = shown(image, opened_image)
+                encoded = replace(_store_pixels(np.asarray(seen.rgb), settings), remarks=seen.remarks)
+            return encoded
         if settings.shorter_side is not None:
             opened_image.draft("RGB", scaled_size(opened_image.size, settings.shorter_side))
-        return _store(opened_image, settings)
+        seen = shown(image, opened_image)
+        is_gray = opened_image.mode == "L" and settings.pixels == "png"
+        return replace(_store(seen.rgb.convert("L") if is_gray else seen.rgb, settings), remarks=seen.remarks)
 
 
 def _by_turbo(data: bytes, info: ImageInfo, settings: EncodeSettings) -> Encoded | None:
@@ -106,7 +127,8 @@ def _by_turbo(data: bytes, info: ImageInfo, settings: EncodeSettings) -> Encoded
 
 def _store_pixels(pixels: NDArray[np.uint8], settings: EncodeSettings) -> Encoded:
     if settings.encoder != "turbo" or settings.pixels != "jpeg":
-        return _store(Image.fromarray(pixels), settings)
+        image = Image.fromarray(pixels)
+        return _store(image if settings.pixels == "png" else image.convert("RGB"), settings)
     rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
     return _jpeg(shrink(rgb, settings.shorter_side) if settings.shorter_side else rgb, settings)
 
@@ -121,16 +143,16 @@ def _jpeg(rgb: NDArray[np.uint8], settings: EncodeSettings) -> Encoded:
 def _keep(data: bytes, image: Image.Image) -> Encoded:
     info = info_of(data, image)
     if info.codec not in EXTENSIONS:
-        return _store(to_rgb(image), PNG)
-    if not is_whole(data):
-        to_rgb(image)  # in doubt, the decoder judges: it raises what `opened` makes a DecodeError
-    return Encoded(data, info, None)
+        seen = shown(data, image)
+        return replace(_store(seen.rgb, PNG), remarks=seen.remarks)
+    if info.colour != Colour.DEEP and is_whole(data):
+        return Encoded(data, info, None, is_decoded=False)
+    seen = shown(data, image)  # in doubt, the decoder judges: it raises what `opened` makes a DecodeError
+    return Encoded(data, info, None, seen.remarks)
 
 
-def _store(image: Image.Image, settings: EncodeSettings) -> Encoded:
-    rgb = to_rgb(image)
-    if image.mode == "L" and settings.pixels == "png":
-        rgb = rgb.convert("L")
+def _store(rgb: Image.Image, settings: EncodeSettings) -> Encoded:
+    """rgb: upright pixels, RGB or gray."""
     if settings.shorter_side is not None:
         size = scaled_size(rgb.size, settings.shorter_side)
         if size != rgb.size:
@@ -155,7 +177,7 @@ def _store(image: Image.Image, settings: EncodeSettings) -> Encoded:
 def moments_of(data: bytes) -> NDArray[np.int64]:
     """The moments of an image that was kept as it is. DecodeError where no decoder can read it."""
     with opened(data) as image:
-        return _moments(np.asarray(to_rgb(image)))
+        return _moments(np.asarray(shown(data, image).rgb))
 
 
 def _moments(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -201,6 +223,8 @@ def encoder_identity(settings: EncodeSettings) -> dict[str, Any]:
     }
     if settings.encoder == "turbo":
         identity |= {"simplejpeg": simplejpeg.__version__, "opencv": cv2.__version__}
+    if MAX_PIXELS != DEFAULT_MAX_PIXELS:  # which decides what is excluded
+        identity |= {"max_pixels": MAX_PIXELS}
     return identity
 
 

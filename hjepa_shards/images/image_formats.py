@@ -1,11 +1,11 @@
-"""What an image file is, by its own bytes, and how any of them becomes 8-bit RGB.
+"""What an image file is, by its own bytes, and the one way to open it.
 
-File names can be wrong (ImageNet holds a PNG called .JPEG), so the codec is read from the magic bytes. `to_rgb` is the
-one rule for odd colours, used when building and when training: alpha is dropped and palettes are looked up, as
-torchvision does; 16 bits keep their upper 8; CMYK goes through Pillow.
+File names can be wrong (ImageNet holds a PNG called .JPEG), so the codec is read from the magic bytes. How it becomes
+RGB: `rgb_pixels.py`.
 """
 
 import io
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -13,15 +13,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hjepa_shards.errors import DecodeError
+from hjepa_shards.errors import DecodeError, InputError
+from hjepa_shards.images.orientation import displayed_size, stored_orientation
+from hjepa_shards.images.png_chunks import png_without_cut_end
 
-MAX_PIXELS = 89_478_485
-"""Larger images are refused as decompression bombs (Pillow's own limit: a quarter gigabyte of RGB)."""
+DEFAULT_MAX_PIXELS = 1 << 28
+"""Of 16,384 x 16,384: above the largest cameras, which have 200 million."""
 
-MAX_SCANNED_PIXELS = 20 * MAX_PIXELS
+
+def _max_pixels() -> int:
+    text = os.environ.get("HJEPA_MAX_PIXELS", "").strip()
+    if text and not (text.isascii() and text.isdigit() and 0 < int(text[:20]) < 1 << 32):
+        raise InputError(f"HJEPA_MAX_PIXELS: a number of pixels from 1 to 4,294,967,295 expected, {text!r} found")
+    return int(text) if text else DEFAULT_MAX_PIXELS
+
+
+MAX_PIXELS = _max_pixels()
+"""Larger images are refused as decompression bombs. One takes up to 16 bytes a pixel for a moment: 4 GiB by default."""
+
+_MAX_SCANNED_PIXELS, _USUAL_SCANS = 20 * 89_478_485, 12
 """A progressive JPEG of 650 kB can hold 2,000 scans of the largest image and take minutes; real ones have about ten."""
 
 _FORMATS = (
@@ -33,18 +45,8 @@ _START_OF_SCAN = b"\xff\xda"
 _PNG_EXIF = (b"eXIf", b"exif", b"XML:com.adobe.xmp")
 """One of them is in a PNG that has EXIF. To find none Pillow decodes all of it: 40 times as long as keeping it."""
 
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What undoes each EXIF orientation. Pillow's `exif_transpose` also rewrites the EXIF, and fails where it is broken."""
-
+if Image.MAX_IMAGE_PIXELS is not None:  # Pillow warns above its limit and refuses twice as many
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, MAX_PIXELS)
 # Once, here: `catch_warnings` around each image is a race between the threads that decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -130,10 +132,14 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     boundary, the only one, catches everything.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        readable = png_without_cut_end(data) if codec_of(data) == Codec.PNG else data
+        with Image.open(io.BytesIO(readable), formats=_FORMATS) as image:
             num_pixels = image.width * image.height
             if num_pixels > MAX_PIXELS:
-                raise DecodeError(f"a decompression bomb: {image.width} x {image.height} pixels")
+                raise DecodeError(
+                    f"a decompression bomb: {image.width} x {image.height} pixels, more than {MAX_PIXELS:,} "
+                    "(HJEPA_MAX_PIXELS)"
+                )
             if num_pixels == 0:
                 raise DecodeError(f"an empty image: {image.width} x {image.height} pixels")
             if image.info.get("progressive") and (scans := too_many_scans(data, num_pixels)):
@@ -148,7 +154,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
 def too_many_scans(data: bytes, num_pixels: int) -> int:
     """The number of scans of a progressive JPEG where they are too many for its size; else 0."""
     scans = data.count(_START_OF_SCAN)
-    return scans if scans * num_pixels > MAX_SCANNED_PIXELS else 0
+    return scans if scans > _USUAL_SCANS and scans * num_pixels > _MAX_SCANNED_PIXELS else 0
 
 
 def _reason(error: Exception, data: bytes) -> str:
@@ -169,8 +175,8 @@ def _reason(error: Exception, data: bytes) -> str:
 def info_of(data: bytes, image: Image.Image) -> ImageInfo:
     """What an opened image's header says; `data` are its bytes."""
     has_exif = image.format != "PNG" or any(mark in data for mark in _PNG_EXIF)
-    orientation = _orientation(image) if has_exif else 1
-    width, height = image.size if orientation < 5 else image.size[::-1]
+    orientation = stored_orientation(image) if has_exif else 1
+    width, height = displayed_size(image, orientation)
     return ImageInfo(codec=codec_of(data), width=width, height=height, colour=_colour(image), orientation=orientation)
 
 
@@ -183,28 +189,6 @@ def inspect(data: bytes) -> ImageInfo:
     """What the header of an encoded image says. DecodeError if it is none."""
     with opened(data) as image:
         return info_of(data, image)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, upright: EXIF orientation applied, odd colours by the rule above."""
-    orientation = _orientation(image)
-    if orientation != 1:
-        image = image.transpose(_UPRIGHT[orientation])
-    if image.mode in ("I", "I;16", "I;16B"):
-        deep = np.asarray(image)
-        upper = (deep if deep.dtype.itemsize == 2 else deep.clip(0, 65535)) >> 8
-        image = Image.fromarray(upper.astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # broken EXIF is no reason to lose an image whose pixels are right
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _colour(image: Image.Image) -> Colour:

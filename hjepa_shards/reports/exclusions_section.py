@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from hjepa_shards.errors import DecodeError, InputError, ShardError
-from hjepa_shards.images.image_formats import opened, to_rgb
+from hjepa_shards.images.image_formats import opened
+from hjepa_shards.images.rgb_pixels import to_rgb
 from hjepa_shards.images.thumbnail import thumbnail
 from hjepa_shards.reports.inline_images import Budget
 from hjepa_shards.shards.manifest import Manifest

@@ -12,7 +12,8 @@ from PIL import Image
 from hjepa_shards.errors import DecodeError
 from hjepa_shards.images.decode import crop_into, decode, fitted
 from hjepa_shards.images.encode import KEEP, encode
-from hjepa_shards.images.image_formats import Colour, inspect, opened, to_rgb
+from hjepa_shards.images.image_formats import Colour, inspect, opened
+from hjepa_shards.images.rgb_pixels import to_rgb
 from hjepa_shards.sources.own.bundled import inside_sklearn
 from tests.hjepa_shards.images.test_image_formats import HEIGHT, WIDTH, saved, scene, turned
 

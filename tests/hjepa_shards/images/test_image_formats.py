@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from hjepa_shards.errors import DecodeError
-from hjepa_shards.images.image_formats import Codec, Colour, codec_of, inspect, opened, to_rgb
+from hjepa_shards.images.image_formats import Codec, Colour, codec_of, inspect, opened
+from hjepa_shards.images.rgb_pixels import to_rgb
 
 WIDTH, HEIGHT = 40, 24
 
