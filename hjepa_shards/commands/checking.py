@@ -23,11 +23,20 @@ if TYPE_CHECKING:
 def verify_command(
     folders: Annotated[list[Path], typer.Argument(help="built splits, or folders above them")],
     deep: Annotated[bool, typer.Option("--deep", help="also decode every image and compare rows with tars")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="with --deep: list of images that cannot be decoded, for `build --exclude`")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="threads (default: cores)")] = None,
 ) -> None:
     """Compare every file with its manifest; name lost samples. Exit code 1: something is wrong; 2: cannot be judged."""
-    from hjepa_shards.verifying.verify_images import verify_deep
+    from hjepa_shards.shards.exclusions import write_exclusions
+    from hjepa_shards.verifying.verify_images import exclusions_of, verify_deep
     from hjepa_shards.verifying.verify_split import verify, without_manifest
+
+    if out is not None:
+        if not deep:
+            raise InputError(f"--out {out}: only --deep decodes images; say --deep with it")
+        require_writable(out.parent)
 
     workers = _checked(workers)
     unfinished = list({problem.path: problem for folder in folders for problem in without_manifest(folder)}.values())
@@ -37,7 +46,7 @@ def verify_command(
         if not unfinished:
             raise
         splits = []
-    wrong, lost, unjudged = len(unfinished), 0, []
+    wrong, lost, unjudged, exclusions, unseen = len(unfinished), 0, [], [], 0
     _print_problems(unfinished)
     for folder in dict.fromkeys(splits):
         with progress_bar("bytes") as start:
@@ -50,10 +59,18 @@ def verify_command(
         _print_problems(problems)
         wrong += len(problems)
         lost += len({sample for problem in problems for sample in problem.lost_samples})
+        if out is not None:
+            exclusions += exclusions_of(folder, problems)
+            unseen += sum(not problem.is_of_images for problem in problems)
         if not problems:
             console.print(f"[green]right[/green] {escape(str(folder))}")
     if wrong:
         console.print(f"{wrong:,} problems, {lost:,} samples lost")
+    if out is not None:
+        write_exclusions(out, exclusions)
+        console.print(f"{escape(str(out))}: {len(exclusions):,} images to exclude; `build --exclude` takes it")
+        if unseen or unjudged:
+            console.print(f"{unseen + len(unjudged):,} other problems are not in it; mend them and verify again")
     for error in unjudged[:-1]:
         print(f"error: {error}", file=sys.stderr)
     if unjudged:

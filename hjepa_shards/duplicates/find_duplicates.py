@@ -24,6 +24,7 @@ from hjepa_shards.duplicates.fingerprints import Fingerprints, Split, fingerprin
 from hjepa_shards.duplicates.hamming_pairs import MAX_DISTANCE, near_pairs
 from hjepa_shards.duplicates.perceptual_hash import MIRROR, show_the_mirrored, show_the_same
 from hjepa_shards.errors import InputError
+from hjepa_shards.shards.exclusions import write_exclusions
 from hjepa_shards.shards.sample_keys import keys_of
 from hjepa_shards.shards.sidecar import Sidecar
 
@@ -117,8 +118,7 @@ class Duplicates:
 
     def save_exclusions(self, path: Path) -> None:
         """JSON lines, one object a sample: {"source", "split", "key", "reason"}."""
-        lines = [json.dumps(exclusion, ensure_ascii=False) for exclusion in self.exclusions]
-        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+        write_exclusions(path, self.exclusions)
 
     def save_report(self, path: Path) -> None:
         """One JSON object; leaks come first in both lists.

@@ -25,7 +25,8 @@ def is_whole(data: bytes) -> bool:
     """Whether a JPEG, PNG or WebP has all its parts. False means doubt, and for any other codec: decode it to know."""
     match codec_of(data):
         case Codec.JPEG:
-            return _jpeg_is_whole(data, _jpeg_segments(data))
+            segments = _jpeg_segments(data)
+            return len(_frames(segments)) == 1 and _jpeg_is_whole(data, segments)
         case Codec.PNG:
             return png_is_whole(data)
         case Codec.WEBP:
@@ -39,7 +40,7 @@ def plain_jpeg(data: bytes) -> ImageInfo | None:
     if codec_of(data) != Codec.JPEG:
         return None
     segments = _jpeg_segments(data)
-    frames = [offset for marker, offset in segments if marker in _FRAMES]
+    frames = _frames(segments)
     if len(frames) != 1 or any(marker == _METADATA for marker, _ in segments) or not _jpeg_is_whole(data, segments):
         return None
     frame = data[frames[0] : frames[0] + 10]
@@ -69,10 +70,14 @@ def _jpeg_segments(data: bytes) -> list[tuple[int, int]]:
     return segments
 
 
+def _frames(segments: list[tuple[int, int]]) -> list[int]:
+    """Where the frames begin that this knows enough about."""
+    return [offset for marker, offset in segments if marker in _FRAMES]
+
+
 def _jpeg_is_whole(data: bytes, segments: list[tuple[int, int]]) -> bool:
     """A thumbnail, with an end of its own, is inside a segment and so before the first scan."""
-    has_frame = sum(marker in _FRAMES for marker, _ in segments) == 1
-    return has_frame and segments[-1][0] == _START_OF_SCAN and data.rfind(_END_OF_IMAGE, segments[-1][1]) >= 0
+    return bool(segments) and segments[-1][0] == _START_OF_SCAN and data.rfind(_END_OF_IMAGE, segments[-1][1]) >= 0
 
 
 def _webp_is_whole(data: bytes) -> bool:

@@ -1,14 +1,24 @@
-"""Samples to be excluded on request: JSON lines {"source", "split", "key", "reason"}, as `duplicates --out` writes.
+"""Samples to be excluded on request: JSON lines {"source", "split", "key", "reason"}.
+
+`duplicates --out` and `verify --deep --out` write them, `build --exclude` reads them.
 
 Keys are those of the whole raw split, before anything is excluded from it, so the samples that stay keep theirs.
 """
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from hjepa_shards.base.atomic_files import write_atomically
 from hjepa_shards.errors import InputError
 
 _FIELDS = ("source", "split", "key", "reason")
+
+
+def write_exclusions(path: Path, exclusions: Iterable[Mapping[str, str | None]]) -> None:
+    """One line a sample.  exclusions: the four fields of each."""
+    lines = [json.dumps(exclusion, ensure_ascii=False) for exclusion in exclusions]
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def read_exclusions(path: Path, source: str, split: str) -> dict[str, str]:

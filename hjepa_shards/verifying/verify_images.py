@@ -6,19 +6,21 @@ in full, as training does, and its own header, the tar's headers and the .cls me
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, final
 
 import numpy as np
+from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
 from hjepa_shards.base.thread_map import in_threads
 from hjepa_shards.errors import DecodeError, ShardError
 from hjepa_shards.images.decode import decode
 from hjepa_shards.images.encode import reason_of
-from hjepa_shards.images.image_formats import inspect
+from hjepa_shards.images.image_formats import Codec, codec_of, inspect, opened
+from hjepa_shards.images.rgb_pixels import shown
 from hjepa_shards.shards.class_names import class_number
 from hjepa_shards.shards.manifest import Manifest, load_manifest
 from hjepa_shards.shards.sample_keys import keys_of
@@ -27,10 +29,23 @@ from hjepa_shards.shards.tar import Member, scan
 from hjepa_shards.verifying.verify_split import Problem, Progress, verify
 
 _SAMPLES_A_TASK = 512
+_UNDECODABLE = "the image cannot be decoded"
 _MEMBER_FLAGS = {"cls": HAS_LABELS, "txt": HAS_TEXT, "json": HAS_JSON}
 
 _Finding = tuple[int, str, str]
 """Sample of the shard (-1: all of it), what is wrong, and how in its case."""
+
+
+def exclusions_of(folder: Path, problems: Sequence[Problem]) -> list[dict[str, str]]:
+    """What `build --exclude` takes: the images that cannot be decoded.  problems: of `verify_deep`, for this folder."""
+    manifest = load_manifest(folder)
+    return [
+        {"source": manifest.source, "split": manifest.split, "key": key, "reason": _UNDECODABLE}
+        for problem in problems
+        if problem.is_of_images
+        for key in problem.lost_keys
+        if key is not None
+    ]
 
 
 def verify_deep(folder: Path, progress: Progress | None = None, workers: int = 1) -> list[Problem]:
@@ -97,6 +112,7 @@ class _Contents:
                 lost_samples=tuple(int(self._starts[shard]) + sample for sample in samples),
                 lost_keys=tuple(keys_of(tar, [rows[sample] for sample in samples])),
                 shard=shard,
+                is_of_images=what == _UNDECODABLE,
             )
 
     def _tar(self, shard: int) -> Path:
@@ -190,12 +206,20 @@ def _in_image(data: bytes, row: Row) -> Iterator[tuple[str, str]]:
             if getattr(info, name) != getattr(row, name):
                 found = f"{getattr(row, name)} in the row, {getattr(info, name)} found"
                 yield f"the image's {name} is not the row's", found
-        height, width, _ = decode(data, row.colour, row.orientation).shape
+        height, width, _ = _decoded(data, row).shape
     except DecodeError as error:
-        yield "the image cannot be decoded", reason_of(error)
+        yield _UNDECODABLE, reason_of(error)
         return
     if (width, height) != (row.width, row.height):
         yield "the pixels are not as many as the row says", f"{width} x {height} found"
+
+
+def _decoded(data: bytes, row: Row) -> NDArray[np.uint8]:
+    """As in training; of PNGs as in a build, which sees damage that the fast decoder shows."""
+    if codec_of(data) != Codec.PNG:
+        return decode(data, row.colour, row.orientation)
+    with opened(data) as image:
+        return np.asarray(shown(data, image).rgb)
 
 
 def _label(file: BinaryIO, member: Member | None) -> int | None:

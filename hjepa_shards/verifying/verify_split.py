@@ -36,6 +36,8 @@ class Problem:
     """The key of each, None where the shard no longer has it."""
     shard: int | None = None
     """The shard that this file belongs to, None where it belongs to none."""
+    is_of_images: bool = False
+    """The images themselves are at fault, not the file: raw data has the same damage, and no repair helps."""
 
 
 def verify(folder: Path, progress: Progress | None = None, workers: int = 1) -> list[Problem]:

@@ -1,6 +1,9 @@
 """MATLAB files as scipy writes them, and damaged ones."""
 
 import io
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -45,6 +48,35 @@ def test_the_fields_are_those_that_scipy_wrote(compressed: bool) -> None:
 def test_what_cannot_be_read_is_a_value_error(file: bytes, field: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_structs(file, "synsets", [field])
+
+
+def element(kind: int, data: bytes) -> bytes:
+    padding = b"" if kind == 15 else bytes(-len(data) % 8)
+    return struct.pack("<II", kind, len(data)) + data + padding
+
+
+def compressed(num_bytes: int) -> bytes:
+    return element(15, zlib.compress(element(14, bytes(num_bytes)), 9))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (compressed(1 << 23) * 40, "decompression bomb: more than 64 times"),
+        (element(14, element(6, bytes([2])) + bytes(8 << 20)), "no structs"),
+        (element(14, element(6, b"\2") + element(5, b"") + element(1, b"synsets") + element(5, b"\1\0\0\0")
+                 + element(1, b"x" * (4 << 20))), "1 to 256 field names"),
+    ],
+)  # fmt: skip
+def test_a_crafted_file_costs_no_more_than_its_size_allows(content: bytes, message: str) -> None:
+    file = saved()[:128] + content
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message):
+            read_structs(file, "synsets", ["ID"])
+        assert tracemalloc.get_traced_memory()[1] < max(2 * len(file), 40 << 20)
+    finally:
+        tracemalloc.stop()
 
 
 FILES = [saved(), saved(compressed=True)]
