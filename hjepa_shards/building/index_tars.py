@@ -17,7 +17,8 @@ from hjepa_shards.base.atomic_files import write_atomically
 from hjepa_shards.building.shard_writer import JOURNAL, sha256_of
 from hjepa_shards.errors import DecodeError, InputError, ManifestError, ShardError
 from hjepa_shards.images.encode import EXTENSIONS, reason_of
-from hjepa_shards.images.image_formats import inspect
+from hjepa_shards.images.image_formats import Colour, inspect
+from hjepa_shards.images.rgb_pixels import notes_of, remarks_of
 from hjepa_shards.shards.class_names import class_number
 from hjepa_shards.shards.manifest import Manifest, load_manifest, save_manifest
 from hjepa_shards.shards.raw_sample import IMAGE_EXTENSIONS
@@ -63,7 +64,7 @@ def index_tars(
         split=split or resolved.name,
         class_names=tuple(class_names),
         class_groups=(),
-        notes=(),
+        notes=notes_of(sum((shard.remarks for shard in shards), Counter())),
         members=[extensions.most_common(1)[0][0], *flags],
         shard_names=[path.name for path in paths],
         shard_samples=np.array([len(shard.rows) for shard in shards], dtype=np.int64),
@@ -100,6 +101,8 @@ class Indexed:
         self.rows: list[tuple[int, ...]] = []
         self.extensions: list[str] = []
         self.exclusions: list[dict[str, Any]] = []
+        self.remarks: Counter[str] = Counter()
+        """What had to be assumed about pixels, and of how many images."""
         self.flags = HAS_LABELS | HAS_TEXT | HAS_JSON
 
     def finish(self) -> None:
@@ -142,6 +145,8 @@ def index_tar(path: Path) -> Indexed:
             except DecodeError as error:
                 indexed.exclusions.append({"name": key, "index": number, "reason": reason_of(error)})
                 continue
+            if info.colour == Colour.DEEP:
+                indexed.remarks.update(remarks_of(data))
             text, json_text = parts.get("txt"), parts.get("json")
             text_data, json_data = read(text), read(json_text)
             label = _label(path, key, read(parts.get("cls")))

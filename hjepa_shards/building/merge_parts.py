@@ -19,6 +19,7 @@ from hjepa_shards.building.build_plan import PLAN, BuildPlan, read_plan
 from hjepa_shards.building.shard_writer import Members, add_statistics, record_name
 from hjepa_shards.config import first_problem
 from hjepa_shards.errors import BuildMismatch, InputError
+from hjepa_shards.images.rgb_pixels import notes_of
 from hjepa_shards.shards.manifest import FILE_NAME, Manifest, manifest_bytes, shard_pattern
 from hjepa_shards.storage.build_output import JOURNAL, Target, is_url, target_of
 
@@ -150,22 +151,17 @@ def _records(target: Target, plan: BuildPlan) -> list[dict[str, Any]]:
     return records
 
 
-def _remarks(records: Sequence[dict[str, Any]]) -> list[str]:
-    """A note for each assumption about pixels."""
-    counts: Counter[str] = Counter()
-    for record in records:
-        counts.update(record["remarks"])
-    return [f"{counts[remark]:,} images of more than 8 bits: {remark}" for remark in sorted(counts)]
-
-
 def _manifest_of(plan: BuildPlan, records: Sequence[dict[str, Any]]) -> Manifest:
+    remarks: Counter[str] = Counter()
+    for record in records:
+        remarks.update(record["remarks"])
     raw_digest = hashlib.blake2b("".join(r["raw_digest"] for r in records).encode(), digest_size=16)
     return Manifest(
         source=plan.source,
         split=plan.split,
         class_names=plan.class_names,
         class_groups=plan.class_groups,
-        notes=[*plan.notes, *_remarks(records)],
+        notes=[*plan.notes, *notes_of(remarks)],
         members=Members(**plan.members).extensions(),
         shard_names=shard_pattern(plan.source, plan.split),
         shard_samples=np.array([r["samples"] for r in records], dtype=np.int64),

@@ -4,6 +4,8 @@ It is turned upright (orientation.py); alpha is dropped and palettes are looked 
 more than 8 bits follow `deep_gray.py`, colours of 16 bits keep their upper 8; CMYK goes through Pillow.
 """
 
+import contextlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from hjepa_shards.errors import DecodeError
 from hjepa_shards.images import deep_gray
+from hjepa_shards.images.image_formats import opened
 from hjepa_shards.images.orientation import upright
 from hjepa_shards.images.png_chunks import png_has_all_rows
 
@@ -48,6 +51,18 @@ def shown(data: bytes, image: Image.Image) -> Shown:
 def to_rgb(image: Image.Image) -> Image.Image:
     """The same of whatever can be decoded; rows may be missing."""
     return _rgb(upright(image))[0]
+
+
+def remarks_of(data: bytes) -> tuple[str, ...]:
+    """What has to be assumed about the pixels of an encoded image; nothing where it cannot be decoded."""
+    with contextlib.suppress(DecodeError), opened(data) as image:
+        return shown(data, image).remarks
+    return ()
+
+
+def notes_of(counts: Mapping[str, int]) -> list[str]:
+    """Lines for a manifest.  counts: of how many images each remark is true."""
+    return [f"{counts[remark]:,} images of more than 8 bits: {remark}" for remark in sorted(counts)]
 
 
 def _rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
