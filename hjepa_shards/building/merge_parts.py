@@ -101,8 +101,10 @@ def finish(target: Target, plan: BuildPlan) -> Manifest:
     return manifest
 
 
-def num_decoded(where: str | Path) -> int:
+def num_decoded(where: str | Path) -> int | None:
     """How many of the images of the finished split at `where` (a folder or URL) its build has decoded.
+
+    None: a build by earlier rules kept them, and did not count.
 
     BuildMismatch, InputError where its journal is damaged or not there.
     """
@@ -110,6 +112,8 @@ def num_decoded(where: str | Path) -> int:
     plan = read_plan(target)
     if plan is None:
         raise InputError(f"{where}: no build here ({PLAN} is missing)")
+    if plan.rules < 2 and plan.encode_settings().pixels == "keep":
+        return None
     counted = [(record["samples"], record["decoded"]) for record in _records(target, plan)]
     return sum(samples if decoded is None else decoded for samples, decoded in counted)
 

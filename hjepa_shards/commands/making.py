@@ -225,7 +225,7 @@ def _what_was_decoded(where: str, manifest: "Manifest") -> str:
     total, decoded = manifest.num_samples, num_decoded(where)
     if decoded == total:
         return f"{manifest.name}: all {total:,} images were decoded"
-    some = f"{decoded:,}" if decoded else "none"
+    some = "an unknown number" if decoded is None else f"{decoded:,}" if decoded else "none"
     return (
         f"{manifest.name}: {some} of {total:,} images were decoded, the others kept as they are; "
         f"`hjepa-shards verify --deep {where}` decodes all"

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from hjepa_shards.building.build import BuildOptions, Part, build, build_part
-from hjepa_shards.building.merge_parts import merge, unmerged_below
+from hjepa_shards.building.merge_parts import merge, num_decoded, unmerged_below
 from hjepa_shards.errors import BuildMismatch, InputError
 from hjepa_shards.storage.build_output import JOURNAL
+from tests.conftest import Command
 from tests.hjepa_shards.building.test_build import files_of
+from tests.hjepa_shards.images.test_image_formats import saved, scene
 
 OPTIONS = BuildOptions(samples_per_shard=48, limit=200)
 
@@ -109,3 +111,20 @@ def test_a_record_that_was_damaged_is_named(tmp_path: Path) -> None:
     build("digits", raw=None, out=tmp_path, splits=("train",), options=OPTIONS)
     assert record.read_bytes() == whole
     assert json.loads(whole)["samples"] == 48
+
+
+def test_the_summary_says_how_many_images_a_build_has_decoded(tmp_path: Path, command: Command) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for i in range(20):
+        (raw / f"{i:02}.jpg").write_bytes(saved(scene(), "JPEG"))
+    out = tmp_path / "kept"
+    code, said, _ = command("build", "folder", "--raw", raw, "--out", out, "--keep", "--workers", 1)
+    said = " ".join(said.split())
+    assert code == 0
+    assert (
+        "folder-train: 16 of 20 images were decoded, the others kept as they are; `hjepa-shards verify --deep" in said
+    )
+    assert num_decoded(out / "folder" / "train") == 16  # the first of a shard, for its statistics
+    said = command("build", "folder", "--raw", raw, "--out", tmp_path / "png", "--pixels", "png", "--workers", 1)[1]
+    assert "folder-train: all 20 images were decoded" in said

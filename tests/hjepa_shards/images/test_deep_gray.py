@@ -1,4 +1,4 @@
-"""Gray levels of more than 8 bits: none comes out black or white in silence, and what was right stays as it was."""
+"""Gray levels of more than 8 bits: none comes out black or white without a note, and what was right stays as it was."""
 
 import struct
 from pathlib import Path

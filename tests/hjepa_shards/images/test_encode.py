@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from sklearn.datasets import load_sample_images
 
 from hjepa_shards.errors import DecodeError
+from hjepa_shards.images import encode as encode_module
 from hjepa_shards.images.encode import JPEG_256, KEEP, PNG, Encoded, EncodeSettings, encode, encoder_identity
 from hjepa_shards.images.image_formats import Codec, Colour, inspect
 from tests.hjepa_shards.images.test_image_formats import HEIGHT, WIDTH, saved, scene, turned
@@ -122,6 +123,13 @@ def test_the_identity_names_versions_and_changes_with_the_settings() -> None:
     assert re.fullmatch(r"[0-9a-f]{32}", identity["canary"])
     others = [JPEG_256, EncodeSettings(pixels="jpeg", shorter_side=256, quality=89)]
     assert len({encoder_identity(settings)["canary"] for settings in [PNG, *others]}) == 3
+
+
+def test_another_limit_of_pixels_is_another_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it excludes differs: parts and workers of one build must agree."""
+    before = encoder_identity(KEEP)
+    monkeypatch.setattr(encode_module, "MAX_PIXELS", 1000)
+    assert encoder_identity(KEEP) == before | {"max_pixels": 1000}
 
 
 def test_settings_that_contradict_themselves_are_refused() -> None:

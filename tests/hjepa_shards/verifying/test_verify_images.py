@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 
 from hjepa_shards.building.index_tars import index_tars
+from hjepa_shards.shards.exclusions import read_exclusions
 from hjepa_shards.shards.manifest import load_manifest, save_manifest
 from hjepa_shards.shards.sidecar import Sidecar, pack
 from hjepa_shards.verifying.verify_images import verify_deep
 from hjepa_shards.verifying.verify_split import verify
+from tests.conftest import Command
+from tests.hjepa_shards.building.test_index_tars import write_tar
+from tests.hjepa_shards.images.test_png_chunks import DAMAGED, WHOLE
 from tests.hjepa_shards.verifying.test_verify_split import flip, index_path, keys, shard
 
 Change = Callable[[Any, bytearray], None]
@@ -163,3 +167,33 @@ def test_a_tar_whose_headers_are_none_is_found(split: Path) -> None:
     forge(split, without_header)
     [problem] = verify_deep(split)
     assert "cannot be read" in problem.what
+
+
+def test_what_cannot_be_decoded_becomes_a_list_that_a_build_excludes(
+    split: Path, command: Command, tmp_path: Path
+) -> None:
+    def another_label(rows: Any, tar: bytearray) -> None:
+        rows["label"][3] += 1
+
+    forge(split, broken_image, number=1)
+    forge(split, another_label, number=2)
+    out = tmp_path / "bad.jsonl"
+    code, said, _ = command("verify", split, "--deep", "--out", out)
+    assert code == 1
+    assert f"{out}: 1 images to exclude" in said.replace("\n", "")
+    assert "1 other problems are not in it" in said
+    [key] = [keys(split, 1)[5]]
+    assert read_exclusions(out, "digits", "train") == {key: "the image cannot be decoded"}
+    code, said, _ = command("build", "digits", "--split", "train", "--exclude", out, "--out", tmp_path, "--workers", 1)
+    assert (code, "1 samples excluded on request" in said) == (0, True)
+    assert "digits-train: all 1,346 images were decoded" in said
+    assert command("verify", split, "--out", out)[0] == 2
+
+
+def test_of_pngs_damage_that_training_would_show_is_found(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {f"{i}.png": data for i, data in enumerate((WHOLE, *DAMAGED.values()))})
+    manifest = index_tars(tmp_path)
+    [problem] = verify_deep(tmp_path)
+    assert problem.is_of_images
+    assert len(problem.lost_samples) == manifest.num_samples - 1
+    assert 0 not in problem.lost_samples
