@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from hjepa_shards.building.build_plan import PLAN, BuildPlan, read_plan
-from hjepa_shards.building.shard_writer import Members, add_statistics, record_name
+from hjepa_shards.building.shard_writer import Members, add_statistics, num_measured, record_name
 from hjepa_shards.config import first_problem
 from hjepa_shards.errors import BuildMismatch, InputError
 from hjepa_shards.images.rgb_pixels import notes_of
@@ -66,8 +66,8 @@ class _Record(BaseModel, strict=True):
     statistics: _Statistics
     remarks: dict[str, _Count] = Field(default_factory=dict)
     """What had to be assumed about pixels, and of how many images."""
-    decoded: _Count | None = None
-    """Images whose pixels the build looked at; None: all of them."""
+    also_decoded: int = 0
+    """Images that were kept and decoded all the same, besides `num_measured`; less than 0 where those were excluded."""
 
 
 def unmerged_below(folder: str | Path) -> list[str]:
@@ -112,10 +112,12 @@ def num_decoded(where: str | Path) -> int | None:
     plan = read_plan(target)
     if plan is None:
         raise InputError(f"{where}: no build here ({PLAN} is missing)")
-    if plan.rules < 2 and plan.encode_settings().pixels == "keep":
+    records = _records(target, plan)
+    if plan.encode_settings().pixels != "keep":
+        return sum(record["samples"] for record in records)
+    if plan.rules < 2:
         return None
-    counted = [(record["samples"], record["decoded"]) for record in _records(target, plan)]
-    return sum(samples if decoded is None else decoded for samples, decoded in counted)
+    return sum(num_measured(r["samples"] + len(r["exclusions"])) + r["also_decoded"] for r in records)
 
 
 def is_finished(names: set[str], shard_name: str) -> bool:

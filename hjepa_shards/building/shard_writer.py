@@ -26,7 +26,16 @@ from hjepa_shards.shards.tar import TarWriter
 from hjepa_shards.sources.base import RawSplit
 from hjepa_shards.storage.build_output import JOURNAL, Target
 
-__all__ = ["JOURNAL", "Members", "Statistics", "add_statistics", "record_name", "sha256_of", "write_shard"]
+__all__ = [
+    "JOURNAL",
+    "Members",
+    "Statistics",
+    "add_statistics",
+    "num_measured",
+    "record_name",
+    "sha256_of",
+    "write_shard",
+]
 
 MEASURED_FIRST, MEASURED_EVERY = 16, 256
 """Of images that are kept as they are, a shard's first 16 and then one in 256 are decoded, for channel statistics."""
@@ -114,9 +123,15 @@ def write_shard(
     }
     if remarks:
         record["remarks"] = dict(remarks)
-    if num_decoded < len(shard.keys):
-        record["decoded"] = num_decoded
+    also_decoded = num_decoded - num_measured(len(shard.keys) + len(exclusions))
+    if settings.pixels == "keep" and also_decoded:
+        record["also_decoded"] = also_decoded
     target.write(record_name(shard_name), json.dumps(record, sort_keys=True).encode())
+
+
+def num_measured(num_samples: int) -> int:
+    """How many images of so many in a shard are decoded for statistics where they are kept."""
+    return min(num_samples, MEASURED_FIRST) + max(0, (num_samples - 1) // MEASURED_EVERY)
 
 
 def sha256_of(path: Path) -> str:

@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hjepa_shards.building.build import BuildOptions, Part, build, build_part
 from hjepa_shards.building.merge_parts import merge, num_decoded, unmerged_below
 from hjepa_shards.errors import BuildMismatch, InputError
+from hjepa_shards.images import encode
+from hjepa_shards.images.rgb_pixels import Shown, shown
 from hjepa_shards.storage.build_output import JOURNAL
 from tests.conftest import Command
 from tests.hjepa_shards.building.test_build import files_of
@@ -113,18 +116,30 @@ def test_a_record_that_was_damaged_is_named(tmp_path: Path) -> None:
     assert json.loads(whole)["samples"] == 48
 
 
-def test_the_summary_says_how_many_images_a_build_has_decoded(tmp_path: Path, command: Command) -> None:
+def test_the_summary_says_how_many_images_a_build_has_decoded(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()
     for i in range(20):
-        (raw / f"{i:02}.jpg").write_bytes(saved(scene(), "JPEG"))
+        (raw / f"{i:02}.jpg").write_bytes(saved(scene(), "JPEG", quality=60 + i))
+    for i in range(2):
+        (raw / f"doubtful{i}.png").write_bytes(saved(scene(), "PNG", compress_level=i)[:-4])
+    (raw / "none.jpg").write_bytes(b"none")
+    decoded = set()
+
+    def counted(data: bytes, image: Image.Image) -> Shown:
+        decoded.add(data)
+        return shown(data, image)
+
+    monkeypatch.setattr(encode, "shown", counted)
     out = tmp_path / "kept"
     code, said, _ = command("build", "folder", "--raw", raw, "--out", out, "--keep", "--workers", 1)
-    said = " ".join(said.split())
-    assert code == 0
-    assert (
-        "folder-train: 16 of 20 images were decoded, the others kept as they are; `hjepa-shards verify --deep" in said
-    )
-    assert num_decoded(out / "folder" / "train") == 16  # the first of a shard, for its statistics
+    assert code == 3
+    decoded &= {path.read_bytes() for path in raw.iterdir()}  # without the encoder's own three
+    assert 16 <= len(decoded) <= 18  # the first of a shard, for its statistics, and what is in doubt
+    assert num_decoded(out / "folder" / "train") == len(decoded)
+    assert f"folder-train: {len(decoded)} of 22 images were decoded, the others kept as they are" in said
+    assert "`hjepa-shards verify --deep" in said
     said = command("build", "folder", "--raw", raw, "--out", tmp_path / "png", "--pixels", "png", "--workers", 1)[1]
-    assert "folder-train: all 20 images were decoded" in said
+    assert "folder-train: all 22 images were decoded" in said
