@@ -6,13 +6,15 @@ nearest known one; nothing is silently ignored.
 
 import copy
 import difflib
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from hjepa_shards.base.yaml_reader import MOST_BYTES, values_of
 from hjepa_shards.errors import InputError
 
 
@@ -25,19 +27,48 @@ class Strict(BaseModel):
 Model = TypeVar("Model", bound=Strict)
 
 
+def expanded(location: str) -> str:
+    """A path or URL as the shell would have made it: a leading ~, $HOME and other variables written out."""
+    return os.path.expanduser(os.path.expandvars(location))
+
+
+def _expanded_path(path: Path) -> Path:
+    return Path(expanded(str(path)))
+
+
+Location = Annotated[str, AfterValidator(expanded)]
+"""A path or URL in a configuration."""
+LocalPath = Annotated[Path, AfterValidator(_expanded_path)]
+"""A path on this machine in a configuration."""
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. InputError if it is missing, not YAML, or not a mapping."""
+    """The mapping in a YAML file. InputError if it is missing, no plain file, not YAML, or not a mapping."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = _plain_file(path).decode("utf-8")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: a text in UTF-8 expected: {error}; save it in that encoding") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    content = values_of(text, str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path}: a mapping of keys expected, {type(content).__name__} found")
     return content
+
+
+def _plain_file(path: Path) -> bytes:
+    """All of it; of a pipe or a device, which may never end, nothing."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or device"
+        raise InputError(f"{path}: a YAML file expected, {kind} found")
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise InputError(f"{path}: a YAML file of at most {MOST_BYTES:,} bytes expected, a larger one found")
+    return data
 
 
 def overridden(content: dict[str, Any], changes: Sequence[str], where: str) -> dict[str, Any]:
@@ -51,10 +82,7 @@ def overridden(content: dict[str, Any], changes: Sequence[str], where: str) -> d
         *way, last = path.split(".")
         if not equals or "" in (*way, last):
             raise InputError(f"--set {change}: a key and a value expected, such as training.lr=1e-4")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"--set {change}: a YAML value expected, {text!r} found") from error
+        value = values_of(text, f"--set {change}")
         node: Any = content
         for key in way:
             node = _item(node, key, change, where)
@@ -107,12 +135,18 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def brief(value: Any) -> str:
+    """A value as an error shows it; of a long one the beginning."""
+    shown = repr(value)
+    return shown if len(shown) <= 100 else f"{shown[:100]}..."
+
+
 def _explain(model: type[BaseModel], detail: Any) -> str:
     location = [part for part in detail["loc"] if isinstance(part, str | int)]
     path = ".".join(str(part) for part in location)
     if detail["type"] != "extra_forbidden":
         found = detail.get("input")
-        shown = "" if isinstance(found, dict | list) else f", {found!r} found"
+        shown = "" if isinstance(found, dict | list) else f", {brief(found)} found"
         where = f"{path}: " if path else ""
         message = detail["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
         return f"{where}{message}{shown}"

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 
-from hjepa_shards.base.terminal import console, run_app, version_option
+from hjepa_shards.base.terminal import console, escape, run_app, version_option
 from hjepa_shards.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,7 +89,8 @@ def run_command(
     for table in did_it_run_right(read_run(folder)):
         console.print(as_rich(table))
     console.print(
-        f"report       {folder / 'report.md'}, report.html\ntensorboard  tensorboard --logdir {folder / 'tensorboard'}"
+        f"report       {escape(str(folder / 'report.md'))}, report.html\n"
+        f"tensorboard  tensorboard --logdir {escape(str(folder / 'tensorboard'))}"
     )
 
 
@@ -135,7 +135,7 @@ def eval_command(
         say=console.print,
     )
     console.print(as_rich(probed(results)))
-    console.print(f"report  {folder / 'report.md'}\njson    {folder / 'evaluation.json'}")
+    console.print(f"report  {escape(str(folder / 'report.md'))}\njson    {escape(str(folder / 'evaluation.json'))}")
 
 
 @app.command("report")
@@ -162,7 +162,7 @@ def report_command(
         written = f"{written_to}, {written_to.with_suffix('.html')}"
     for table in tables:
         console.print(as_rich(table))
-    console.print(f"written  {written}", soft_wrap=True)
+    console.print(f"written  {escape(written)}", soft_wrap=True)
 
 
 @app.command("bench")
@@ -198,7 +198,7 @@ def bench_command(
     written = write_bench(found, out)
     for table in as_tables(found):
         console.print(as_rich(table))
-    console.print(f"written  {written}, .md, .html", soft_wrap=True)
+    console.print(f"written  {escape(str(written))}, .md, .html", soft_wrap=True)
 
 
 @app.command("export")
@@ -214,4 +214,4 @@ def export_command(
     """The encoder for other programs: weights, a folder for timm.create_model("local-dir:..."), an ONNX graph."""
     from hjepa_train.jobs.export import export
 
-    console.print(f"written  {export(folder, to, out, encoder=encoder, which=checkpoint)}")
+    console.print(f"written  {escape(str(export(folder, to, out, encoder=encoder, which=checkpoint)))}")

@@ -13,9 +13,10 @@ MOST_MODULES = 13
 """In a folder, without `__init__`: what a reader takes in at a glance."""
 _HOUSES = {
     "hjepa_shards": """
-        : errors config
-        base: lazy_names atomic_files thread_map keyed_random shown_text notebook_html terminal progress_bar
+        : errors
+        base: lazy_names yaml_reader atomic_files thread_map keyed_random shown_text notebook_html terminal progress_bar
             machine_limits
+        : config
         storage: remote_files decompress http_download safe_unpack shard_cache build_output
         images: orientation png_chunks image_formats image_magic image_integrity deep_gray rgb_pixels downscale encode
             decode crop thumbnail

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.text import Text
 
 from hjepa_shards.base.shown_text import size
-from hjepa_shards.base.terminal import console
+from hjepa_shards.base.terminal import console, visible
 
 
 class Advance(Protocol):
@@ -32,7 +32,7 @@ class Advance(Protocol):
 def progress_bar(unit: str) -> Iterator[Callable[[str], Advance]]:
     """A factory of progress callbacks: `start("cifar10 train")` gives one that takes (done, total)."""
     columns: list[ProgressColumn] = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn() if unit == "images" else TaskProgressColumn(),
         _Speed(unit),
@@ -47,7 +47,7 @@ def progress_bar(unit: str) -> Iterator[Callable[[str], Advance]]:
             def update(done: int, total: int, num_bytes: int = 0, /) -> None:
                 nonlocal begun
                 if not tasks:  # only now: an error before the first step needs no empty bar above it
-                    tasks.append(progress.add_task(description))
+                    tasks.append(progress.add_task(visible(description)))
                     begun = done
                 each = num_bytes / max(1, done - begun)
                 progress.update(tasks[0], completed=done, total=total, bytes_each=each)

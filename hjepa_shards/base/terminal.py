@@ -1,24 +1,59 @@
-"""What the commands have in common: errors as one line with exit code 2, the version."""
+"""What the commands have in common: errors as one line with exit code 2, and a safe terminal.
+
+Class names, file names, notes and servers' answers are untrusted: a terminal would obey the control characters in them
+(colours, titles, a line written over, text that reads from right to left). All text passes `visible` on its way out.
+"""
 
 import os
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich import markup
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from hjepa_shards.errors import InputError, ShardError
 
 _INTERRUPTED = (130, 138, 143)
 """What typer makes of Ctrl-C, and what a run leaves with that was told to stop by SIGUSR1 or SIGTERM."""
 
-console = Console(width=None if sys.stdout.isatty() else 140)
+_CONTROLS = re.compile(
+    "[\\x00-\\x1f\\x7f-\\x9f\\xad\\u061c\\u180e\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ud800-\\udfff\\ufeff"
+    "\\ufff9-\\ufffb\\U000e0000-\\U000e0fff]"
+)
+"""What steers a terminal or cannot be seen or encoded: C0 and C1, directions and other formats, half surrogates, tags."""
+
+
+def visible(text: str) -> str:
+    """`text` on one line, each control character as Python writes it: \\x1b, \\n, \\u202e."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def escape(text: str) -> str:
+    """`text` for a place where the console's markup is read: neither markup nor controls in it have an effect."""
+    return markup.escape(visible(text))
+
+
+class _SafeConsole(Console):
+    """Makes controls in any text visible, where the text was not `escape`d too; its own colours and cursor stay."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if not segment.control and segment.text != "\n" and _CONTROLS.search(segment.text):
+                lines = segment.text.split("\n")
+                segment = Segment("\n".join(map(visible, lines)), segment.style)  # noqa: PLW2901
+            yield segment
+
+
+console = _SafeConsole(width=None if sys.stdout.isatty() else 140)
 if console.is_jupyter:  # lines, as into a file: rich's live bars want ipywidgets there
-    console = Console(width=110, force_jupyter=False, force_terminal=False)
+    console = _SafeConsole(width=110, force_jupyter=False, force_terminal=False)
 
 
 def run_app(app: Callable[[], object], *, interrupted: str) -> None:
@@ -44,6 +79,7 @@ def run_app(app: Callable[[], object], *, interrupted: str) -> None:
 
 def say_error(text: str) -> None:
     """On one line; wrapped between words where a terminal is narrower. By rank, where torchrun started several."""
+    text = visible(text)
     if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ:
         text = f"rank {os.environ['RANK']}: {text}"
     if sys.stderr.isatty():

@@ -1,16 +1,14 @@
 """Commands that look at shards and say what is wrong: verify, duplicates."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from hjepa_shards.base.atomic_files import require_writable
 from hjepa_shards.base.progress_bar import progress_bar
-from hjepa_shards.base.terminal import console
+from hjepa_shards.base.terminal import console, escape, say_error
 from hjepa_shards.base.thread_map import num_cores
 from hjepa_shards.commands.tables import splits_below
 from hjepa_shards.errors import InputError, ShardError
@@ -72,7 +70,7 @@ def verify_command(
         if unseen or unjudged:
             console.print(f"{unseen + len(unjudged):,} other problems are not in it; mend them and verify again")
     for error in unjudged[:-1]:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(f"error: {error}")
     if unjudged:
         raise unjudged[-1]
     raise typer.Exit(1 if wrong else 0)

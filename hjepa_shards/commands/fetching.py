@@ -1,18 +1,16 @@
 """Commands that bring raw data, and look at what was brought: download, verify-raw."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from hjepa_shards.base.progress_bar import progress_bar
 from hjepa_shards.base.shown_text import size
-from hjepa_shards.base.terminal import console
+from hjepa_shards.base.terminal import console, escape, say_error
 from hjepa_shards.base.thread_map import num_cores
 from hjepa_shards.errors import InputError
 
@@ -102,7 +100,7 @@ def verify_raw_command(
     unopened = [check.unopened for check in checks if check.unopened]
     if unopened:
         for reason in unopened[:-1]:
-            print(f"error: {reason}", file=sys.stderr)
+            say_error(f"error: {reason}")
         raise InputError(unopened[-1])
     raise typer.Exit(1 if (files and files.wrong) or any(check.wrong for check in checks) else 0)
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from hjepa_shards.base.shown_text import size
-from hjepa_shards.base.terminal import console
+from hjepa_shards.base.terminal import console, escape
 
 if TYPE_CHECKING:
     from hjepa_shards.base.machine_limits import Disk

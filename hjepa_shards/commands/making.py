@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 
 from hjepa_shards.base.progress_bar import Advance, progress_bar
 from hjepa_shards.base.shown_text import size
-from hjepa_shards.base.terminal import console
+from hjepa_shards.base.terminal import console, escape
 from hjepa_shards.base.thread_map import num_cores
 from hjepa_shards.commands.tables import print_manifests, print_remarks
 from hjepa_shards.errors import InputError
@@ -209,9 +208,9 @@ def _end(built: Sequence[tuple[str, "Manifest"]]) -> None:
         console.print(_what_was_decoded(where, manifest), markup=False)
         on_request = manifest.settings["list_excluded"]
         if on_request:
-            console.print(f"{manifest.name}: {on_request:,} samples excluded on request")
+            console.print(f"{escape(manifest.name)}: {on_request:,} samples excluded on request")
         for reason, count in _by_reason(manifest.exclusions[on_request:]):
-            console.print(f"[yellow]excluded[/yellow] {count:,} of {manifest.name}: {escape(reason)}")
+            console.print(f"[yellow]excluded[/yellow] {count:,} of {escape(manifest.name)}: {escape(reason)}")
         failed += len(manifest.exclusions) - on_request
         print_remarks(manifest)
     if failed:

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from hjepa_shards.base.shown_text import size
-from hjepa_shards.base.terminal import console
+from hjepa_shards.base.terminal import console, escape
 from hjepa_shards.commands.tables import splits_below
 from hjepa_shards.errors import InputError
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from hjepa_shards.base.shown_text import size
-from hjepa_shards.base.terminal import console
+from hjepa_shards.base.terminal import console, escape, visible
 from hjepa_shards.commands.tables import print_manifests, print_remarks, splits_below
 from hjepa_shards.errors import InputError
 
@@ -182,7 +181,7 @@ def _print_details(folder: Path, manifest: "Manifest") -> None:
         "content digest": manifest.content_digest,
     }
     for what, value in facts.items():
-        console.print(f"{what}: {value}", markup=False, highlight=False)
+        console.print(visible(f"{what}: {value}"), markup=False, highlight=False)
     statistics = manifest.statistics
     if statistics.get("images") and "width" in statistics:
         width, height = statistics["width"], statistics["height"]
@@ -193,5 +192,5 @@ def _print_details(folder: Path, manifest: "Manifest") -> None:
             console.print(f"{name}: mean {mean:.4f}, standard deviation {deviation:.4f}")
     if manifest.class_names:
         names = ", ".join(manifest.class_names[:20]) + " ..." * (len(manifest.class_names) > 20)
-        console.print(f"classes: {names}", markup=False)
+        console.print(visible(f"classes: {names}"), markup=False)
     print_remarks(manifest)

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator, model_validator
 
 from hjepa_shards.base.notebook_html import share_bar, table
 from hjepa_shards.base.shown_text import counted, listed
-from hjepa_shards.config import Strict, load_yaml, parse
+from hjepa_shards.config import Location, Strict, load_yaml, parse
 from hjepa_shards.errors import InputError
 from hjepa_shards.images.crop import AugmentationConfig
 from hjepa_shards.mixture.sample_order import Entry, OrderSettings, Plan
@@ -32,7 +32,10 @@ from hjepa_shards.shards.manifest import FILE_NAME, Manifest
 from hjepa_shards.sources.registry import SOURCES
 from hjepa_shards.storage.shard_cache import CacheConfig
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+_MOST_SAMPLES = 2**48
+_MOST_PIXELS = 2**13
+_LEAST_DEVIATION = 1e-6
 
 
 class SourceConfig(Strict):
@@ -57,7 +60,7 @@ class SourceConfig(Strict):
             if isinstance(weight, dict) and weight:
                 return {_at_least_0(epoch): _at_least_0(value) for epoch, value in weight.items()}
             return None if weight is None else _at_least_0(weight)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError("a number of at least 0, or such numbers by epoch ({0: .1, 100: .9}) expected") from error
 
     @property
@@ -73,17 +76,18 @@ class SourceConfig(Strict):
 class DataConfig(Strict):
     """The `data` section."""
 
-    root: str
-    """Folder of the built shards, or its URL (s3://, https://, ...): <root>/<source>/<split>/manifest.json."""
+    root: Location
+    """Folder of the built shards, or its URL (s3://, https://, ...): <root>/<source>/<split>/manifest.json. ~ and
+    $VARIABLES are written out."""
     cache: CacheConfig | None = None
     """Where whole shards of a URL are kept; None: samples are read by range, nothing is kept."""
     strategy: Literal["weighted", "balanced", "concat"] = "weighted"
     """How sources share the draws: by weight, the same number from each, or every sample of each once."""
     sources: tuple[SourceConfig, ...]
     """The entries of the mixture, one or more."""
-    epoch_samples: int | None = Field(default=None, ge=1)
+    epoch_samples: int | None = Field(default=None, ge=1, le=_MOST_SAMPLES)
     """Positions in an epoch; by default all sizes together, for `balanced` sources × the largest size."""
-    image_size: int = Field(default=224, ge=1)
+    image_size: int = Field(default=224, ge=1, le=_MOST_PIXELS)
     """Pixels a side of the crops."""
     augmentation: AugmentationConfig = AugmentationConfig()
     """What is done to an image when training."""
@@ -93,8 +97,15 @@ class DataConfig(Strict):
     """The same for the standard deviation."""
     order: OrderSettings = OrderSettings()
     """How samples are shuffled inside a source."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=4096)
     """Decoding threads; 0 is one a core."""
+
+    @field_validator("pixel_std")
+    @classmethod
+    def _divides(cls, deviations: tuple[float, float, float]) -> tuple[float, float, float]:
+        if not min(deviations) >= _LEAST_DEVIATION:
+            raise ValueError(f"standard deviations of at least {_LEAST_DEVIATION} expected, for pixels are divided by them")
+        return deviations
 
     @field_validator("sources")
     @classmethod

@@ -36,9 +36,9 @@ MAX_ATTEMPTS = 16
 class OrderSettings(Strict):
     """How far the order of samples may reach. A change starts a new generation of every entry."""
 
-    lanes: int = Field(default=1, ge=1)
+    lanes: int = Field(default=1, ge=1, le=2**16)
     """Runs of samples that are read side by side; above 1 for clusters, where ranks read their own lanes."""
-    window: int = Field(default=16, ge=1)
+    window: int = Field(default=16, ge=1, le=2**31)
     """Shards whose samples are mixed with each other."""
     shuffle: Literal["window", "full"] = "window"
     """`full` mixes all samples of a lane."""

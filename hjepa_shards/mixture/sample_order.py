@@ -196,8 +196,17 @@ class Plan:
         return position // self.epoch_samples
 
     def num_steps(self, num_epochs: int, batch: int) -> int:
-        """Global batches that hold `num_epochs` epochs. The last may run into the next; none is short."""
-        return -(-num_epochs * self.epoch_samples // batch)
+        """Global batches that hold `num_epochs` epochs. The last may run into the next; none is short.
+
+        InputError where the last position is beyond what int64 arithmetic can count.
+        """
+        steps = -(-num_epochs * self.epoch_samples // batch)
+        if steps * batch > MOST_POSITIONS:
+            raise InputError(
+                f"{num_epochs:,} epochs of {self.epoch_samples:,} samples in batches of {batch:,}: a run of at most "
+                f"{MOST_POSITIONS:,} samples expected; train fewer epochs, or make them shorter"
+            )
+        return steps
 
 
 def _next_stair(position: int) -> int:
@@ -246,6 +255,8 @@ def nearest_batch(batch: int, world: int) -> int:
 
 
 PROOF_MODULUS = 2**128
+MOST_POSITIONS = 2**56
+"""Of a run: products of counts stay within int64."""
 
 
 def order_proof(positions: NDArray[np.int64], names: Sequence[str], samples: NDArray[np.int64]) -> int:

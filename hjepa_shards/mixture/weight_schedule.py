@@ -19,6 +19,8 @@ from hjepa_shards.mixture.source_counts import exact_fraction, lowest_terms
 
 STAIR = 65_536
 """Positions with one set of weights."""
+_MOST_STAIRS = 1 << 18
+"""Counting draws goes stair by stair: 17 thousand million positions."""
 _RESOLUTION = 10**6
 """Shares between two given epochs are rounded to this many parts."""
 
@@ -53,7 +55,7 @@ class Staircase:
 def make_staircase(weights: Sequence[float | Mapping[float, float]], epoch_samples: int) -> Staircase | None:
     """The staircase of weights as they are written; None where none of them follows epochs.
 
-    InputError where all are zero at some time.
+    InputError where all are zero at some time, or the last change is more stairs away than can be counted.
     """
     if not any(isinstance(weight, Mapping) for weight in weights):
         return None
@@ -65,6 +67,11 @@ def make_staircase(weights: Sequence[float | Mapping[float, float]], epoch_sampl
         ),
         epoch_samples,
     )
+    if staircase.end > _MOST_STAIRS * STAIR:
+        raise InputError(
+            f"weights: the last change within {_MOST_STAIRS * STAIR:,} positions expected, found at position "
+            f"{staircase.end:,}; change them sooner, or make data.epoch_samples smaller"
+        )
     for epoch in sorted({epoch for knots in staircase.knots for epoch, _ in knots}):
         if not any(_weight(knots, epoch) for knots in staircase.knots):
             raise InputError(f"weights: at least one above 0 expected at any time, none is at epoch {float(epoch):g}")

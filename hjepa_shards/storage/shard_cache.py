@@ -22,7 +22,7 @@ from typing import final
 from pydantic import Field
 
 from hjepa_shards.base.atomic_files import writing
-from hjepa_shards.config import Strict
+from hjepa_shards.config import LocalPath, Strict
 from hjepa_shards.errors import InputError
 
 _POLL_S = 0.05
@@ -32,9 +32,9 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 class CacheConfig(Strict):
     """The `data.cache` section, for shards that are not on this machine."""
 
-    folder: Path
+    folder: LocalPath
     """Several runs may share it; not on a network file system."""
-    gigabytes: float = Field(gt=0)
+    gigabytes: float = Field(gt=0, le=1e9)
     """It is never larger."""
 
 
@@ -166,7 +166,7 @@ class ShardCache:
 
 
 def shard_cache(config: CacheConfig | None) -> ShardCache | None:
-    return ShardCache(config.folder.expanduser(), int(config.gigabytes * 1e9)) if config else None
+    return ShardCache(config.folder, int(config.gigabytes * 1e9)) if config else None
 
 
 class _NotWhatWasAskedForError(Exception):

@@ -28,18 +28,22 @@ SIZES = {
 }
 
 
+_MOST_PATCHES = 512
+"""On a side: above, attention over an image has more than 6e10 pairs."""
+
+
 class VitConfig(Strict):
     """A named size, or width, depth and heads."""
 
     size: Literal["tiny", "small", "base", "large", "huge"] | None = None
     """one of the published sizes"""
-    width: int | None = Field(default=None, gt=0)
+    width: int | None = Field(default=None, gt=0, le=2**16)
     """of a token; divisible by 4 and by heads"""
-    depth: int | None = Field(default=None, gt=0)
+    depth: int | None = Field(default=None, gt=0, le=512)
     """number of blocks"""
     heads: int | None = Field(default=None, gt=0)
     """attention heads"""
-    patch: int = Field(gt=0)
+    patch: int = Field(gt=0, le=2**13)
     """side of a patch, pixels"""
 
     @model_validator(mode="after")
@@ -76,6 +80,11 @@ class ViT(Backbone):
             raise InputError(
                 f"backbone.vit.patch: {config.patch} does not divide the image size {image_size}; "
                 f"patches that do: {', '.join(str(p) for p in range(2, image_size) if image_size % p == 0)}"
+            )
+        if image_size // config.patch > _MOST_PATCHES:
+            raise InputError(
+                f"backbone.vit.patch: at most {_MOST_PATCHES} patches a side expected, {image_size // config.patch} "
+                f"found in images of {image_size} pixels; use a larger patch"
             )
         self.width, self.num_stages, self.num_heads = config.shape
         self.patch_size = config.patch

@@ -42,7 +42,7 @@ class EvaluationConfig(Strict):
     """Images they are tested on."""
     crop_share: float = Field(default=0.875, gt=0, le=1)
     """Side of the central crop as a share of the shorter side: .875 is the usual 224 of 256; 1 for small images."""
-    during_every_epochs: float | None = Field(default=None, ge=0)
+    during_every_epochs: float | None = Field(default=None, ge=0, le=2**48)
     """How often the encoders are probed while they train; 0 never. By default each epoch, or less often where epochs
     are short, so that it takes a few percent of the time; not at all where the source is not built or has no labels."""
     during_bank: int = Field(default=2_000, ge=2)

@@ -21,6 +21,7 @@ from rich.markup import escape
 from torch import Tensor, nn
 
 from hjepa_shards import DataConfig, manifest_at, place_of
+from hjepa_shards.base.terminal import escape
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_train.base.distributed import on_first
 from hjepa_train.checkpoints import checkpoint_files

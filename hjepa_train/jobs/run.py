@@ -21,6 +21,7 @@ from rich.markup import escape
 from hjepa_shards import Batch as Loaded
 from hjepa_shards import Mixture, load_mixture, open_loader
 from hjepa_shards.base.atomic_files import exclusive, write_atomically
+from hjepa_shards.base.terminal import escape
 from hjepa_shards.config import flatten
 from hjepa_shards.errors import InputError, ResumeMismatch
 from hjepa_train.base import schedules
@@ -180,11 +181,11 @@ def _train(
         for text in unsaid:
             log.say(f"[yellow]note[/yellow] {escape(text)}")
         if saved:
-            log.say(f"continuing from {saved.path}: step {start} of {num_steps}")
+            log.say(f"continuing from {escape(str(saved.path))}: step {start} of {num_steps}")
             for difference in checkpoint_files.compare_recipe(saved.state["recipe"], recipe):
-                log.say(f"[yellow]note[/yellow] {difference}: the order continues exactly, the bits may not")
+                log.say(f"[yellow]note[/yellow] {escape(difference)}: the order continues exactly, the bits may not")
         elif resume:
-            log.say(f"beginning at step 0 of {num_steps}: no checkpoint in {folder} yet")
+            log.say(f"beginning at step 0 of {num_steps}: no checkpoint in {escape(str(folder))} yet")
 
         saver = Saver(
             folder / "checkpoints",

@@ -21,9 +21,9 @@ _HALVES = (torch.bfloat16, torch.float16)
 class StackConfig(Strict):
     """Size of a stack of blocks."""
 
-    width: int = Field(gt=0)
+    width: int = Field(gt=0, le=2**16)
     """of a token"""
-    depth: int = Field(gt=0)
+    depth: int = Field(gt=0, le=512)
     """number of blocks"""
     heads: int = Field(gt=0)
     """attention heads"""

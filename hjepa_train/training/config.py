@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from hjepa_shards import DataConfig
-from hjepa_shards.config import Strict, load_yaml, overridden, parse
+from hjepa_shards.config import LocalPath, Strict, load_yaml, overridden, parse
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.backbones.registry import BACKBONES, build_backbone
@@ -24,36 +24,36 @@ CONFIG_FILE = "config.yaml"
 class RunSection(Strict):
     """What the run is called, and the one number that all its draws are keyed by."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
     """Of the run's folder."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the order of samples, crops, masks and weights."""
-    folder: Path = Path("runs")
-    """Where run folders are."""
+    folder: LocalPath = Path("runs")
+    """Where run folders are; ~ and $VARIABLES are written out."""
 
 
 class TrainingConfig(OptimConfig, ScaleConfig):
     """How long, how large, how fast; AdamW's settings and those of layout.py are among these keys."""
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=2**48)
     """Of data.epoch_samples positions each."""
-    global_batch: int = Field(ge=2)
+    global_batch: int = Field(ge=2, le=2**24)
     """Images of an optimizer step, over all ranks and micro-batches."""
-    micro_batch: int | None = Field(default=None, ge=2)
+    micro_batch: int | None = Field(default=None, ge=2, le=2**24)
     """Images a rank works on at once; by default its whole part of the global batch."""
-    warmup_epochs: float | None = Field(default=None, ge=0)
+    warmup_epochs: float | None = Field(default=None, ge=0, le=2**48)
     """Of the learning rate, from 0 to its peak; by default a tenth of the run."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of matrix products; fp16 with a loss that is scaled."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Auto: CUDA, else MPS, else the CPU."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=4096)
     """Threads of a CPU run's arithmetic; 0 is one a core. Equal bits need equal threads."""
-    ranks_timeout_s: int = Field(default=600, ge=1)
+    ranks_timeout_s: int = Field(default=600, ge=1, le=10**7)
     """How long the ranks of a run wait for one that is lost."""
-    save_every_steps: int = Field(default=500, ge=1)
+    save_every_steps: int = Field(default=500, ge=1, le=2**48)
     """Steps between two checkpoints."""
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, le=2**31)
     """The newest ones."""
     keep_best: str | None = None
     """And the one with the largest value of a probe during the run: knn_target, say; null for none."""
@@ -64,9 +64,9 @@ class LoggingConfig(Strict):
 
     tensorboard: bool = True
     """Also write numbers and pictures for TensorBoard."""
-    every_steps: int = Field(default=20, ge=1)
+    every_steps: int = Field(default=20, ge=1, le=2**48)
     """Steps between two log points, at which signals are computed and a line is written."""
-    images_every: int = Field(default=10, ge=0)
+    images_every: int = Field(default=10, ge=0, le=2**48)
     """Log points from one picture of masks and features to the next; the run's last has one too; 0 is never."""
 
 

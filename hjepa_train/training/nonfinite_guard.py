@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hjepa_shards import Batch as Loaded
+from hjepa_shards.base.terminal import escape
 from hjepa_shards.errors import InputError
 from hjepa_train.base.distributed import gather, is_shard, rank
 from hjepa_train.base.metrics_file import append_metrics
@@ -89,7 +90,7 @@ class NonfiniteGuard:
                 f"samples are in {self._path}; the run diverged: resume from the last checkpoint with a smaller "
                 "training.lr, or start again with a longer warm-up"
             )
-        self._say(f"[yellow]note[/yellow] step {step.number}: the gradient is not finite, skipped; see {self._path}")
+        self._say(f"[yellow]note[/yellow] step {step.number}: the gradient is not finite, skipped; see {escape(str(self._path))}")
         self._last_bad = step.number
 
     def _write(self, step: Step) -> None:

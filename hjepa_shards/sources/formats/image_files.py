@@ -41,6 +41,9 @@ class RawFiles(ABC):
     def __contains__(self, name: str) -> bool:
         return self._found.execute("SELECT 1 FROM files WHERE name = ?", (name,)).fetchone() is not None
 
+    def __len__(self) -> int:
+        return int(self._found.execute("SELECT COUNT(*) FROM files").fetchone()[0])
+
     def extent(self, name: str) -> Extent | None:
         """The location of a file; None where it has none, or there is no such file."""
         row = self._found.execute("SELECT file, offset, num_bytes FROM files WHERE name = ?", (name,)).fetchone()

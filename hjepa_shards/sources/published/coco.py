@@ -46,10 +46,15 @@ class CocoSplit(RawSplit):
         self.files = FolderFiles(folder)
         self.annotations = annotations
         self.absent = absent(self.files, (sample.name for sample in self.samples), annotations)
+        self.num_unlisted = len(self.files) - (len(self.samples) - len(self.absent))
+        """Images in the folder that the annotations do not name: they are not built."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self._annotated.notes
+        if not self.num_unlisted:
+            return self._annotated.notes
+        more = f"{self.num_unlisted:,} images in {self.files.where.name} that {self.annotations.name} does not list: left out"
+        return (*self._annotated.notes, more)
 
     def list_samples(self) -> Sequence[RawSample]:
         return self._annotated.samples

@@ -38,7 +38,7 @@ _SPLITS = {
     "val": _Published("places365_val.txt", ("val_{}",), "val_{}.tar"),
     "test": _Published("places365_test.txt", ("test_{}",), "test_{}.tar"),
     "train-challenge": _Published(
-        "places365_train_challenge.txt", ("data_{}_challenge",), "train_{}_places365challenge.tar"
+        "places365_train_challenge.txt", ("data_{}_challenge", "data_{}"), "train_{}_places365challenge.tar"
     ),
 }
 
@@ -178,8 +178,8 @@ def _below_first_folder(path: Path) -> Iterator[TarMember]:
 PLACES365 = Source(
     name="places365",
     description="photographs of 365 kinds of places",
-    layout="places365_{train_standard,val}.txt, categories_places365.txt, and the images: data_{large,256}_standard/, "
-    "val_{large,256}/ or the official tars",
+    layout="places365_{train_standard,val}.txt, categories_places365.txt, and the images: data_{large,256}_standard/ "
+    "or data_{large,256}/, val_{large,256}/; or the official tars",
     classes="365",
     images="train 1,803,460, val 36,500, test 328,500; train-challenge 8,026,628",
     download="yes",

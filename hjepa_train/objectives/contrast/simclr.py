@@ -31,9 +31,9 @@ class SimclrConfig(Strict):
 
     temperature: float = Field(default=0.1, gt=0)
     """of the softmax over candidates; the paper's for ImageNet and large batches, 0.5 for CIFAR-10"""
-    hidden: int | None = Field(default=None, gt=0)
+    hidden: int | None = Field(default=None, gt=0, le=2**16)
     """width of the head's inner layer; by default the encoder's"""
-    width: int = Field(default=128, gt=0)
+    width: int = Field(default=128, gt=0, le=2**16)
     """of the head's output, in which views are compared"""
 
 

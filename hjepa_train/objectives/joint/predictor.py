@@ -23,9 +23,9 @@ from hjepa_train.modules.layers import Block, StackConfig, initialise, sincos_po
 class PredictorConfig(StackConfig):
     """Size of the predictor. I-JEPA: 384 wide at every size of encoder, 6 deep for ViT-B and 12 beyond."""
 
-    width: int = Field(default=384, gt=0)
+    width: int = Field(default=384, gt=0, le=2**16)
     """of a token; 192 saves nearly half of a ViT-S's FLOP"""
-    depth: int = Field(default=6, gt=0)
+    depth: int = Field(default=6, gt=0, le=512)
     heads: int = Field(default=6, gt=0)
 
 

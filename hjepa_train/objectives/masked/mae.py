@@ -27,8 +27,8 @@ from hjepa_train.objectives.base import Batch, Objective, Sketch
 class DecoderConfig(StackConfig):
     """Size of the decoder; the paper's for every size of encoder."""
 
-    width: int = Field(default=512, gt=0)
-    depth: int = Field(default=8, gt=0)
+    width: int = Field(default=512, gt=0, le=2**16)
+    depth: int = Field(default=8, gt=0, le=512)
     heads: int = Field(default=16, gt=0)
 
 

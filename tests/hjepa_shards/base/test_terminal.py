@@ -1,10 +1,14 @@
 """What the commands have in common."""
 
+import re
+
 import pytest
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from hjepa_shards.base.progress_bar import progress_bar
-from hjepa_shards.base.terminal import run_app
+from hjepa_shards.base.terminal import console, escape, run_app, say_error, visible
 from hjepa_shards.errors import InputError, ResumeMismatch, ShardError, TooMuchDamage
 
 
@@ -55,3 +59,28 @@ def test_no_bar_is_drawn_before_the_first_step(capsys: pytest.CaptureFixture[str
     with pytest.raises(InputError):
         failing()
     assert "digits" not in capsys.readouterr().out
+
+
+HOSTILE = "a\x1b[31mred\x1b]0;title\x07\rb\u202etxt.exe\u2066\x9b2J\x7f\udc80\n[bold]c\u200f"
+CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def test_no_control_in_a_text_reaches_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("x")
+    table.add_row(HOSTILE.replace("[bold]", ""))
+    console.print(f"[green]right[/green] {escape(HOSTILE)}")
+    console.print(HOSTILE, markup=False)
+    console.print(Text(HOSTILE), table)
+    say_error(f"error: {HOSTILE}")
+    with progress_bar("images") as start:
+        start(HOSTILE)(1, 1)
+    out, err = capsys.readouterr()
+    assert CONTROLS.search(out + err) is None
+    assert err.count("\n") == 1
+    assert "\\x1b[31mred" in out
+    assert "\\n[bold]c" in out.splitlines()[0]
+
+
+def test_readable_text_stays_as_it_is() -> None:
+    text = "Grüße 日本語 \u3000 e\u0301 👩\u200d🚀 → ×"
+    assert visible(text) == text

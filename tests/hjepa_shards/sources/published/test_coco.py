@@ -66,6 +66,12 @@ def test_an_image_has_all_its_captions_in_the_order_of_their_ids(tmp_path: Path)
     )
 
 
+def test_images_that_the_annotations_do_not_cover_are_counted(tmp_path: Path) -> None:
+    split = open_split("coco", raw_of(tmp_path, annotations(), images=(*CAPTIONS, 7, 8)), "val")
+    assert len(split.samples) == len(CAPTIONS)
+    assert split.notes[-1] == "2 images in val2017 that captions_val2017.json does not list: left out"
+
+
 def test_captions_survive_into_the_shards(tmp_path: Path) -> None:
     raw = raw_of(raw_of(tmp_path / "raw", annotations()), annotations(), split="train")
     train, val = build("coco", raw=raw / ".." / "raw", out=tmp_path / "out", options=BuildOptions(samples_per_shard=8))
