@@ -4,8 +4,10 @@ Class names, file names, notes and servers' answers are untrusted: a terminal wo
 (colours, titles, a line written over, text that reads from right to left). All text passes `visible` on its way out.
 """
 
+import errno
 import os
 import re
+import resource
 import shutil
 import sys
 import textwrap
@@ -22,6 +24,21 @@ from hjepa_shards.errors import InputError, ShardError
 
 _INTERRUPTED = (130, 138, 143)
 """What typer makes of Ctrl-C, and what a run leaves with that was told to stop by SIGUSR1 or SIGTERM."""
+
+_ADVICE = {
+    errno.EACCES: "; change its permissions, or choose another",
+    errno.EPERM: "; change its permissions, or choose another",
+    errno.EROFS: "; choose another folder",
+    errno.ENOSPC: "; make room, then run the same command again",
+    errno.EDQUOT: "; make room, then run the same command again",
+    errno.EIO: "; look at this disk",
+    errno.ESTALE: "; mount it again",
+    errno.ENAMETOOLONG: "; choose a shorter name",
+    errno.ELOOP: "; choose another",
+    errno.EMFILE: "",
+    errno.ENFILE: "",
+}
+"""What a user can do about errors of the operating system, wherever they are met."""
 
 _CONTROLS = re.compile(
     "[\\x00-\\x1f\\x7f-\\x9f\\xad\\u061c\\u180e\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ud800-\\udfff\\ufeff"
@@ -66,15 +83,27 @@ def run_app(app: Callable[[], object], *, interrupted: str) -> None:
     except (InputError, ShardError) as error:
         if os.environ.get("HJEPA_TRACEBACK"):
             raise
-        say_error(f"error: {error}")
+        say_error(f"error: {error}{_open_files_advice(str(error))}")
         raise SystemExit(2) from error
-    except PermissionError as error:  # pathlib asks whether a path is a folder, and raises where it may not look
-        say_error(f"error: {error.filename}: {error.strerror}; change its permissions, or choose another")
+    except OSError as error:  # pathlib asks whether a path is a folder, and raises where it may not look
+        advice = _ADVICE.get(error.errno or 0)
+        if advice is None or os.environ.get("HJEPA_TRACEBACK"):
+            raise
+        where = error.filename or "a file of this machine"
+        say_error(f"error: {where}: {error.strerror}{advice}{_open_files_advice(str(error.strerror))}")
         raise SystemExit(2) from error
     except SystemExit as left:
         if left.code in _INTERRUPTED:
             say_error(f"interrupted; {interrupted}")
         raise
+
+
+def _open_files_advice(said: str) -> str:
+    """What to do where a process may not open as many files as it needs; whatever it wanted to do with this one."""
+    if os.strerror(errno.EMFILE) not in said and os.strerror(errno.ENFILE) not in said:
+        return ""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return f"; this process may have {limit:,} files open at once: `ulimit -n 65536` before the same command allows more"
 
 
 def say_error(text: str) -> None:

@@ -6,6 +6,10 @@ MAX_INITIAL_SHARE = 0.05
 """a target that keeps more of its random initial weights than this to the end never became a teacher"""
 
 
+_MULTIPLIED = 50_000
+"""Steps whose momenta are multiplied one by one."""
+
+
 def learning_rate(step: int, num_steps: int, *, peak: float, warmup_steps: int) -> float:
     """Linear from peak/warmup_steps to peak over the warm-up, then a half cosine to 0 at num_steps."""
     if step < warmup_steps:
@@ -26,7 +30,16 @@ def momentum(step: int, num_steps: int, *, initial: float) -> float:
 
 
 def initial_share(num_steps: int, *, initial: float) -> float:
-    """The share of its initial parameters in the target after the run: the product of m(t) over all steps."""
+    """The share of its initial parameters in the target after the run: the product of m(t) over all steps.
+
+    Of many steps by the Euler-Maclaurin sum of its logarithm, for a run may have any number of them.
+    """
+    if num_steps > _MULTIPLIED and initial > 0:
+        moved = 1 - initial
+        mean_log = -initial * math.log(initial) / moved - 1 if moved > 1e-4 else -moved / 2 - moved**2 / 6
+        return math.exp(num_steps * mean_log + math.log(initial) / 2)
+    if num_steps > _MULTIPLIED:
+        return 0.0
     return math.prod(momentum(step, num_steps, initial=initial) for step in range(num_steps))
 
 

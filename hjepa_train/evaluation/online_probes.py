@@ -112,6 +112,23 @@ def _are_comparable(data: DataConfig, source: str, split: str, say: Callable[[st
     return True
 
 
+def require_probe(keep_best: str | None, objective: Objective, *, is_probed: bool) -> None:
+    """InputError where no probe gives the value by which the best checkpoint is kept.
+
+    keep_best: its name, None for none.  is_probed: whether there is anything to probe during the run.
+    """
+    if not keep_best:
+        return
+    names = [f"{kind}_{name}" for kind in ("knn", "ridge") for name in objective.encoders()]
+    if not is_probed:
+        raise InputError(
+            f"training.keep_best: {keep_best}: a labelled source to probe during the run expected, none found; "
+            "name one in evaluation.source (built, with a train split and a test split), or remove the key"
+        )
+    if keep_best not in names:
+        raise InputError(f"training.keep_best: one of {', '.join(names)} expected, {keep_best} found")
+
+
 @final
 class OnlineProbes:
     """The probes of a run. Called at each log point, on all ranks."""
@@ -131,14 +148,7 @@ class OnlineProbes:
     ) -> None:
         """keep_best: the name of the value by which a checkpoint is the best. say: receives why a probe failed."""
         encoders = objective.encoders()
-        names = [f"{kind}_{name}" for kind in ("knn", "ridge") for name in encoders]
-        if keep_best and plan is None:
-            raise InputError(
-                f"training.keep_best: {keep_best}: a labelled source to probe during the run expected, none found; "
-                "name one in evaluation.source (built, with a train split and a test split), or remove the key"
-            )
-        if keep_best and keep_best not in names:
-            raise InputError(f"training.keep_best: one of {', '.join(names)} expected, {keep_best} found")
+        require_probe(keep_best, objective, is_probed=plan is not None)
         self._plan, self._data, self._settings = plan, data, settings
         self._objective, self._encoders = objective, encoders
         self._num_steps, self._log_every = num_steps, log_every

@@ -5,9 +5,11 @@ estimate (memory_estimate.py). Hours are arithmetic on an assumed share of a dev
 not a measurement.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import final
 
 import torch
@@ -20,6 +22,8 @@ from hjepa_train.base.device_peaks import MACHINES, Machine
 from hjepa_train.checkpoints.checkpoint_files import latest
 from hjepa_train.data.labelled_images import held_out_split
 from hjepa_train.data.shared_classes import require_shared_classes
+from hjepa_train.evaluation.online_probes import require_probe
+from hjepa_train.objectives.base import Objective
 from hjepa_train.parallel.layout import recompute
 from hjepa_train.parallel.memory_estimate import Memory, memory_of_a_step
 from hjepa_train.reports.run_report import TextTable
@@ -74,6 +78,7 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
     plan = forecast(mixture, epochs=training.epochs, global_batch=training.global_batch, ranks=ranks)
     with torch.device("meta"):
         _, objective = build_parts(config, plan.steps, where)
+    _refuse_nothing_to_probe(config, objective, not_built)
     parts, flops = tuple(_parts(objective)), objective.flops_per_image()
     recompute(objective, training.activation_checkpointing)
     rows = training.global_batch // ranks
@@ -119,12 +124,31 @@ def _notes(config: RunConfig, plan: Forecast, not_built: tuple[str, ...]) -> Ite
         yield f"not built yet, so of their published size: {', '.join(not_built)}"
     yield from plan.warnings
     yield from _about_probes(config)
+    training = config.training
+    if training.warmup_epochs is not None and training.warmup_epochs >= training.epochs:
+        yield (
+            f"training.warmup_epochs: {training.warmup_epochs:g} of {training.epochs:,} epochs are warm-up: the learning "
+            "rate does not reach its peak before the run ends"
+        )
+    if config.logging.tensorboard and find_spec("tensorboard") is None:
+        yield "logging.tensorboard: is not installed here: pip install 'hjepa[train]', or set it to false"
     if config.training.device not in ("auto", *devices_here()):
         yield f"training.device: {config.training.device}: none is on this machine, the run would not begin here"
     folder = config.run.folder / config.run.name
+    nearest = next(there for there in (folder.absolute(), *folder.absolute().parents) if os.path.exists(there))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        yield f"run.folder: {nearest} is no folder that can be written: the run would not begin here"
     newest = latest(folder / "checkpoints")
     if newest:
         yield f"{folder} holds checkpoints up to {newest.name}: `--resume auto` continues, another run.name begins"
+
+
+def _refuse_nothing_to_probe(config: RunConfig, objective: Objective, not_built: tuple[str, ...]) -> None:
+    """As `train` does, as far as it can be told without an image: labels are only seen when they are read."""
+    settings, keep_best = config.evaluation, config.training.keep_best
+    require_probe(keep_best, objective, is_probed=settings.during_every_epochs != 0)
+    if (keep_best or settings.during_every_epochs) and not not_built:
+        held_out_split(config.data, settings.source or config.data.sources[0].name, settings.split)
 
 
 def _about_probes(config: RunConfig) -> Iterator[str]:

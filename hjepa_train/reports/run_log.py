@@ -3,9 +3,10 @@
 Sums stay on the device between log points, so that the host waits for the device only there.
 """
 
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from hjepa_shards import Loader
 from hjepa_shards.base.terminal import console
 from hjepa_shards.config import flatten
+from hjepa_shards.errors import InputError
 from hjepa_train.base.distributed import all_reduce, world_size
 from hjepa_train.base.metrics_file import append_metrics
 from hjepa_train.objectives.base import Batch, Objective
@@ -106,7 +108,13 @@ class RunLog:
         self._path, self._silent = folder / "metrics.jsonl", silent
         self._pixels = pixels
         tensorboard = tensorboard and not silent
-        self._board = _board(folder, start) if tensorboard else None
+        self._board_folder = folder / "tensorboard"
+        self._thread_hook = threading.excepthook
+        self._board = None
+        if tensorboard:
+            threading.excepthook = self._say_nothing_of_the_board
+            with self._on_board():
+                self._board = _board(self._board_folder, start)
         self._progress = Progress(
             TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
             BarColumn(bar_width=10),
@@ -146,7 +154,9 @@ class RunLog:
             self._say_next = time.monotonic() + _SAY_EVERY_S
             self.say(f"step {row['step']}/{self._num_steps}  {'  '.join(shown)}")
         self._say_alarms(row["step"], set(row["alarms"]))
-        if self._board:
+        if not self._board:
+            return
+        with self._on_board():
             for name, value in flatten(row).items():
                 if isinstance(value, int | float) and not isinstance(value, bool) and name != "step":
                     self._board.add_scalar(_tag(name), value, row["step"])
@@ -167,12 +177,13 @@ class RunLog:
         save_pictures(self._path.with_name(PICTURES), panels, step)
         if not self._board:
             return
-        for name, panel in panels.items():
-            self._board.add_images(f"pictures/{name}", panel, step)
-        for name, tokens_BND in sketch.features.items():
-            deviation_D = tokens_BND.flatten(0, 1).std(0)
-            if deviation_D.isfinite().all():
-                self._board.add_histogram(f"features/{name}: deviation of each dimension", deviation_D, step)
+        with self._on_board():
+            for name, panel in panels.items():
+                self._board.add_images(f"pictures/{name}", panel, step)
+            for name, tokens_BND in sketch.features.items():
+                deviation_D = tokens_BND.flatten(0, 1).std(0)
+                if deviation_D.isfinite().all():
+                    self._board.add_histogram(f"features/{name}: deviation of each dimension", deviation_D, step)
 
     def _say_alarms(self, step: int, alarms: set[str]) -> None:
         """When they begin and when they are over: one may be on for thousands of log points."""
@@ -188,8 +199,28 @@ class RunLog:
 
     def close(self) -> None:
         self._progress.stop()
-        if self._board:
-            self._board.close()
+        try:
+            if self._board:
+                with self._on_board():
+                    self._board.close()
+        finally:
+            threading.excepthook = self._thread_hook
+
+    @contextmanager
+    def _on_board(self) -> Iterator[None]:
+        """TensorBoard writes in a thread of its own: what goes wrong there is raised by a later call, or the last."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self._board_folder}: cannot be written: {error.strerror or error}; make room or choose another "
+                "run.folder, then resume the run"
+            ) from error
+
+    def _say_nothing_of_the_board(self, args: threading.ExceptHookArgs) -> None:
+        """Its thread also prints a traceback of what `_on_board` reports."""
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            self._thread_hook(args)
 
 
 def _tag(name: str) -> str:
@@ -203,4 +234,4 @@ def _tag(name: str) -> str:
 def _board(folder: Path, start: int) -> "SummaryWriter":
     from torch.utils.tensorboard import SummaryWriter  # only here: seconds
 
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+    return SummaryWriter(str(folder), purge_step=start)

@@ -44,3 +44,12 @@ def test_the_initial_share_is_that_of_the_product() -> None:
 def test_the_largest_momentum_is_the_largest(num_steps: int) -> None:
     found = largest_momentum(num_steps)
     assert initial_share(num_steps, initial=found) <= 0.05 < initial_share(num_steps, initial=found + 1e-5)
+
+
+@pytest.mark.parametrize("initial", [0.999, 0.996, 0.99995])
+def test_the_initial_share_of_many_steps_needs_no_loop(initial: float) -> None:
+    steps = 50_001
+    logs = math.fsum(math.log(momentum(step, steps, initial=initial)) for step in range(steps))
+    assert math.log(max(initial_share(steps, initial=initial), 1e-300)) == pytest.approx(max(logs, -690.8), rel=1e-6)
+    assert initial_share(10**15, initial=0.996) == initial_share(10**15, initial=0.0) == 0.0
+    assert initial_share(10**15, initial=1 - 1e-15) == pytest.approx(math.exp(-0.5), rel=0.1)
