@@ -98,7 +98,7 @@ def command(raw: Path, out: Path, *options: str) -> list[str]:
 
 
 def digests(out: Path) -> dict[str, str]:
-    files = [path for path in out.rglob("*") if path.is_file() and path.name != ".lock"]
+    files = [path for path in out.rglob("*") if path.is_file() and path.name not in (".lock", "raw.json")]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 

@@ -29,7 +29,7 @@ _HOUSES = {
         sources: registry
         downloading: published_files verify_raw
         building: build_rules shard_columns sample_list shard_writer build_plan shard_tasks ray_cluster merge_parts
-            build index_tars
+            same_input build index_tars
         verifying: verify_split verify_images repair
         mixture: source_counts weight_schedule permutation sample_order mixture source_shares resume_state forecast
             expected_sources write_mixture

@@ -103,7 +103,9 @@ def _open_files_advice(said: str) -> str:
     if os.strerror(errno.EMFILE) not in said and os.strerror(errno.ENFILE) not in said:
         return ""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return f"; this process may have {limit:,} files open at once: `ulimit -n 65536` before the same command allows more"
+    return (
+        f"; this process may have {limit:,} files open at once: `ulimit -n 65536` before the same command allows more"
+    )
 
 
 def say_error(text: str) -> None:

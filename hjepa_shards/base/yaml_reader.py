@@ -95,7 +95,13 @@ class _Loader(yaml.SafeLoader):
             raise _Refused(node, f"a number of at most {_MOST_DIGITS} digits expected, {len(node.value):,} found")
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:  # PyYAML lets int() and date() speak
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+        ) as error:  # PyYAML lets int() and date() speak
             kind = node.tag.rpartition(":")[2].replace("timestamp", "date")
             raise _Refused(
                 node, f"a value of the kind `{kind}` expected, {node.value[:40]!r} found; put a text in quotes"

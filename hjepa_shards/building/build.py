@@ -17,6 +17,7 @@ from hjepa_shards.building.build_plan import BuildPlan, RawList, fix_plan, shuff
 from hjepa_shards.building.build_rules import require_rules
 from hjepa_shards.building.merge_parts import finish, is_finished, mark_of
 from hjepa_shards.building.ray_cluster import run_on_cluster
+from hjepa_shards.building.same_input import check_input, require_same_input
 from hjepa_shards.building.shard_tasks import Job, Run, Task, run_in_processes
 from hjepa_shards.building.shard_writer import Members
 from hjepa_shards.errors import InputError
@@ -61,6 +62,8 @@ class BuildOptions:
     """What to call the source among the shards, where not as it is called here: a second folder of own images."""
     exclude: Path | None = None
     """A file that names samples to be excluded (`exclusions.py`)."""
+    check_input: bool = False
+    """Also read all raw data of shards that are built already, and compare it with what they were made from."""
     workers: int = 1
     """Processes on this machine."""
     cluster: str | None = None
@@ -119,6 +122,9 @@ def build(
         target.prepare()
         with target.alone():
             plan = _plan(target, name, split, listed, source, options)
+            require_same_input(target, listed)
+            if options.check_input:
+                check_input(target, plan, listed, options.workers, progress)
             target.remove_leftovers()
             build_missing(target, plan, listed, range(plan.num_shards), _way(options), progress)
             manifests.append(finish(target, plan))
@@ -145,6 +151,7 @@ def build_part(
         target.prepare()
         with target.alone_with(mark_of(part.number, part.of)):
             plan = _plan(target, name, split, listed, source, options)
+            require_same_input(target, listed)
             shards = range(part.number - 1, plan.num_shards, part.of)
             target.remove_leftovers(tuple(Path(plan.shard_name(shard)).stem for shard in shards))
             build_missing(target, plan, listed, shards, _way(options), progress)

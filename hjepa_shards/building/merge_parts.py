@@ -143,18 +143,24 @@ def _what_is_missing(where: str, plan: BuildPlan, names: set[str], missing: Sequ
     )
 
 
+def raw_digest_of_record(target: Target, name: str) -> str:
+    """Of the raw images that a shard was made from.  name: the record's, as of `record_name`."""
+    return str(_record(target, name, target.read(name))["raw_digest"])
+
+
 def _records(target: Target, plan: BuildPlan) -> list[dict[str, Any]]:
     names = [record_name(plan.shard_name(shard)) for shard in range(plan.num_shards)]
-    records = []
-    for name, data in zip(names, target.read_all(names), strict=True):
-        try:
-            records.append(_Record.model_validate_json(data).model_dump())
-        except ValidationError as error:
-            raise BuildMismatch(
-                f"{target.where}/{name}: not the record that was written ({first_problem(error)}); remove it and run "
-                "the same build again"
-            ) from error
-    return records
+    return [_record(target, name, data) for name, data in zip(names, target.read_all(names), strict=True)]
+
+
+def _record(target: Target, name: str, data: bytes) -> dict[str, Any]:
+    try:
+        return _Record.model_validate_json(data).model_dump()
+    except ValidationError as error:
+        raise BuildMismatch(
+            f"{target.where}/{name}: not the record that was written ({first_problem(error)}); remove it and run "
+            "the same build again"
+        ) from error
 
 
 def _manifest_of(plan: BuildPlan, records: Sequence[dict[str, Any]]) -> Manifest:

@@ -32,6 +32,7 @@ __all__ = [
     "Statistics",
     "add_statistics",
     "num_measured",
+    "raw_token",
     "record_name",
     "sha256_of",
     "write_shard",
@@ -89,7 +90,7 @@ def write_shard(
             try:
                 image = raw.read(sample)
                 num_bytes, checksum = _size_and_checksum(image)
-                raw_digest.update(b"%d %d " % (num_bytes, checksum))
+                raw_digest.update(_token(num_bytes, checksum))
                 encoded = encode(image, settings)
                 moments, is_decoded = encoded.moments, encoded.is_decoded
                 if moments is None and (index < MEASURED_FIRST or index % MEASURED_EVERY == 0):
@@ -132,6 +133,17 @@ def write_shard(
 def num_measured(num_samples: int) -> int:
     """How many images of so many in a shard are decoded for statistics where they are kept."""
     return min(num_samples, MEASURED_FIRST) + max(0, (num_samples - 1) // MEASURED_EVERY)
+def raw_token(raw: RawSplit, sample: RawSample) -> tuple[bytes, int]:
+    """What a sample adds to the `raw_digest` of its shard's record, and its raw bytes; nothing where it has no image."""
+    try:
+        num_bytes, checksum = _size_and_checksum(raw.read(sample))
+    except DecodeError:
+        return b"", 0
+    return _token(num_bytes, checksum), num_bytes
+
+
+def _token(num_bytes: int, checksum: int) -> bytes:
+    return b"%d %d " % (num_bytes, checksum)
 
 
 def sha256_of(path: Path) -> str:

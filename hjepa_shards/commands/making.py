@@ -60,6 +60,9 @@ def build_command(
         bool, typer.Option("--no-classes", help="folder: all images of any tree of folders, without labels")
     ] = False,
     exclude: Annotated[Path | None, typer.Option(help="samples to exclude, as `duplicates --out` writes them")] = None,
+    check_input: Annotated[
+        bool, typer.Option("--check-input", help="read all raw data of what is built, and compare it with the build's")
+    ] = False,
     workers: _Workers = _CORES,
     cluster: Annotated[
         str | None, typer.Option(help="do the work on this Ray cluster: auto, host:6379 or ray://host:10001")
@@ -81,6 +84,7 @@ def build_command(
         no_classes=no_classes,
         name=name,
         exclude=exclude,
+        check_input=check_input,
         workers=workers,
         cluster=cluster,
     )

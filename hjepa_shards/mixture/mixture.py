@@ -104,7 +104,9 @@ class DataConfig(Strict):
     @classmethod
     def _divides(cls, deviations: tuple[float, float, float]) -> tuple[float, float, float]:
         if not min(deviations) >= _LEAST_DEVIATION:
-            raise ValueError(f"standard deviations of at least {_LEAST_DEVIATION} expected, for pixels are divided by them")
+            raise ValueError(
+                f"standard deviations of at least {_LEAST_DEVIATION} expected, for pixels are divided by them"
+            )
         return deviations
 
     @field_validator("sources")

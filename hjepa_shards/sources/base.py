@@ -8,7 +8,7 @@ lists once, workers read. So a split travels as its settings and loads again wha
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +70,13 @@ class RawSplit(ABC):
 
         DecodeError where the raw data has this sample but no image for it: it is excluded by name, with that reason.
         """
+
+    def files_of(self, samples: Iterable[RawSample]) -> Iterator[Path]:  # noqa: ARG002 (most sources need them)
+        """The files of this machine that decide what some samples are: lists, containers, an image each; none: unknown.
+
+        samples: some of its own. A file may come twice, and need not be there.
+        """
+        return iter(())
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ class VitConfig(Strict):
     """one of the published sizes"""
     width: int | None = Field(default=None, gt=0, le=2**16)
     """of a token; divisible by 4 and by heads"""
-    depth: int | None = Field(default=None, gt=0, le=512)
+    depth: int | None = Field(default=None, gt=0, le=256)
     """number of blocks"""
     heads: int | None = Field(default=None, gt=0)
     """attention heads"""

@@ -23,7 +23,7 @@ class StackConfig(Strict):
 
     width: int = Field(gt=0, le=2**16)
     """of a token"""
-    depth: int = Field(gt=0, le=512)
+    depth: int = Field(gt=0, le=256)
     """number of blocks"""
     heads: int = Field(gt=0)
     """attention heads"""

@@ -90,7 +90,9 @@ class NonfiniteGuard:
                 f"samples are in {self._path}; the run diverged: resume from the last checkpoint with a smaller "
                 "training.lr, or start again with a longer warm-up"
             )
-        self._say(f"[yellow]note[/yellow] step {step.number}: the gradient is not finite, skipped; see {escape(str(self._path))}")
+        self._say(
+            f"[yellow]note[/yellow] step {step.number}: the gradient is not finite, skipped; see {escape(str(self._path))}"
+        )
         self._last_bad = step.number
 
     def _write(self, step: Step) -> None:

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import final
@@ -81,6 +81,9 @@ class TreeSplit(RawSplit):
     def read(self, sample: RawSample) -> bytes:
         return read_file(self.root, sample.name)
 
+    def files_of(self, samples: Iterable[RawSample]) -> Iterator[Path]:
+        return (path_of(self.root, sample.name) for sample in samples)
+
 
 def read_file(root: Path, name: str) -> bytes:
     """The bytes of a file below `root`, by its name as `proper_text`.
@@ -89,8 +92,7 @@ def read_file(root: Path, name: str) -> bytes:
     """
     path = root / name
     try:
-        if "\\x" in name and not path.exists():
-            path = root / _original(name)
+        path = path_of(root, name)
         if not stat.S_ISREG(path.stat().st_mode):  # to open a FIFO is to wait until something is written to it
             raise DecodeError("no file: a folder, FIFO, socket or device")
         return path.read_bytes()
@@ -189,6 +191,12 @@ class Walk:
                 f"{proper_text(folder)}, which is {proper_text(before)}",
             )
         return False
+
+
+def path_of(root: Path, name: str) -> Path:
+    """Where a file below `root` is, by its name as `proper_text`."""
+    path = root / name
+    return root / _original(name) if "\\x" in name and not path.exists() else path
 
 
 def image_names(root: Path, folder: str) -> Iterator[str]:

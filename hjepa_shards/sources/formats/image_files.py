@@ -14,7 +14,7 @@ from typing import Any, final
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_shards.shards.raw_sample import Extent, extension_of
 from hjepa_shards.shards.sample_table import on_disk, temporary
-from hjepa_shards.sources.formats.class_folders import image_names, proper_text, read_file
+from hjepa_shards.sources.formats.class_folders import image_names, path_of, proper_text, read_file
 from hjepa_shards.sources.formats.tar_members import TarMember, read_member, tar_members
 
 MAX_ABSENT_SHARE = 0.01
@@ -34,6 +34,10 @@ class RawFiles(ABC):
     @abstractmethod
     def read(self, name: str, extent: Extent | None) -> bytes:
         """One file. InputError where it cannot be read."""
+
+    def path(self, name: str) -> Path:  # noqa: ARG002 (folders need it)
+        """The file on disk that holds an image."""
+        return self.where
 
     def names(self) -> Iterator[str]:
         return (name for name, _ in self.members())
@@ -71,6 +75,9 @@ class FolderFiles(RawFiles):
 
     def read(self, name: str, extent: Extent | None) -> bytes:
         return read_file(self.where, name)
+
+    def path(self, name: str) -> Path:
+        return path_of(self.where, name)
 
 
 @final

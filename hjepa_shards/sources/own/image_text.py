@@ -10,7 +10,7 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -100,6 +100,10 @@ class ImageTextSplit(RawSplit):
             except OSError as error:
                 raise InputError(f"{path}: cannot be read: {error.strerror or error}; make it readable") from error
         raise DecodeError("no such file")
+
+    def files_of(self, samples: Iterable[RawSample]) -> Iterator[Path]:
+        yield self.list_file
+        yield from (self.root / sample.name for sample in samples)
 
     def _name(self, image: str) -> str:
         """The sample of an image in the list: x.jpg.1 is x.jpg, where only that one is there."""

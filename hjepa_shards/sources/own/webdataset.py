@@ -95,6 +95,9 @@ class TarSplit(RawSplit):
             raise DecodeError(f"an image of more than {_MAX_IMAGE_BYTES:,} bytes")
         return read_member(self._plain(tar), sample.name, offset, num_bytes)
 
+    def files_of(self, samples: Iterable[RawSample]) -> Iterator[Path]:
+        return (Path(archive.location) for archive in self.archives if not is_remote(archive.location))
+
     def _plain(self, tar: int) -> Path:
         """The tar as a plain file. It is looked for at each use: a worker on another machine makes its own copy."""
         archive = self.archives[tar]

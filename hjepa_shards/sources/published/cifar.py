@@ -6,7 +6,7 @@ the same row. Records hold no names: their samples are numbered, and a build fro
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -121,6 +121,9 @@ class CifarSplit(RawSplit):
     def read(self, sample: RawSample) -> np.ndarray:
         stem = sample.name.partition("/")[0]
         return self._batches[stem].pixels[sample.index].transpose(1, 2, 0)
+
+    def files_of(self, samples: Iterable[RawSample]) -> Iterator[Path]:
+        return (self.folder / file for file in self.files)
 
     @cached_property
     def _batches(self) -> dict[str, Batch]:

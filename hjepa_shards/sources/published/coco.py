@@ -7,7 +7,7 @@ part of a sample is kept while parsing: the file of the training split has 92 MB
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +63,10 @@ class CocoSplit(RawSplit):
         if sample.name in self.absent:
             raise DecodeError(f"named by {self.annotations.name}, not among the images")
         return self.files.read(sample.name, None)
+
+    def files_of(self, samples: Iterable[RawSample]) -> Iterator[Path]:
+        yield self.annotations
+        yield from (self.files.path(sample.name) for sample in samples)
 
     @cached_property
     def _annotated(self) -> "_Annotated":

@@ -72,6 +72,9 @@ class SynsetSplit(RawSplit):
     def read(self, sample: RawSample) -> bytes:
         return self.files.read(sample.name, sample.extent)
 
+    def files_of(self, samples: Iterable[RawSample]) -> Iterator[Path]:
+        return (self.files.path(sample.name) for sample in samples)
+
 
 @cache
 def synset_names() -> dict[str, str]:

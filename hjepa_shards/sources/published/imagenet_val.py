@@ -48,6 +48,9 @@ class FlatVal(RawFiles):
     def read(self, name: str, extent: Extent | None) -> bytes:
         return self.files.read(name.partition("/")[2], extent)
 
+    def path(self, name: str) -> Path:
+        return self.files.path(name.partition("/")[2])
+
     def _synset(self, name: str) -> str:
         numbered = _FILE.fullmatch(name)
         if numbered is None:

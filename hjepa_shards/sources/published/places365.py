@@ -5,7 +5,7 @@ of them mean that something was not unpacked, and are refused before anything is
 ones (squeezed to 256x256) have the same names; which are meant follows from what is there, or from --raw.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -79,6 +79,10 @@ class PlacesSplit(RawSplit):
         if sample.name in self.absent:
             raise DecodeError(f"named by {self.file_list.name}, not among the images")
         return self.files.read(sample.name, sample.extent)
+
+    def files_of(self, samples: Iterable[RawSample]) -> Iterator[Path]:
+        yield self.file_list
+        yield from (self.files.path(sample.name) for sample in samples)
 
 
 def _read_list(path: Path, num_classes: int) -> Iterator[tuple[str, int]]:

@@ -3,7 +3,7 @@
 Files are memory-mapped: the unlabelled one has 2.8 GB. Its role in a mixture is pretraining; it has no labels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import final
@@ -52,6 +52,9 @@ class Stl10Split(RawSplit):
 
     def read(self, sample: RawSample) -> np.ndarray:
         return np.ascontiguousarray(self._images[sample.index].transpose(2, 1, 0))
+
+    def files_of(self, samples: Iterable[RawSample]) -> Iterator[Path]:
+        return iter(self.paths)
 
     @cached_property
     def _images(self) -> np.ndarray:

@@ -25,7 +25,7 @@ class PredictorConfig(StackConfig):
 
     width: int = Field(default=384, gt=0, le=2**16)
     """of a token; 192 saves nearly half of a ViT-S's FLOP"""
-    depth: int = Field(default=6, gt=0, le=512)
+    depth: int = Field(default=6, gt=0, le=256)
     heads: int = Field(default=6, gt=0)
 
 

@@ -28,7 +28,7 @@ class DecoderConfig(StackConfig):
     """Size of the decoder; the paper's for every size of encoder."""
 
     width: int = Field(default=512, gt=0, le=2**16)
-    depth: int = Field(default=8, gt=0, le=512)
+    depth: int = Field(default=8, gt=0, le=256)
     heads: int = Field(default=16, gt=0)
 
 

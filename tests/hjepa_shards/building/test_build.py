@@ -30,8 +30,8 @@ def digits(out: Path, options: BuildOptions = SMALL) -> Manifest:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """What a build leaves, but for its lock."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    """What a build leaves, but for its lock and the times of raw files."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "raw.json")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
