@@ -44,7 +44,7 @@ _CONTROLS = re.compile(
     "[\\x00-\\x1f\\x7f-\\x9f\\xad\\u061c\\u180e\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u206f\\ud800-\\udfff\\ufeff"
     "\\ufff9-\\ufffb\\U000e0000-\\U000e0fff]"
 )
-"""What steers a terminal or cannot be seen or encoded: C0 and C1, directions and other formats, half surrogates, tags."""
+"""What steers a terminal, is not seen or not encoded: C0, C1, directions and other formats, half surrogates, tags."""
 
 
 def visible(text: str) -> str:
@@ -64,7 +64,7 @@ class _SafeConsole(Console):
         for segment in super().render(renderable, options):
             if not segment.control and segment.text != "\n" and _CONTROLS.search(segment.text):
                 lines = segment.text.split("\n")
-                segment = Segment("\n".join(map(visible, lines)), segment.style)  # noqa: PLW2901
+                segment = Segment("\n".join(map(visible, lines)), segment.style)
             yield segment
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import fsspec
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
@@ -22,6 +21,7 @@ from hjepa_shards.errors import BuildMismatch, InputError
 from hjepa_shards.images.rgb_pixels import notes_of
 from hjepa_shards.shards.manifest import FILE_NAME, Manifest, manifest_bytes, shard_pattern
 from hjepa_shards.storage.build_output import JOURNAL, Target, is_url, target_of
+from hjepa_shards.storage.remote_files import file_system
 
 _MARK = re.compile(rf"{re.escape(JOURNAL)}/\.part-(\d+)-of-(\d+)")
 
@@ -73,7 +73,7 @@ class _Record(BaseModel, strict=True):
 def unmerged_below(folder: str | Path) -> list[str]:
     """Every split with a build's plan, here or below. InputError where there is none."""
     if is_url(folder):
-        fs, path = fsspec.url_to_fs(str(folder))
+        fs, path = file_system(str(folder))
         fs.invalidate_cache()
         found = [fs.unstrip_protocol(name) for name in fs.find(path) if name.endswith(f"/{PLAN}")]
     else:

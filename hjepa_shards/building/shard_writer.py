@@ -134,7 +134,7 @@ def num_measured(num_samples: int) -> int:
     """How many images of so many in a shard are decoded for statistics where they are kept."""
     return min(num_samples, MEASURED_FIRST) + max(0, (num_samples - 1) // MEASURED_EVERY)
 def raw_token(raw: RawSplit, sample: RawSample) -> tuple[bytes, int]:
-    """What a sample adds to the `raw_digest` of its shard's record, and its raw bytes; nothing where it has no image."""
+    """What a sample adds to its shard's `raw_digest`, and its number of raw bytes; nothing where it has no image."""
     try:
         num_bytes, checksum = _size_and_checksum(raw.read(sample))
     except DecodeError:

@@ -23,7 +23,15 @@ from hjepa_shards.shards.location import Place
 from hjepa_shards.shards.manifest import Manifest
 from hjepa_shards.shards.sidecar import Sidecar
 from hjepa_shards.storage.decompress import inflated
-from hjepa_shards.storage.remote_files import remote_bytes, remote_exists, remote_info, remote_range, remote_ranges
+from hjepa_shards.storage.remote_files import (
+    WholeFileError,
+    remote_bytes,
+    remote_exists,
+    remote_info,
+    remote_range,
+    remote_ranges,
+    remote_sends_parts,
+)
 from hjepa_shards.storage.shard_cache import ShardCache
 
 _STORED_FORMS = ("", ".zst", ".gz")
@@ -31,6 +39,8 @@ _STORED_FORMS = ("", ".zst", ".gz")
 _TRIES = 3
 """Of a whole shard or index, where other bytes than the manifest's came."""
 _INDEXES_AT_ONCE = 16
+_MOST_WHOLE_IN_A_ROW = 5
+"""Whole shards that come where a part was requested, before the server is taken to know nothing else."""
 
 
 @final
@@ -46,6 +56,13 @@ class RemoteStore(Store):
         self.cache = cache
         self.fetches = cache is not None
         self._form = self._stored_form()
+        self._only_whole = bool(self._form)
+        """No part of a shard can be read at its origin: it is compressed, or the server sends all of it each time."""
+        self._whole_in_a_row = 0
+        self._sends_parts = False
+        """Whether that was asked."""
+        if not self.cache:
+            self._ask_for_parts()
         limit = descriptor_share(num_stores)
         self._descriptors = Lru(limit, self._open, os.close)
         self._sidecars = Lru(limit, self._open_sidecar, lambda sidecar: None)
@@ -69,7 +86,9 @@ class RemoteStore(Store):
     def read_many(self, wanted: Sequence[tuple[int, int, int]]) -> list[bytes | None]:
         absent = [i for i, (shard, _, _) in enumerate(wanted) if not self._is_here(shard)]
         found: list[bytes | None] = [None] * len(wanted)
-        if len(absent) > 1 and not self._form:
+        if len(absent) > 1:
+            self._ask_for_parts()
+        if len(absent) > 1 and not self._only_whole:
             ranges = [(self._shard_url(shard), at, at + num) for shard, at, num in (wanted[i] for i in absent)]
             for i, data in zip(absent, remote_ranges(ranges), strict=True):
                 found[i] = data
@@ -134,6 +153,22 @@ class RemoteStore(Store):
                 return form
         raise InputError(f"{self._shard_url(0)}: a shard expected, as the manifest says, none found; upload it again")
 
+    def _ask_for_parts(self) -> None:
+        """Once, before the first part is requested: a batch of whole shards would fill the memory."""
+        if not self._sends_parts and not self._only_whole:
+            if not remote_sends_parts(self._shard_url(0)):
+                self._read_whole_from_now_on()
+            self._sends_parts = True
+
+    def _read_whole_from_now_on(self) -> None:
+        """InputError where there is no cache: the server would send each shard once a sample."""
+        if not self.cache:
+            raise InputError(
+                f"{self.url}: this server sends whole files only (it ignores Range), so each sample would cost a shard; "
+                "give the run a data.cache, or put the shards on a server that knows ranges"
+            )
+        self._only_whole = True
+
     def _is_here(self, shard: int) -> bool:
         try:
             with self._descriptors.lent(shard):
@@ -149,7 +184,8 @@ class RemoteStore(Store):
             return None
 
     def _read_range(self, shard: int, offset: int, num_bytes: int) -> bytes:
-        if self._form:
+        self._ask_for_parts()
+        if self._only_whole:
             if not self._fetch(shard, wait=True):
                 raise ShardError(
                     f"{self._shard_url(shard)}{self._form}: no room for it in the cache, or other bytes come "
@@ -159,8 +195,15 @@ class RemoteStore(Store):
         url = self._shard_url(shard)
         try:
             data = remote_range(url, offset, offset + num_bytes)
+            self._whole_in_a_row = 0
             self._count(Traffic(ranges=1, num_bytes=num_bytes))
             return data
+        except WholeFileError as error:
+            self._whole_in_a_row += 1  # a proxy on the way may forget what was requested now and then
+            if self._whole_in_a_row < _MOST_WHOLE_IN_A_ROW:
+                return error.part
+            self._read_whole_from_now_on()
+            return self._read_range(shard, offset, num_bytes)
         except EOFError as error:
             found, _ = remote_info(url)
             if found is not None and found < int(self.manifest.shard_bytes[shard]):

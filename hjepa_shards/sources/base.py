@@ -71,7 +71,7 @@ class RawSplit(ABC):
         DecodeError where the raw data has this sample but no image for it: it is excluded by name, with that reason.
         """
 
-    def files_of(self, samples: Iterable[RawSample]) -> Iterator[Path]:  # noqa: ARG002 (most sources need them)
+    def files_of(self, samples: Iterable[RawSample]) -> Iterator[Path]:
         """The files of this machine that decide what some samples are: lists, containers, an image each; none: unknown.
 
         samples: some of its own. A file may come twice, and need not be there.

@@ -11,7 +11,6 @@ import hashlib
 import http.client
 import json
 import os
-import random
 import re
 import ssl
 import time
@@ -25,32 +24,16 @@ from urllib.parse import urlsplit
 
 from hjepa_shards.base.atomic_files import sync_folder, write_atomically, writing
 from hjepa_shards.errors import InputError, ShardError
+from hjepa_shards.storage.retry import TRY_AGAIN_STATUS, Pace, Patience, TooSlowError, is_hopeless
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 _CHUNK_BYTES = 2**18
-_TRY_AGAIN_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_TRIES_WITHOUT_ANSWER = 4
-"""A server that never answered in this run is given up sooner: more often a wrong address than a bad connection."""
 _ELSEWHERE = "take it from another address with --url-base"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Patience:
-    """How long a bad connection is tolerated."""
-
-    tries: int = 10
-    """In a row that bring not a byte more than there was before."""
-    first_wait_s: float = 1.0
-    """After the first failure; doubled after each further one, times a random number in [0.5, 1]."""
-    most_wait_s: float = 300.0
-    """A server whose Retry-After asks for more is left alone: the message says when to come again."""
-    timeout_s: float = 60.0
-    """Without a byte for so long, a connection counts as dead."""
-
-
-PATIENT = Patience()
+PATIENT = Patience(tries=12, tries_without_answer=4, first_wait_s=1.0, most_wait_s=300.0)
 
 
 @final
@@ -89,6 +72,9 @@ def fetch(
         transfer = _Transfer(url, _Part(path, url), num_bytes, patience, watcher)
         transfer.run()
         found = digest_of(transfer.part.path, "sha256", watcher.bar(f"check {path.name}"))
+        if found != sha256 and _is_web_page(transfer.part.path):
+            transfer.part.remove()
+            raise InputError(f"{url}: an archive expected, a web page found (a login?); {_ELSEWHERE}")
         if found == sha256:
             transfer.part.finish(path)
             return
@@ -117,14 +103,22 @@ def digest_of(path: Path, algorithm: str, progress: Progress | None = None) -> s
     return digest.hexdigest()
 
 
+def _is_web_page(path: Path) -> bool:
+    """Whether a file begins as HTML does."""
+    with path.open("rb") as file:
+        first = file.read(1000)
+    return first.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html"))
+
+
 class _Interrupted(Exception):
     """This try failed, the next one may not."""
 
-    def __init__(self, what: str, *, wait_s: float | None = None, answered: bool = True) -> None:
+    def __init__(self, what: str, *, wait_s: float | None = None, slow: bool = False) -> None:
         super().__init__(what)
         self.wait_s = wait_s
         """As the server asks."""
-        self.answered = answered
+        self.slow = slow
+        """Bytes came, but so few that they do not count."""
 
 
 @final
@@ -168,7 +162,7 @@ class _Part:
     def _remembered(self) -> dict[str, Any]:
         try:
             memory = json.loads(self._memory.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return memory if isinstance(memory, dict) else {}
 
@@ -196,7 +190,8 @@ class _Transfer:
                 self._ask(progress)
                 return
             except _Interrupted as error:
-                failures = failures + 1 if self.part.num_bytes <= farthest else 0
+                news = self.part.num_bytes - farthest
+                failures = failures + 1 if error.slow or news <= 0 else 0
                 farthest = max(farthest, self.part.num_bytes)
                 self._wait(error, failures)
 
@@ -211,14 +206,11 @@ class _Transfer:
         patience = self.patience
         arrived = self.part.num_bytes
         kept = f"the same command continues {f'from byte {arrived:,}' if arrived else 'where this one ended'}"
-        tries = patience.tries if self._answered else min(_TRIES_WITHOUT_ANSWER, patience.tries)
-        if failures >= tries:
+        if patience.is_over(failures, answered=self._answered):
             raise InputError(f"{self.url}: given up after {failures} tries that brought nothing: {error}; {kept}")
         if error.wait_s is not None and error.wait_s > patience.most_wait_s:
             raise InputError(f"{self.url}: {error}, come again in {error.wait_s:,.0f} s; {kept}")
-        wait_s = min(patience.first_wait_s * 2 ** max(failures - 1, 0), patience.most_wait_s)
-        # unkeyed on purpose: machines that failed together must not come back together
-        wait_s = wait_s * random.uniform(0.5, 1) if error.wait_s is None else error.wait_s
+        wait_s = patience.pause_s(failures) if error.wait_s is None else error.wait_s
         self.watcher.note(f"{self.name}: {error} at byte {arrived:,}; again in {wait_s:.1f} s")
         time.sleep(wait_s)
 
@@ -245,6 +237,8 @@ class _Transfer:
                     f"{self.url}: its certificate cannot be trusted: {reason.verify_message}; see to this machine's "
                     f"clock and certificates (SSL_CERT_FILE), or {_ELSEWHERE}"
                 ) from error
+            if is_hopeless(error):
+                raise InputError(f"{self.url}: cannot be fetched: {_one_line(reason)}; {_ELSEWHERE}") from error
             if isinstance(reason, TimeoutError):
                 raise _Interrupted(f"nothing came for {self.patience.timeout_s:g} s") from error
             raise _Interrupted(_one_line(getattr(reason, "strerror", None) or reason)) from error
@@ -284,8 +278,9 @@ class _Transfer:
         done = self.part.num_bytes
         with writing(self.part.path):
             file = self.part.path.open("ab")
+        pace = Pace(self.patience)
         with file:
-            while data := response.read1(_CHUNK_BYTES):
+            while data := _within(pace, response):
                 done += len(data)
                 if expected is not None and done > expected:
                     raise InputError(f"{self.url}: {expected:,} bytes expected, more found; {_ELSEWHERE}")
@@ -305,9 +300,16 @@ class _Transfer:
                 return
             self.part.remove()
             raise _Interrupted("another file is there now, from the beginning") from error
-        if error.code not in _TRY_AGAIN_STATUS:
+        if error.code not in TRY_AGAIN_STATUS:
             raise InputError(f"{self.url}: the file expected, {what} found; {_ELSEWHERE}") from error
         raise _Interrupted(what, wait_s=_requested_wait_s(error.headers["Retry-After"])) from error
+
+
+def _within(pace: Pace, response: http.client.HTTPResponse) -> bytes:
+    try:
+        return pace.read(response.read1, _CHUNK_BYTES)
+    except TooSlowError as error:
+        raise _Interrupted(str(error), slow=True) from error
 
 
 def _requested_wait_s(retry_after: str | None) -> float | None:

@@ -1,7 +1,7 @@
 """Files at a URL (https://, s3://, gs:// and what else fsspec knows), over a connection that breaks and continues.
 
 Every file system raises errors of its own, so this boundary catches them all: what may be better at the next try is
-tried again, five times and longer apart each time, from the byte where it stopped.
+tried again (retry.py), from the byte where it stopped; the rest is one line.
 """
 
 import functools
@@ -11,19 +11,31 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.asyn import sync
 from fsspec.core import url_to_fs
 
 from hjepa_shards.errors import InputError, ShardError
+from hjepa_shards.storage.retry import Pace, Patience, is_hopeless, status_of
 
 Result = TypeVar("Result")
 
 _CHUNK_BYTES = 1 << 20
-_TRIES = 5
-_FIRST_WAIT_S = 0.5
-"""After the first failure in a row; three times as long after each further one."""
-_HOPELESS = frozenset({400, 401, 403, 404, 405, 410})
-"""HTTP answers that the next try would not change."""
+PATIENCE = Patience()
+_TRIES_OF_SHORT = 5
+"""Of a part of which fewer bytes came."""
+_TRIES_OF_PARTS = 3
+"""Of a part, for a proxy on the way may forget what was requested now and then."""
+_WEB_PAGES = (b"<!doctype html", b"<html")
 _BEYOND_THE_END = 416
+
+
+class WholeFileError(ShardError):
+    """A server sent a whole file where a part of it was requested."""
+
+    def __init__(self, url: str, part: bytes) -> None:
+        super().__init__(f"{url}: a part expected, all of the file came")
+        self.part = part
+        """What was requested, if all of it is there."""
 
 
 def is_remote(location: str) -> bool:
@@ -32,13 +44,13 @@ def is_remote(location: str) -> bool:
 
 def remote_glob(pattern: str) -> list[str]:
     """The URLs that a pattern with stars finds."""
-    files, path = _file_system(pattern)
+    files, path = file_system(pattern)
     return [files.unstrip_protocol(str(found)) for found in _tried(pattern, lambda: files.glob(path))]
 
 
 def remote_info(url: str) -> tuple[int | None, str]:
     """Size in bytes, None where the server does not say; and what else changes when the file does."""
-    files, path = _file_system(url)
+    files, path = file_system(url)
     info = _tried(url, lambda: files.info(path))
     versions = [str(info[key]) for key in sorted(info) if key.lower() in ("etag", "last-modified", "lastmodified")]
     return info.get("size"), " ".join(versions)
@@ -49,19 +61,24 @@ def remote_bytes(url: str, num_bytes: int | None) -> Iterator[bytes]:
 
     num_bytes: as `remote_info` said.
     """
-    files, path = _file_system(url)
+    files, path = file_system(url)
     at = failures = 0
     while num_bytes is None or at < num_bytes:
         try:
             with _opened_at(files, path, at) as file:
-                while chunk := file.read(_CHUNK_BYTES):
+                pace = Pace(PATIENCE)
+                while chunk := pace.read(file.read, _CHUNK_BYTES):
+                    if at == 0:
+                        _refuse_web_page(url, chunk)
                     yield chunk
                     at += len(chunk)
-                    failures = 0
+                    failures = failures if len(chunk) < PATIENCE.least_bytes_per_s else 0
             if num_bytes is None:
                 return
             if at < num_bytes:
                 raise EOFError(f"{at:,} bytes came, {num_bytes:,} expected")
+        except InputError:
+            raise
         except Exception as error:  # each file system of fsspec has errors of its own
             failures += 1
             _wait_or_give_up(url, error, failures)
@@ -70,59 +87,79 @@ def remote_bytes(url: str, num_bytes: int | None) -> Iterator[bytes]:
 
 
 def remote_exists(url: str) -> bool:
-    files, path = _file_system(url)
+    files, path = file_system(url)
 
     def exists() -> bool:
         try:
             files.info(path)
-        except FileNotFoundError:
-            return False
+        except FileNotFoundError as error:
+            status = status_of(error)
+            if status in (404, 410) or (status is None and error.__cause__ is None):
+                return False
+            raise  # fsspec calls any answer so
         return True
 
     return _tried(url, exists)
 
 
+def remote_sends_parts(url: str) -> bool:
+    """Whether a part of a file can be read without the rest: not every HTTP server knows Range."""
+    files, path = file_system(url)
+    if "http" not in files.protocol:
+        return True
+
+    def answer() -> int:
+        with files.open(path, "rb", block_size=0, headers={"Range": "bytes=0-0"}) as file:
+            return getattr(file, "r").status  # noqa: B009 (as below)
+
+    return any(_tried(url, answer) == 206 for _ in range(_TRIES_OF_PARTS))
+
+
 def remote_range(url: str, start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a file. EOFError where it gives fewer even at the last try."""
-    files, path = _file_system(url)
+    """Bytes [start, stop) of a file. EOFError where it gives fewer even at the last try.
+
+    WholeFileError where a server that was taken to send parts sends all of it.
+    """
+    files, path = file_system(url)
 
     def bytes_there() -> Any:
         try:
+            if files.async_impl:  # with a limit of time, for a server may send a byte now and then
+                return sync(files.loop, files._cat_file, path, start=start, end=stop, timeout=_longest_s(stop - start))
             return files.cat_file(path, start=start, end=stop)
         except Exception as error:  # as above
-            if _status(error) == _BEYOND_THE_END:
+            if status_of(error) == _BEYOND_THE_END:
                 return b""
             raise
 
-    for attempt in range(1, _TRIES + 1):
-        data = _of_range(_tried(url, bytes_there), start, stop)
-        if data is not None:
+    for failures in range(1, _TRIES_OF_SHORT + 1):
+        data = _tried(url, bytes_there)
+        if len(data) >= stop and len(data) > stop - start:
+            raise WholeFileError(url, data[start:stop])
+        if len(data) == stop - start:
             return data
-        if attempt < _TRIES:
-            time.sleep(_FIRST_WAIT_S * 3 ** (attempt - 1))
+        if failures < _TRIES_OF_SHORT:
+            time.sleep(PATIENCE.pause_s(failures))
     raise EOFError("fewer came")
 
 
 def remote_ranges(wanted: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
     """Many (url, start, stop) of one file system, side by side; None where one did not come at the first try."""
-    files, _ = _file_system(wanted[0][0])
-    paths = [_file_system(url)[1] for url, _, _ in wanted]
+    files, _ = file_system(wanted[0][0])
+    paths = [file_system(url)[1] for url, _, _ in wanted]
     starts, stops = [start for _, start, _ in wanted], [stop for _, _, stop in wanted]
     try:
         found = files.cat_ranges(paths, starts, stops, on_error="return")
     except Exception:  # as above; the caller tries each alone, and learns what is wrong
         return [None] * len(wanted)
     return [
-        _of_range(data, start, stop) if isinstance(data, bytes) else None
+        data if isinstance(data, bytes) and len(data) == stop - start else None
         for data, start, stop in zip(found, starts, stops, strict=True)
     ]
 
 
-def _of_range(data: bytes, start: int, stop: int) -> bytes | None:
-    """What was requested, also from a server that sends the whole file instead; None where it is less."""
-    if len(data) == stop - start:
-        return data
-    return data[start:stop] if len(data) >= stop else None
+def _longest_s(num_bytes: int) -> float:
+    return 2 * PATIENCE.timeout_s + num_bytes / PATIENCE.least_bytes_per_s
 
 
 def said(error: BaseException) -> str:
@@ -130,12 +167,23 @@ def said(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _file_system(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path in it."""
-    try:
-        return url_to_fs(url, **(_patience() if url.startswith(("http://", "https://")) else {}))
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{url}: cannot be opened: {said(error)}") from error
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path in it. InputError where there is none, or it cannot be reached."""
+    options = _patience() if url.startswith(("http://", "https://")) else {}
+
+    def opened() -> tuple[Any, str]:
+        try:
+            if options:  # fsspec would take the colons of an IPv6 address for its chains of file systems
+                return fsspec.filesystem(url.partition(":")[0], **options), url
+            return url_to_fs(url, **options)
+        except ImportError as error:
+            raise InputError(
+                f"{url}: cannot be opened: {said(error)}; s3:// needs `pip install 'hjepa[s3]'`"
+            ) from error
+        except ValueError as error:
+            raise InputError(f"{url}: cannot be opened: {said(error)}; a URL that fsspec knows expected") from error
+
+    return _tried(url, opened)
 
 
 @functools.cache
@@ -171,23 +219,31 @@ def _tried(url: str, call: Callable[[], Result]) -> Result:
     while True:
         try:
             return call()
+        except InputError:
+            raise
         except Exception as error:  # as above
             failures += 1
             _wait_or_give_up(url, error, failures)
 
 
-def _status(error: Exception) -> int | None:
-    """Of an HTTP answer."""
-    return getattr(error, "status", None) or getattr(error.__cause__, "status", None)
-
-
 def _wait_or_give_up(url: str, error: Exception, failures: int) -> None:
     """Sleep, longer each time. InputError where another try would be in vain."""
-    status = _status(error)
-    missing = isinstance(error, FileNotFoundError) and error.__cause__ is None
-    if missing or status in _HOPELESS or isinstance(error, PermissionError) or failures == _TRIES:
-        what = f"answer {status}" if status else said(error.__cause__ or error)
-        raise InputError(
-            f"{url}: cannot be fetched ({what}); check the address and the connection, then run the same command again"
-        ) from error
-    time.sleep(_FIRST_WAIT_S * 3 ** (failures - 1))
+    status = status_of(error)
+    in_vain = is_hopeless(error) or isinstance(error, ImportError | ValueError)
+    if in_vain or PATIENCE.is_over(failures, answered=status is not None):
+        cause = error.__cause__ or error
+        what = f"answer {status}" if status else f"{type(cause).__name__}: {said(cause)}"
+        raise InputError(f"{url}: cannot be fetched ({what}); {_advice(status, error)}") from error
+    time.sleep(PATIENCE.pause_s(failures))
+
+
+def _advice(status: int | None, error: Exception) -> str:
+    if status in (401, 403) or isinstance(error, PermissionError) or "redential" in type(error).__name__:
+        return "check the credentials and the address, then run the same command again"
+    return "check the address and the connection, then run the same command again"
+
+
+def _refuse_web_page(url: str, first: bytes) -> None:
+    """A login page, or a server's list of a folder, with 200 as if it were the file."""
+    if first[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEB_PAGES):
+        raise InputError(f"{url}: a file expected, a web page found (a login?); check the address")

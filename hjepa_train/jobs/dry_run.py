@@ -127,8 +127,8 @@ def _notes(config: RunConfig, plan: Forecast, not_built: tuple[str, ...]) -> Ite
     training = config.training
     if training.warmup_epochs is not None and training.warmup_epochs >= training.epochs:
         yield (
-            f"training.warmup_epochs: {training.warmup_epochs:g} of {training.epochs:,} epochs are warm-up: the learning "
-            "rate does not reach its peak before the run ends"
+            f"training.warmup_epochs: {training.warmup_epochs:g} epochs of warm-up in a run of {training.epochs:,}: "
+            "the learning rate does not reach its peak before the run ends"
         )
     if config.logging.tensorboard and find_spec("tensorboard") is None:
         yield "logging.tensorboard: is not installed here: pip install 'hjepa[train]', or set it to false"

@@ -91,7 +91,8 @@ class NonfiniteGuard:
                 "training.lr, or start again with a longer warm-up"
             )
         self._say(
-            f"[yellow]note[/yellow] step {step.number}: the gradient is not finite, skipped; see {escape(str(self._path))}"
+            f"[yellow]note[/yellow] step {step.number}: the gradient is not finite, skipped; see "
+            f"{escape(str(self._path))}"
         )
         self._last_bad = step.number
 

@@ -35,7 +35,7 @@ class RawFiles(ABC):
     def read(self, name: str, extent: Extent | None) -> bytes:
         """One file. InputError where it cannot be read."""
 
-    def path(self, name: str) -> Path:  # noqa: ARG002 (folders need it)
+    def path(self, name: str) -> Path:
         """The file on disk that holds an image."""
         return self.where
 

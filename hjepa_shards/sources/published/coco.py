@@ -53,7 +53,8 @@ class CocoSplit(RawSplit):
     def notes(self) -> tuple[str, ...]:
         if not self.num_unlisted:
             return self._annotated.notes
-        more = f"{self.num_unlisted:,} images in {self.files.where.name} that {self.annotations.name} does not list: left out"
+        where, listed = self.files.where.name, self.annotations.name
+        more = f"{self.num_unlisted:,} images in {where} that {listed} does not list: left out"
         return (*self._annotated.notes, more)
 
     def list_samples(self) -> Sequence[RawSample]:

@@ -283,7 +283,8 @@ def _levels(config: HJepaConfig, grid: int, num_stages: int) -> tuple[tuple[int,
     if len(strides) != config.levels or list(strides) != sorted(set(strides)) or not set(strides) <= set(divisors):
         raise InputError(
             f"objective.hjepa.strides: {config.levels} rising strides expected that cut the grid of {grid} x {grid} "
-            f"into 2 or more cells a side, {brief(list(strides))} found; possible: {divisors}; set `strides` or `levels: 1`"
+            f"into 2 or more cells a side, {brief(list(strides))} found; possible: {divisors}; set `strides` or "
+            "`levels: 1`"
         )
     return strides, ()
 
@@ -292,7 +293,8 @@ def _level_weights(config: HJepaConfig, num_levels: int) -> tuple[float, ...]:
     weights = LEVEL_WEIGHTS[:num_levels] if config.level_weights is None else config.level_weights
     if len(weights) != num_levels or min(weights) < 0 or not any(weights):
         raise InputError(
-            f"objective.hjepa.level_weights: {num_levels} of 0 or more expected, one of them above 0, {brief(list(weights))} found; one a level"
+            f"objective.hjepa.level_weights: {num_levels} of 0 or more, not all 0, expected, {brief(list(weights))} "
+            "found; one a level"
         )
     return weights
 

@@ -15,6 +15,7 @@ import zstandard
 
 from hjepa_shards.building.shard_writer import sha256_of
 from hjepa_shards.errors import InputError, ShardError, TooMuchDamage
+from hjepa_shards.loader import remote_store
 from hjepa_shards.loader.batch import Batch
 from hjepa_shards.loader.loader import open_loader
 from hjepa_shards.loader.read_split import read_split
@@ -25,6 +26,7 @@ from hjepa_shards.shards.location import place_of, splits_at
 from hjepa_shards.shards.manifest import load_manifest
 from hjepa_shards.shards.sidecar import HEADER_BYTES, ROW
 from hjepa_shards.storage import remote_files
+from hjepa_shards.storage.retry import Patience
 from hjepa_shards.storage.shard_cache import CacheConfig
 from tests.hjepa_shards.loader.test_loader import mix
 from tests.hjepa_shards.storage.bad_server import Answer, Server, serving
@@ -47,7 +49,7 @@ def server(shards: Path) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_files, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(remote_files, "PATIENCE", Patience(first_wait_s=0.01))
 
 
 def run_of(mixture: Mixture, steps: int = STEPS) -> list[tuple[int, bytes, list[int]]]:
@@ -74,12 +76,20 @@ def test_by_range_batches_are_those_of_the_folder_and_no_whole_shard_is_read(sha
     assert all(part for _, part in requests)
 
 
-def test_a_server_that_knows_no_ranges_gets_one_request_a_sample(shards: Path, server: Server) -> None:
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_server_that_knows_no_ranges_needs_a_cache_and_sends_each_shard_once(
+    shards: Path, server: Server, tmp_path: Path, says_so: bool
+) -> None:
     expected = run_of(at(str(shards)), steps=1)
-    server.otherwise = Answer(ignores_range=True)
-    assert run_of(at(server.url()), steps=1) == expected
-    requests = shard_requests(server)
-    assert len(requests) <= 4 * BATCH, "the batch, two after it, and few again"
+    server.otherwise, server.ranges = Answer(ignores_range=True), "bytes" if not says_so else "none"
+    with pytest.raises(InputError, match=r"ignores Range.*give the run a data.cache"):
+        run_of(at(server.url()), steps=1)
+    assert len(shard_requests(server)) <= (4 if says_so else 4 * BATCH)
+    server.requests.clear()
+    assert run_of(at(server.url(), tmp_path / "cache"), steps=1) == expected
+    if says_so:
+        names = [path for path, _ in shard_requests(server)]
+        assert len(names) <= 8 + 2 * 3, "each shard, and a look at the first of each split"
 
 
 def test_through_a_cache_they_are_too_and_each_shard_comes_once(shards: Path, server: Server, tmp_path: Path) -> None:
@@ -123,8 +133,9 @@ def test_over_a_bad_line_the_epoch_is_the_same(
 ) -> None:
     """Delays, cut connections, truncated and stale answers, 503: none of it is damage."""
     # whose request meets which answer is chance, and five bad ones in a row would rightly end the run
-    monkeypatch.setattr(remote_files, "_TRIES", 12)
-    monkeypatch.setattr(remote_files, "_FIRST_WAIT_S", 1e-4)
+    monkeypatch.setattr(remote_files, "_TRIES_OF_SHORT", 12)
+    monkeypatch.setattr(remote_store, "_MOST_WHOLE_IN_A_ROW", 12)
+    monkeypatch.setattr(remote_files, "PATIENCE", Patience(tries_without_answer=12, first_wait_s=1e-4))
     expected = run_of(at(str(shards)))
     mixture = at(server.url(), tmp_path / "cache" if cached else None)
     generator = random.Random(1)

@@ -11,6 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
+HOST = "127.0.0.1"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """How one request is answered; as requested, but for what is said here."""
@@ -42,10 +45,12 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 256  # of the default 5 connections at once the others knock again after a second
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__((HOST, 0), _Handler)
         self.files: dict[str, bytes] = {}
         """By path, without the slash before it."""
         self.etag: str | None = '"1"'
+        self.ranges = "bytes"
+        """What HEAD says about ranges."""
         self.script: list[Answer] = []
         self.otherwise = Answer()
         self.requests: list[tuple[str, str | None, str | None]] = []
@@ -106,7 +111,9 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.server.files.get(path, self.server.files.get(path.rpartition("/")[2]))
         self.close_connection = True
         length = 0 if data is None else len(data)
-        self._head(Answer(), 404 if data is None else 200, {"Content-Length": str(length), "Accept-Ranges": "bytes"})
+        self._head(
+            Answer(), 404 if data is None else 200, {"Content-Length": str(length), "Accept-Ranges": self.server.ranges}
+        )
 
     def _head(self, answer: Answer, status: int, headers: dict[str, str]) -> None:
         self.send_response(status)

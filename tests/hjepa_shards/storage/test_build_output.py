@@ -2,10 +2,12 @@
 
 import os
 import pickle
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -19,6 +21,7 @@ from tests.hjepa_shards.building.test_build import files_of
 from tests.processes import free_port, wait_for
 
 OPTIONS = BuildOptions(samples_per_shard=48, limit=200)
+HALVES = BuildOptions(samples_per_shard=10, limit=20)
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +196,17 @@ def test_what_a_source_unpacks_stays_on_this_machine(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HJEPA_SCRATCH", str(tmp_path))
     assert target_at("s3://a", "b", "c").scratch.parent == tmp_path
     assert os.sep not in target_at("s3://a/b/c", "d", "e").scratch.name
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_stars_and_brackets_in_a_target_are_part_of_its_name(tmp_path: Path, kind: str) -> None:
+    name = f"o[1]*t?{{a}}-{secrets.token_hex(4)}"
+    root = f"memory://{name}" if kind == "memory" else str(tmp_path / name)
+    target_at(root.replace("*", "x"), "digits", "train").prepare()  # what a pattern would find
+    way = partial(build_part, "digits", raw=None, out=root, splits=["train"], options=HALVES)
+    parts = [way(part=Part(number=number, of=2)) for number in (1, 2)]
+    assert [built.num_shards for (built,) in parts] == [1, 1]
+    merged = [merge(where) for where in unmerged_below(root)]
+    assert [manifest.num_samples for manifest in merged] == [20]
+    again = build("digits", raw=None, out=root, splits=["train"], options=HALVES)
+    assert [manifest.shard_sha256 for manifest in again] == [manifest.shard_sha256 for manifest in merged]

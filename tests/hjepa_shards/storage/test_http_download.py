@@ -334,7 +334,7 @@ def test_a_server_that_never_answers_is_given_up_sooner(tmp_path: Path) -> None:
     with serving() as server:
         url = server.url(NAME)
     patience = Patience(tries=50, first_wait_s=0.001)
-    with pytest.raises(InputError, match=r"given up after 4 tries.*Connection refused.*where this one ended"):
+    with pytest.raises(InputError, match=r"given up after 5 tries.*Connection refused.*where this one ended"):
         fetch(url, tmp_path / NAME, num_bytes=1, sha256="", patience=patience)
 
 

@@ -134,6 +134,15 @@ def test_what_the_run_or_its_evaluation_would_miss_is_noted(shards: Path, tmp_pa
         ("backbone", {"vit": {"size": "tiny", "patch": 5}}, "backbone.vit.patch: 5 does not divide the image size 16"),
         ("data", {"sources": [{"name": "mine", "weight": 1}]}, "build it with `hjepa-shards build mine"),
         ("data", {"augmentation": {"views": 2}}, "data.augmentation.views: 1 expected"),
+        ("data", {"pixel_std": [0, 0.2, 0.2]}, "pixel_std: standard deviations of at least 1e-06 expected"),
+        ("objective", {"hjepa": {"levels": 1, "momentum": 0.5, "level_weights": [0]}}, "not all 0, expected, [0.0]"),
+        ("training", {"keep_best": "knn_x"}, "keep_best: one of knn_online, knn_target, ridge_online, ridge_target"),
+        ("evaluation", {"source": "photos", "during_every_epochs": 1}, "a split train to fit the probe on"),
+        ("training", {"epochs": 10**12}, "a run of at most 72,057,594,037,927,936 samples expected"),
+        ("training", {"global_batch": 10**12}, "training.global_batch: Input should be less than or equal to"),
+        ("data", {"image_size": 10**12}, "data.image_size: Input should be less than"),
+        ("backbone", {"vit": {"width": 24, "depth": 10**12, "heads": 2, "patch": 2}}, "less than or equal to 256"),
+        ("objective", {"hjepa": {"levels": 10**12}}, "rising strides expected"),
     ],
 )
 def test_what_a_run_would_refuse_is_refused_in_one_line(
@@ -143,6 +152,19 @@ def test_what_a_run_would_refuse_is_refused_in_one_line(
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert expected in err
+
+
+def test_counts_without_end_are_planned_at_once(shards: Path, tmp_path: Path) -> None:
+    path = tiny_run(shards, tmp_path, data__epoch_samples=10**12, training__warmup_epochs=3.0)
+    dry = dry_run(load_run_config(path))
+    assert dry.plan.samples == 2 * 10**12
+    assert "training.warmup_epochs: 3 epochs of warm-up in a run of 2" in " ".join(dry.notes)
+
+
+def test_weights_that_follow_epochs_without_end_are_refused(shards: Path, tmp_path: Path) -> None:
+    sources = [{"name": "digits", "weight": {0: 1, 10**9: 2}}, {"name": "photos", "weight": 1}]
+    with pytest.raises(InputError, match="the last change within"):
+        dry_run(load_run_config(change(tiny_run(shards, tmp_path), "data", sources=sources)))
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused(shards: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from hjepa_shards.sources.formats import tar_archives
 from hjepa_shards.sources.formats.tar_archives import look_at, make_copies, plain_tar
 from hjepa_shards.sources.registry import open_split
 from hjepa_shards.storage import remote_files
+from hjepa_shards.storage.retry import Patience
 from tests.hjepa_shards.building.test_build import files_of
 from tests.hjepa_shards.sources.layouts import jpeg, put, tarred
 
@@ -201,7 +202,7 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(remote_files, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(remote_files, "PATIENCE", Patience(first_wait_s=0.01))
     served = Server(tmp_path / "served")
     yield served
     served.close()
@@ -243,7 +244,7 @@ def test_servers_that_are_busy_are_tried_again_and_others_are_not(tmp_path: Path
     server.refuse = [500] * 100
     with pytest.raises(InputError, match=r"a.tar: cannot be fetched \(answer 500\)"):
         look_at([f"{server.url}/a.tar"])
-    assert len(server.refuse) == 100 - 2 * 5  # HEAD and GET, five times
+    assert len(server.refuse) == 100 - 2 * 12  # HEAD and GET, a dozen times
 
 
 def test_no_server_at_the_address_and_unknown_protocols_are_one_line(server: Server) -> None:
