@@ -164,7 +164,7 @@ class RemoteStore(Store):
         """InputError where there is no cache: the server would send each shard once a sample."""
         if not self.cache:
             raise InputError(
-                f"{self.url}: this server sends whole files only (it ignores Range), so each sample would cost a shard; "
+                f"{self.url}: the server sends whole files only (it ignores Range): each sample would cost a shard; "
                 "give the run a data.cache, or put the shards on a server that knows ranges"
             )
         self._only_whole = True

@@ -138,7 +138,7 @@ def test_what_the_run_or_its_evaluation_would_miss_is_noted(shards: Path, tmp_pa
         ("objective", {"hjepa": {"levels": 1, "momentum": 0.5, "level_weights": [0]}}, "not all 0, expected, [0.0]"),
         ("training", {"keep_best": "knn_x"}, "keep_best: one of knn_online, knn_target, ridge_online, ridge_target"),
         ("evaluation", {"source": "photos", "during_every_epochs": 1}, "a split train to fit the probe on"),
-        ("training", {"epochs": 10**12}, "a run of at most 72,057,594,037,927,936 samples expected"),
+        ("training", {"epochs": 28 * 10**13}, "a run of at most 72,057,594,037,927,936 samples expected"),
         ("training", {"global_batch": 10**12}, "training.global_batch: Input should be less than or equal to"),
         ("data", {"image_size": 10**12}, "data.image_size: Input should be less than"),
         ("backbone", {"vit": {"width": 24, "depth": 10**12, "heads": 2, "patch": 2}}, "less than or equal to 256"),
