@@ -1,5 +1,7 @@
 """What the commands have in common."""
 
+import errno
+import os
 import re
 
 import pytest
@@ -79,6 +81,27 @@ def test_no_control_in_a_text_reaches_the_terminal(capsys: pytest.CaptureFixture
     assert err.count("\n") == 1
     assert "\\x1b[31mred" in out
     assert "\\n[bold]c" in out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "/x/y: No space left on device; make room"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), "/x: Read-only file system; choose another folder"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE), "/x"), "files open at once: `ulimit -n 65536`"),
+        (InputError(f"/x: cannot be read: {os.strerror(errno.EMFILE)}"), "files open at once: `ulimit -n 65536`"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied; change its permissions"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line_with_what_to_do(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HJEPA_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as left:
+        run_app(app_that_raises(error, monkeypatch), interrupted="say it again")
+    out, err = capsys.readouterr()
+    assert (left.value.code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
 
 
 def test_readable_text_stays_as_it_is() -> None:

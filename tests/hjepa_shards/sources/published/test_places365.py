@@ -92,6 +92,7 @@ def test_tars_and_folders_give_the_same_bytes(tmp_path: Path) -> None:
 def test_folders_may_have_the_names_under_which_they_were_packed(tmp_path: Path, folder: str) -> None:
     raw = put(put(tmp_path, LISTS) / folder, images_of("train")).parent
     assert read(raw, "train") == {name: (IMAGES[name], label) for name, label in TRAIN}
+    assert read(raw, "train-challenge") == {name: (IMAGES[name], label) for name, label in TRAIN[:4]}
 
 
 @pytest.mark.parametrize("layout", [unpacked, tars])
