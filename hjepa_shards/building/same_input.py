@@ -149,7 +149,7 @@ def _ends(path: Path, num_bytes: int) -> str:
             digest.update(file.read(_END_BYTES))
             file.seek(max(file.tell(), num_bytes - _END_BYTES))
             digest.update(file.read(_END_BYTES))
-    except (OSError, ValueError):  # whoever reads the image will say it
+    except (OSError, ValueError):  # the build that reads the image reports it
         return ""
     return digest.hexdigest()
 

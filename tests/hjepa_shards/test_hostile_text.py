@@ -1,4 +1,4 @@
-"""Names, notes and values with control characters, through every command that prints them: none reaches the terminal."""
+"""Names, notes and values with control characters, through each command that prints them: none reaches the terminal."""
 
 from pathlib import Path
 

@@ -44,7 +44,7 @@ def test_a_busy_server_is_ridden_out_and_a_dead_one_is_not(server: Server) -> No
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_what_no_further_try_would_change_is_asked_for_once(server: Server, status: int) -> None:
+def test_what_no_further_try_would_change_is_requested_once(server: Server, status: int) -> None:
     server.otherwise = Answer(status=status)
     said = f"answer {status}" if status != 404 else "FileNotFoundError"
     with pytest.raises(InputError, match=said):
