@@ -1,8 +1,8 @@
 """YAML that a user wrote, as plain values: what no configuration needs is refused before it costs time or memory.
 
-PyYAML's own loader takes the second of two equal keys without a word, writes aliases out as often as they are named (nine
-lines can name a billion values), recurses into any depth, and turns digits into integers in quadratic time. Here each
-of them is an error that says where.
+PyYAML's own loader takes the second of two equal keys without a word, writes aliases out as often as they are named
+(nine lines can name a billion values), recurses into any depth, and turns digits into integers in quadratic time. Here
+each of them is an error that says where.
 """
 
 from typing import Any, final

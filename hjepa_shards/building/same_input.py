@@ -10,6 +10,7 @@ The file is for this check alone: it is no part of what a build promises, and ma
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from functools import partial
@@ -137,12 +138,16 @@ def _stamped(path: Path) -> _Stamp:
 def _stat(path: Path) -> _Stamp:
     try:
         found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):  # to open a FIFO is to wait until something is written to it
+            return _Stamp(os.fspath(path), -1, 0, "")
     except (OSError, ValueError):  # a list may name what is not there, or cannot be
         return _Stamp(os.fspath(path), -1, 0, "")
     return _Stamp(os.fspath(path), found.st_size, found.st_mtime_ns, "")
 
 
 def _ends(path: Path, num_bytes: int) -> str:
+    if num_bytes < 0:
+        return ""
     digest = hashlib.blake2b(digest_size=16)
     try:
         with path.open("rb") as file:

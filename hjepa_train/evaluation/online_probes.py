@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import final
 
 import torch
-from rich.markup import escape
 from torch import Tensor, nn
 
 from hjepa_shards import DataConfig, manifest_at, place_of

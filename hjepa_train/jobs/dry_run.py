@@ -148,7 +148,8 @@ def _refuse_nothing_to_probe(config: RunConfig, objective: Objective, not_built:
     settings, keep_best = config.evaluation, config.training.keep_best
     require_probe(keep_best, objective, is_probed=settings.during_every_epochs != 0)
     if (keep_best or settings.during_every_epochs) and not not_built:
-        held_out_split(config.data, settings.source or config.data.sources[0].name, settings.split)
+        source = settings.source or config.data.sources[0].name
+        require_shared_classes(config.data, source, held_out_split(config.data, source, settings.split))
 
 
 def _about_probes(config: RunConfig) -> Iterator[str]:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import yaml
 from pydantic import ValidationError
-from rich.markup import escape
 
 from hjepa_shards import Batch as Loaded
 from hjepa_shards import Mixture, load_mixture, open_loader
