@@ -20,10 +20,10 @@ _HOUSES = {
         storage: retry remote_files decompress http_download safe_unpack shard_cache build_output
         images: orientation png_chunks image_formats image_magic image_integrity deep_gray rgb_pixels downscale encode
             decode crop thumbnail
-        shards: raw_sample class_names sample_table tar sidecar manifest sample_keys location exclusions
+        shards: raw_sample class_names sample_table tar_headers tar sidecar manifest sample_keys location exclusions
         sources: base
-        sources.formats: class_folders tar_members image_files tar_patterns tar_archives tar_table pickles matlab
-            captions caption_lists split_from_name
+        sources.formats: class_folders tar_members image_files tar_patterns tar_archives tar_table tar_samples pickles
+            matlab captions caption_lists split_from_name
         sources.published: cifar stl10 imagenet_val imagenet places365 coco
         sources.own: folder webdataset image_text bundled
         sources: registry
@@ -32,7 +32,7 @@ _HOUSES = {
             same_input build index_tars
         verifying: verify_split verify_images repair
         mixture: source_counts weight_schedule permutation sample_order mixture source_shares resume_state forecast
-            expected_sources write_mixture
+            expected_sources write_mixture class_windows
         loader: stage_times shard_store remote_store shard_prefetch sample_reader batch png_batch fill_batch loader
             read_split split_view bench
         duplicates: perceptual_hash hamming_pairs fingerprints find_duplicates

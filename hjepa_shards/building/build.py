@@ -58,6 +58,8 @@ class BuildOptions:
     """A file that names images and captions (image-text), where it is not found beside them."""
     no_classes: bool = False
     """Folders are no classes (folder): every image of any tree, without labels."""
+    image: str | None = None
+    """The member of each sample that is its image (third-party tars), such as left.jpg of 0000.left.jpg."""
     name: str | None = None
     """What to call the source among the shards, where not as it is called here: a second folder of own images."""
     exclude: Path | None = None
@@ -220,6 +222,7 @@ def _opened(
                 split,
                 classes=options.classes,
                 list_file=options.list_file,
+                image=options.image,
                 no_classes=options.no_classes,
             ),
         )

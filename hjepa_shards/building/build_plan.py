@@ -46,7 +46,7 @@ class BuildPlan:
     source: str
     split: str
     settings: Mapping[str, Any]
-    """How pixels are stored."""
+    """How pixels are stored; and `image`, the member that was chosen as each sample's image, if one was."""
     encoder: Mapping[str, Any]
     seed: int
     """Of the shuffle that decides which sample goes into which shard."""
@@ -73,7 +73,7 @@ class BuildPlan:
         return shard_pattern(self.source, self.split) % shard
 
     def encode_settings(self) -> EncodeSettings:
-        return EncodeSettings.model_validate(dict(self.settings))
+        return EncodeSettings.model_validate({key: self.settings[key] for key in self.settings if key != "image"})
 
 
 _PLANS = TypeAdapter(BuildPlan)
@@ -145,7 +145,7 @@ def fix_plan(
     requested: dict[str, Any] = {
         "source": source,
         "split": split,
-        "settings": settings.model_dump(),
+        "settings": settings.model_dump() | ({"image": listed.raw.image} if listed.raw.image else {}),
         "encoder": encoder_identity(settings),
         "seed": seed,
         "input_digest": listed.digest(),

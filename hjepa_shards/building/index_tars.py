@@ -1,12 +1,13 @@
 """Third-party tars, made usable by one pass: sidecars and a manifest beside them, the tars untouched.
 
-webdataset's rules: a member's key is its name up to the first dot, members of one key are one sample. Samples without
-an image that a decoder can open are excluded by name. Members need not be in key order.
+webdataset's rules: a member's key is its name up to the first dot, members of one key are one sample; names without an
+extension and hidden ones are passed over. Samples without an image that a decoder can open are excluded by name.
+Members need not be in key order. A tar is read as a build reads it: what is odd about it is in the notes.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -23,8 +24,21 @@ from hjepa_shards.shards.class_names import class_number
 from hjepa_shards.shards.manifest import Manifest, load_manifest, save_manifest
 from hjepa_shards.shards.raw_sample import IMAGE_EXTENSIONS
 from hjepa_shards.shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, ROW, digest_of_keys, key_hash, pack
-from hjepa_shards.shards.tar import Member, scan
+from hjepa_shards.shards.tar import Member, is_sample, scan
+from hjepa_shards.sources.base import Remarks
+from hjepa_shards.sources.formats.captions import label_in
+from hjepa_shards.sources.formats.tar_samples import (
+    ImagesByName,
+    companion,
+    image_member,
+    likely_images,
+    readable,
+    remark_at,
+)
 
+_MAX_IMAGE_BYTES = 1 << 30
+_MAX_TEXT_BYTES = 1 << 28
+_MAX_LABEL_BYTES = 1 << 10
 _FLAGS = {"cls": HAS_LABELS, "txt": HAS_TEXT, "json": HAS_JSON}
 
 
@@ -34,11 +48,13 @@ def index_tars(
     source: str | None = None,
     split: str | None = None,
     class_names: Sequence[str] = (),
+    image: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Index every tar in `folder`. `source` and `split` are the last two parts of its path unless named.
 
-    class_names: of the labels 0, 1, ...  progress: receives (shards done, shards in all).
+    class_names: of the labels 0, 1, ...  image: the member of each sample that is its image, such as left.jpg of
+    0000.left.jpg; None: the first that is an image.  progress: receives (shards done, shards in all).
     InputError if there are none, or if `hjepa-shards build` made them; ShardError for a tar that cannot be read.
     """
     paths = sorted(folder.glob("*.tar"))
@@ -48,13 +64,20 @@ def index_tars(
     if (folder / JOURNAL).exists() or _is_built(folder):
         raise InputError(f"{folder}: made by `hjepa-shards build`, which wrote its index; run `hjepa-shards verify`")
     resolved = folder.resolve()
+    chosen = image_member(image) if image is not None else ""
+    remarks = Remarks()
     shards = []
     for done, path in enumerate(paths, start=1):
-        shards.append(index_tar(path))
+        shards.append(index_tar(path, remarks, chosen))
         if progress:
             progress(done, len(paths))
     extensions = Counter(extension for shard in shards for extension in shard.extensions)
     if not extensions:
+        likely = ImagesByName()
+        for shard in shards:
+            likely.add_all(shard.likely)
+        if said := likely.error(folder, sum(len(shard.exclusions) for shard in shards), chosen):
+            raise InputError(said)
         raise ShardError(f"{folder}: no images in {len(paths)} tars; members like <key>.jpg expected")
     for path, shard in zip(paths, shards, strict=True):
         write_atomically(path.with_name(path.name + ".index"), shard.index)
@@ -64,7 +87,7 @@ def index_tars(
         split=split or resolved.name,
         class_names=tuple(class_names),
         class_groups=(),
-        notes=notes_of(sum((shard.remarks for shard in shards), Counter())),
+        notes=(*remarks.lines(), *notes_of(sum((shard.remarks for shard in shards), Counter()))),
         members=[extensions.most_common(1)[0][0], *flags],
         shard_names=[path.name for path in paths],
         shard_samples=np.array([len(shard.rows) for shard in shards], dtype=np.int64),
@@ -73,7 +96,7 @@ def index_tars(
         index_sha256=[hashlib.sha256(shard.index).hexdigest() for shard in shards],
         keys_digest=[shard.keys_digest.hex() for shard in shards],
         encoder=None,
-        settings={"pixels": "keep"},
+        settings={"pixels": "keep"} | ({"image": chosen} if chosen else {}),
         provenance={"upstream": "tars written by somebody else", "licence": "", "citation": ""},
         exclusions=[exclusion for shard in shards for exclusion in shard.exclusions],
         renamed={},
@@ -103,6 +126,8 @@ class Indexed:
         self.exclusions: list[dict[str, Any]] = []
         self.remarks: Counter[str] = Counter()
         """What had to be assumed about pixels, and of how many images."""
+        self.likely = ImagesByName()
+        """Of the samples without an image."""
         self.flags = HAS_LABELS | HAS_TEXT | HAS_JSON
 
     def finish(self) -> None:
@@ -115,10 +140,12 @@ class Indexed:
         )
 
 
-def index_tar(path: Path) -> Indexed:
-    """One pass over one tar."""
+def index_tar(path: Path, remarks: Remarks, image: str = "") -> Indexed:
+    """One pass over one tar.  remarks: receives what is odd.  image: as `image_member`, '' for the first image."""
     samples: dict[str, dict[str, Member]] = {}
-    for member in scan(path):
+    for member in scan(path, remark_at(remarks, path)):
+        if not is_sample(member):
+            continue
         parts = samples.setdefault(member.key, {})
         if member.extension in parts:
             raise ShardError(
@@ -129,35 +156,38 @@ def index_tar(path: Path) -> Indexed:
     indexed = Indexed(path)
     with path.open("rb") as file:
 
-        def read(member: Member | None) -> bytes:
+        def read(member: Member | None, most: int = _MAX_IMAGE_BYTES) -> bytes:
             if member is None:
                 return b""
             file.seek(member.offset)
-            return file.read(member.num_bytes)
+            return file.read(min(member.num_bytes, most))
 
         for number, (key, parts) in enumerate(samples.items()):
-            image = next((parts[e] for e in parts if e in IMAGE_EXTENSIONS), None)
-            data = read(image)
+            images = [parts[e] for e in parts if (e == image if image else e in IMAGE_EXTENSIONS)]
+            chosen = next((member for member in images if not member.problem), None) or next(iter(images), None)
             try:
-                if image is None:
-                    raise DecodeError(f"no image among its members: {', '.join(parts)}")
+                data = read(_checked_image(chosen, parts))
                 info = inspect(data)
             except DecodeError as error:
                 indexed.exclusions.append({"name": key, "index": number, "reason": reason_of(error)})
+                indexed.likely.add([] if images else likely_images(parts))
                 continue
             if info.colour == Colour.DEEP:
                 indexed.remarks.update(remarks_of(data))
-            text, json_text = parts.get("txt"), parts.get("json")
+            assert chosen is not None
+            label_member, text, json_text = (_companion(parts, name, chosen, remarks) for name in _FLAGS)
             text_data, json_data = read(text), read(json_text)
-            label = _label(path, key, read(parts.get("cls")))
-            for extension, flag in _FLAGS.items():
-                if extension not in parts:
+            label = _label(path, key, read(label_member, _MAX_LABEL_BYTES))
+            if label_member is None and (found := label_in(json_data.decode("utf-8", "replace"))):
+                remarks.add("samples without .cls whose .json has a label, which is not read", f"{key}: {found}")
+            for member, flag in zip((label_member, text, json_text), _FLAGS.values(), strict=True):
+                if member is None:
                     indexed.flags &= ~flag
             indexed.keys.append(key)
-            indexed.extensions.append(EXTENSIONS.get(info.codec, image.extension))
+            indexed.extensions.append(EXTENSIONS.get(info.codec, chosen.extension))
             indexed.rows.append(
                 (
-                    image.offset,
+                    chosen.offset,
                     text.offset if text else 0,
                     json_text.offset if json_text else 0,
                     key_hash(key),
@@ -168,6 +198,26 @@ def index_tar(path: Path) -> Indexed:
             )
     indexed.finish()
     return indexed
+
+
+def _checked_image(image: Member | None, parts: Mapping[str, Member]) -> Member:
+    """The image. DecodeError where it cannot be read, or where there is none among `parts`."""
+    if image is None:
+        raise DecodeError(f"no image among its members: {', '.join(parts)}")
+    if image.problem:
+        raise DecodeError(f"its image is {image.problem}")
+    if image.num_bytes > _MAX_IMAGE_BYTES:
+        raise DecodeError(f"an image of more than {_MAX_IMAGE_BYTES:,} bytes")
+    return image
+
+
+def _companion(parts: Mapping[str, Member], name: str, image: Member, remarks: Remarks) -> Member | None:
+    """The class or the captions of an image, None where there are none that can be read."""
+    found = companion(parts, name, image.extension)
+    if found is not None and name != "cls" and found.num_bytes > _MAX_TEXT_BYTES:
+        remarks.add(f"texts of more than {_MAX_TEXT_BYTES:,} bytes, not read", f"{image.key}.{name}")
+        return None
+    return readable(found, f"{image.key}.{name}", remarks)
 
 
 def _label(path: Path, key: str, data: bytes) -> int:

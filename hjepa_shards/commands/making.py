@@ -26,6 +26,7 @@ BUILT_WITH_EXCLUSIONS = 3
 _Raw = Annotated[str | None, typer.Option(help="folder of the raw data; or tars, as 'x-{000..012}.tar'")]
 _Classes = Annotated[Path | None, typer.Option(help="file with one class a line")]
 _ListFile = Annotated[Path | None, typer.Option("--list", help="file of images and captions")]
+_Image = Annotated[str | None, typer.Option(help="of tars: the member that is the image, as left.jpg of 0000.left.jpg")]
 _Workers = Annotated[int, typer.Option(help="processes")]
 _CORES = num_cores()
 
@@ -59,6 +60,7 @@ def build_command(
     no_classes: Annotated[
         bool, typer.Option("--no-classes", help="folder: all images of any tree of folders, without labels")
     ] = False,
+    image: _Image = None,
     exclude: Annotated[Path | None, typer.Option(help="samples to exclude, as `duplicates --out` writes them")] = None,
     check_input: Annotated[
         bool, typer.Option("--check-input", help="read all raw data of what is built, and compare it with the build's")
@@ -82,6 +84,7 @@ def build_command(
         classes=classes,
         list_file=list_file,
         no_classes=no_classes,
+        image=image,
         name=name,
         exclude=exclude,
         check_input=check_input,
@@ -150,14 +153,22 @@ def index_command(
     folder: Annotated[Path, typer.Argument(help="folder with third-party *.tar")],
     source: Annotated[str | None, typer.Option(help="name [default: the folder above]")] = None,
     split: Annotated[str | None, typer.Option(help="name [default: this folder]")] = None,
+    image: _Image = None,
 ) -> None:
-    """Make WebDataset tars usable: sidecars and a manifest beside them, the tars untouched."""
+    """Make WebDataset tars usable: sidecars and a manifest beside them, the tars untouched. Exit codes as of build."""
     from hjepa_shards.building.index_tars import index_tars
+    from hjepa_shards.mixture.class_windows import sorted_by_class
+    from hjepa_shards.shards.sidecar import Sidecar
 
     with progress_bar("shards") as start:
-        manifest = index_tars(folder, source=source, split=split, progress=start(f"index {folder}"))
+        manifest = index_tars(folder, source=source, split=split, image=image, progress=start(f"index {folder}"))
     print_manifests([(folder, manifest)])
     print_remarks(manifest)
+    sidecars = (Sidecar(folder / f"{manifest.shard_name(i)}.index") for i in range(manifest.num_shards))
+    if said := sorted_by_class([sidecar.checked_rows()["label"] for sidecar in sidecars]):
+        console.print(f"[yellow]note[/yellow] {escape(said)}")
+    if manifest.exclusions:
+        raise typer.Exit(BUILT_WITH_EXCLUSIONS)
 
 
 def _settings(

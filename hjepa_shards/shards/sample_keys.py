@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hjepa_shards.errors import ShardError
+from hjepa_shards.errors import InputError, ShardError
 from hjepa_shards.shards.sidecar import key_hash
 from hjepa_shards.shards.tar import BLOCK_BYTES, scan, split_name
 
@@ -32,10 +32,10 @@ def keys_of(tar: Path, rows: Iterable[Any]) -> list[str | None]:
 def key_in_header(header: bytes, row: Any) -> str | None:
     """The key of a sidecar row in the tar header before its image; None where the header is not of that key."""
     try:
-        key, _ = split_name(tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name)
+        key, _ = split_name(tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace").name)
     except (tarfile.HeaderError, ValueError):
         return None
-    return key if _hash(key) == int(row.key_hash) else None
+    return key if key_hash(key) == int(row.key_hash) else None
 
 
 def _read_key(file: BinaryIO, row: Any) -> str | None:
@@ -54,17 +54,9 @@ def _scanned(tar: Path, wanted: set[int]) -> dict[int, str]:
     found: dict[int, str] = {}
     try:
         for member in scan(tar):
-            hashed = _hash(member.key)
-            if hashed is not None and hashed in wanted:
+            hashed = key_hash(member.key)
+            if hashed in wanted:
                 found[hashed] = member.key
-    except (ShardError, OSError):
+    except (ShardError, InputError):
         pass
     return found
-
-
-def _hash(key: str) -> int | None:
-    """None for what is no text: a damaged header may hold any bytes."""
-    try:
-        return key_hash(key)
-    except UnicodeEncodeError:
-        return None

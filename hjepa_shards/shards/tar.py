@@ -5,15 +5,14 @@ enough for ustar by construction (`sample.MAX_KEY_BYTES`).
 """
 
 import hashlib
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from hjepa_shards.errors import ShardError
+from hjepa_shards.shards.tar_headers import BLOCK_BYTES, Remark, tar_entries
 
-BLOCK_BYTES = 512
+__all__ = ["BLOCK_BYTES", "Member", "TarWriter", "is_sample", "member_bytes", "scan", "split_name"]
 
 
 def member_bytes(num_bytes: int) -> int:
@@ -73,6 +72,8 @@ class Member:
     """What follows that dot, lower case."""
     offset: int
     num_bytes: int
+    problem: str = ""
+    """Why it cannot be read (a sparse file, a link to nothing); '' where it can."""
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -82,33 +83,20 @@ def split_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", extension.lower()
 
 
-def scan(path: Path) -> Iterator[Member]:
-    """The regular files of an uncompressed tar, in order. ShardError where it is not one or is cut short."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            total = path.stat().st_size
-            for info in tar:
-                if info.isreg():
-                    key, extension = split_name(info.name)
-                    if info.offset_data + info.size > total:
-                        raise ShardError(
-                            f"{path}: {info.name} should end at byte {info.offset_data + info.size}, the file has "
-                            f"{total}; it was cut short: fetch it again"
-                        )
-                    yield Member(
-                        key=key,
-                        extension=extension,
-                        offset=info.offset_data,
-                        num_bytes=info.size,
-                    )
-            _check_end(path, tar.offset)
-    except (tarfile.TarError, ValueError, EOFError) as error:
-        raise ShardError(f"{path}: not a readable uncompressed tar ({error}); fetch it again or unpack it") from error
+def is_sample(member: Member) -> bool:
+    """Whether webdataset takes it for a part of a sample: not without an extension, nor hidden (`._x.jpg`)."""
+    return bool(member.extension and member.key.rpartition("/")[2])
 
 
-def _check_end(path: Path, offset: int) -> None:
-    """tarfile stops silently at a header that is none; only the end of the archive may be there."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        if any(file.read(BLOCK_BYTES)):
-            raise ShardError(f"{path}: a header expected at byte {offset}, something else found; fetch it again")
+def scan(path: Path, remark: Remark | None = None) -> Iterator[Member]:
+    """The files of an uncompressed tar, in order. ShardError where it is not one or is cut short.
+
+    remark: receives what is odd about it: no end mark, or what stands after one.
+    """
+    for name, offset, num_bytes, _, problem in tar_entries(path, remark=remark or _passed_over):
+        key, extension = split_name(name)
+        yield Member(key=key, extension=extension, offset=offset, num_bytes=num_bytes, problem=problem)
+
+
+def _passed_over(kind: str, offset: int) -> None:
+    pass

@@ -44,12 +44,21 @@ class RawSplit(ABC):
     class_groups: tuple[str, ...] = ()
     """The wider group of each class (CIFAR-100's coarse labels); empty where there are none."""
     provenance: Provenance
+    image: str = ""
+    """The member of each sample that is its image, where one was chosen."""
 
     def prepare(self, scratch: Path) -> None:  # noqa: B027 (most sources have nothing to prepare)
         """Called once, before the samples are listed: what must be unpacked or fetched first goes below `scratch`.
 
         The builder keeps that folder over a kill and removes it when the split is built.
         """
+
+    def choose_image(self, member: str) -> None:
+        """Called once, before the samples are listed, with the member of each sample that is its image.
+
+        InputError where a sample has one image, or no such member can be meant.
+        """
+        raise InputError(f"--image {member}: only samples of third-party tars have several members; leave it out")
 
     @cached_property
     def samples(self) -> SampleTable:

@@ -39,6 +39,7 @@ def open_split(
     *,
     classes: Path | None = None,
     list_file: Path | None = None,
+    image: str | None = None,
     no_classes: bool = False,
 ) -> RawSplit:
     """One split of the source called `name`, opened. InputError for what is unknown, missing or of no use.
@@ -46,8 +47,18 @@ def open_split(
     raw: folder of the raw data, or a brace pattern or URLs for the sources that take them; None where none is needed.
     classes: file with one class name a line, for the sources that can be filtered.
     list_file: file that names the images, for the sources that go by one.
+    image: the member that is a sample's image, for third-party tars.
     no_classes: folders are no classes, for the sources that read them so.
     """
+    opened = _opened(name, raw, split, classes, list_file, no_classes)
+    if image is not None:
+        opened.choose_image(image)
+    return opened
+
+
+def _opened(
+    name: str, raw: str | Path | None, split: str, classes: Path | None, list_file: Path | None, no_classes: bool
+) -> RawSplit:
     require_source(name)
     source = SOURCES[name]
     if source.names_splits:
@@ -82,7 +93,8 @@ def reopen(manifest: Manifest, raw: str | Path | None, **how: Path | None) -> Ra
     """
     known = SOURCES.get(manifest.raw_source)
     unlabelled = bool(known and known.open_unlabelled) and not manifest.class_names
-    return open_split(manifest.raw_source, raw, manifest.split, no_classes=unlabelled, **how)
+    image = manifest.settings.get("image")
+    return open_split(manifest.raw_source, raw, manifest.split, image=image, no_classes=unlabelled, **how)
 
 
 def default_splits(name: str, raw: str | Path | None) -> tuple[str, ...]:

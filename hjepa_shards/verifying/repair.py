@@ -23,7 +23,7 @@ from hjepa_shards.building.shard_writer import Members, sha256_of
 from hjepa_shards.errors import BuildMismatch, InputError, ManifestError
 from hjepa_shards.images.encode import encoder_identity, require_encoder
 from hjepa_shards.shards.manifest import Manifest, load_manifest
-from hjepa_shards.sources.base import RawSplit
+from hjepa_shards.sources.base import RawSplit, Remarks
 from hjepa_shards.sources.registry import reopen
 from hjepa_shards.storage.build_output import JOURNAL, FolderTarget
 from hjepa_shards.verifying.verify_split import Problem, verify
@@ -68,7 +68,7 @@ def repair(
                     workshop.remove(name)
             try:
                 if manifest.encoder is None:
-                    _index_again(workshop, folder, problems)
+                    _index_again(workshop, folder, problems, manifest.settings.get("image", ""))
                 else:
                     plan = _plan_of(folder, manifest)
                     opened = reopen(manifest, raw, classes=classes, list_file=list_file)
@@ -160,13 +160,13 @@ def _listed(folder: Path, plan: BuildPlan, raw: RawSplit, scratch: Path) -> RawL
     return listed
 
 
-def _index_again(workshop: FolderTarget, folder: Path, problems: Sequence[Problem]) -> None:
-    """The sidecars of undamaged third-party tars."""
+def _index_again(workshop: FolderTarget, folder: Path, problems: Sequence[Problem], image: str) -> None:
+    """The sidecars of undamaged third-party tars.  image: the member that was chosen, '' for any."""
     damaged = {problem.path.name for problem in problems}
     for problem in problems:
         tar = folder / problem.path.stem
         if problem.path.suffix == ".index" and problem.shard is not None and tar.name not in damaged:
-            workshop.write(problem.path.name, index_tar(tar).index)
+            workshop.write(problem.path.name, index_tar(tar, Remarks(), image).index)
 
 
 def _moved(workshop: FolderTarget, folder: Path, manifest: Manifest, problems: Sequence[Problem]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from hjepa_shards.shards.manifest import Manifest, load_manifest
 from hjepa_shards.shards.sample_keys import keys_of
 from hjepa_shards.shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, Row, Sidecar, digest_of_keys, key_hash
 from hjepa_shards.shards.tar import Member, scan
+from hjepa_shards.sources.formats.tar_samples import companion
 from hjepa_shards.verifying.verify_split import Problem, Progress, verify
 
 _SAMPLES_A_TASK = 512
@@ -142,12 +143,16 @@ class _Contents:
             yield -1, "the sidecar's header is not what the manifest says", f"{said} expected, {found} found"
 
     def _in_members(self, sidecar: Sidecar, members: list[Member], file: BinaryIO) -> Iterator[_Finding]:
-        by_offset = {member.offset: member for member in members}
-        labels = {member.key: member for member in members if member.extension == "cls"}
+        by_offset: dict[int, list[Member]] = {}  # several where one is a hard link to another
+        parts: dict[str, dict[str, Member]] = {}
+        for member in members:
+            if not member.problem:
+                by_offset.setdefault(member.offset, []).append(member)
+                parts.setdefault(member.key, {})[member.extension] = member
         num_classes = len(self.manifest.class_names)
         keys = []
         for i, row in enumerate(sidecar.checked_rows()):
-            image = by_offset.get(int(row.image_offset))
+            image = _of_row(by_offset, int(row.image_offset), row)
             if image is None:
                 yield i, "no member of the tar starts where the row says", f"byte {row.image_offset}"
                 continue
@@ -157,7 +162,7 @@ class _Contents:
             for member, prefix in ((image, "image"), *self._texts(row, by_offset)):
                 if member is None or member.key != image.key or member.num_bytes != row[f"{prefix}_bytes"]:
                     yield i, f"the {prefix} member is not the row's", f"{row[f'{prefix}_bytes']} bytes expected"
-            label = _label(file, labels.get(image.key))
+            label = _label(file, companion(parts[image.key], "cls", image.extension))
             if label != row.label:
                 yield i, "the label is not the row's", f"{row.label} in the row, {label} in .cls"
             if num_classes and not -1 <= row.label < num_classes:
@@ -168,10 +173,10 @@ class _Contents:
         if self.manifest.encoder is not None and len(members) != known:
             yield -1, "the tar holds other members than its samples'", f"{known} expected, {len(members)} found"
 
-    def _texts(self, row: Any, by_offset: dict[int, Member]) -> Iterator[tuple[Member | None, str]]:
+    def _texts(self, row: Any, by_offset: dict[int, list[Member]]) -> Iterator[tuple[Member | None, str]]:
         for prefix in ("text", "json"):
             if row[f"{prefix}_offset"]:
-                yield by_offset.get(int(row[f"{prefix}_offset"])), prefix
+                yield _of_row(by_offset, int(row[f"{prefix}_offset"]), row), prefix
 
     # ---- what the images say
 
@@ -220,6 +225,12 @@ def _decoded(data: bytes, row: Row) -> NDArray[np.uint8]:
         return decode(data, row.colour, row.orientation)
     with opened(data) as image:
         return np.asarray(shown(data, image).rgb)
+
+
+def _of_row(by_offset: dict[int, list[Member]], offset: int, row: Any) -> Member | None:
+    """The member that begins there: the one of the row's key, if it has several names."""
+    found = by_offset.get(offset, [])
+    return next((member for member in found if key_hash(member.key) == row.key_hash), next(iter(found), None))
 
 
 def _label(file: BinaryIO, member: Member | None) -> int | None:

@@ -15,9 +15,11 @@ from zlib_ng.zlib_ng import crc32
 
 from hjepa_shards.base.thread_map import in_threads
 from hjepa_shards.building.shard_writer import sha256_of
+from hjepa_shards.errors import InputError, ShardError
 from hjepa_shards.shards.manifest import FILE_NAME, Manifest, load_manifest
 from hjepa_shards.shards.sample_keys import keys_of
-from hjepa_shards.shards.sidecar import HEADER_BYTES, MEMBERS, PACKED_ROW, ROW, Member, Row
+from hjepa_shards.shards.sidecar import HEADER_BYTES, MEMBERS, PACKED_ROW, ROW, Member, Row, key_hash
+from hjepa_shards.shards.tar import is_sample, scan
 from hjepa_shards.storage.build_output import JOURNAL
 
 Progress = Callable[[int, int], None]
@@ -115,7 +117,27 @@ class _Files:
                     shard=shard,
                 )
             )
+        if not problems and manifest.encoder is None:
+            problems += self._not_indexed(tar, index, shard)
         return problems
+
+    def _not_indexed(self, tar: Path, index: Path, shard: int) -> Iterator[Problem]:
+        """Samples of a third-party tar that its index does not know: earlier ones ended at the first end mark."""
+        known = {row.key_hash for row in _readable_rows(index, int(self.manifest.shard_samples[shard])) if row}
+        excluded = {exclusion.get("name") for exclusion in self.manifest.exclusions}
+        try:
+            keys = dict.fromkeys(member.key for member in scan(tar) if is_sample(member))
+        except (ShardError, InputError) as error:
+            yield Problem(path=tar, what=str(error).removeprefix(f"{tar}: "), shard=shard)
+            return
+        missing = [key for key in keys if key not in excluded and key_hash(key) not in known]
+        if missing:
+            yield Problem(
+                path=tar,
+                what=f"{len(missing):,} samples that its index does not know, {missing[0]} the first; "
+                "`hjepa-shards index` finds them",
+                shard=shard,
+            )
 
     def _difference(self, path: Path, num_bytes: int, shard: int, sha256: Any, suffix: str) -> str:
         """How a file differs from what was written; "" where it does not.

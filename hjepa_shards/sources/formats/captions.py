@@ -1,10 +1,14 @@
 """Captions as datasets keep them: a text, or JSON with `caption` or `captions`."""
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from hjepa_shards.sources.base import Remarks
+
+_LABELS = ("label", "cls", "class", "class_id", "class_name", "category", "category_id", "target")
+_MAY_HAVE_A_LABEL = re.compile(rf'"(?:{"|".join(_LABELS)})"\s*:')
 
 
 def captions_in(text: str, json_text: str, where: str, remarks: Remarks) -> tuple[str, ...]:
@@ -31,3 +35,15 @@ def distinct(texts: Iterable[str]) -> tuple[str, ...]:
     # JSON may hold halves of surrogate pairs, which no file can
     cleaned = (text.encode("utf-8", "replace").decode().strip() for text in texts)
     return tuple(dict.fromkeys(text for text in cleaned if text))
+
+
+def label_in(json_text: str) -> str:
+    """What a sample's JSON says of its class, for a note, as `key value`; '' where it says nothing."""
+    if not _MAY_HAVE_A_LABEL.search(json_text):
+        return ""
+    try:
+        record = json.loads(json_text)
+    except (ValueError, RecursionError):
+        return ""
+    found = record if isinstance(record, dict) else {}
+    return next((f"{key} {found[key]!a:.40}" for key in _LABELS if isinstance(found.get(key), int | str)), "")

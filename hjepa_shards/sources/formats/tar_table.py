@@ -15,7 +15,7 @@ class TarSample(NamedTuple):
     """Of the image; '' where there is none."""
     offset: int | None
     num_bytes: int | None
-    """Of the image; None where there is none."""
+    """Of the image; None where there is none, below 0 where `offset` is that of a header that says why."""
     label: str
     """What .cls says, '' where there is none."""
     captions: str
@@ -50,6 +50,10 @@ class TarTable:
             "FROM samples ORDER BY place"
         ):
             yield place, TarSample(*sample), bool(several)
+
+    def has_images(self) -> bool:
+        """Whether any sample has one."""
+        return bool(self._one("SELECT EXISTS (SELECT 1 FROM samples WHERE num_bytes >= 0)")[0])
 
     def labels(self) -> set[str]:
         """The different ones."""

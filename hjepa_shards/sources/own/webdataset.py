@@ -3,10 +3,12 @@
 Members of one key (the name up to the first dot of its last part) are one sample, wherever in their tar they are: an
 image, a class in .cls, captions in .txt and .json. What real tars hold is settled by rule, and counted in the notes:
 
-    several images in a sample      the first of jpg, jpeg, png, webp, bmp, gif, tif, tiff
+    several images in a sample      the first of jpg, jpeg, png, webp, bmp, gif, tif, tiff; or the one of --image
     a member twice                  the later one, as unpacking would leave it
     a key in two tars               the tar's name joins the sample's: <tar>/<key>.jpg
-    no image, or a huge one         the sample is excluded by name
+    no image, or a huge one         the sample is excluded by name; if none has one, the error says what they have
+    a hard link                     what it names, if that is before it in the tar; another link is not followed
+    something after the end mark    read if it is a tar, else noted
     hidden names, such as ._x.jpg   passed over, as webdataset does
     .cls                            a class number (11.0 is 11); if any of them is no number, all are class names
 """
@@ -20,20 +22,32 @@ from typing import BinaryIO, final
 
 from hjepa_shards.errors import DecodeError, InputError
 from hjepa_shards.shards.class_names import class_number, one_name, require_distinct
-from hjepa_shards.shards.raw_sample import IMAGE_EXTENSIONS, Extent, RawSample
+from hjepa_shards.shards.raw_sample import Extent, RawSample
 from hjepa_shards.shards.tar import split_name
+from hjepa_shards.shards.tar_headers import TarEntry, entry_at, relative, tar_entries
 from hjepa_shards.sources.base import Provenance, RawSplit, Remarks, Source
-from hjepa_shards.sources.formats.captions import captions_in
+from hjepa_shards.sources.formats.captions import captions_in, label_in
 from hjepa_shards.sources.formats.split_from_name import of_split
 from hjepa_shards.sources.formats.tar_archives import Archive, default_scratch, look_at, make_copies, plain_tar
-from hjepa_shards.sources.formats.tar_members import TarMember, read_member, tar_members
+from hjepa_shards.sources.formats.tar_members import read_member
 from hjepa_shards.sources.formats.tar_patterns import expand, tars_in
+from hjepa_shards.sources.formats.tar_samples import (
+    ImagesByName,
+    companion,
+    image_member,
+    images_among,
+    likely_images,
+    readable,
+    remark_at,
+)
 from hjepa_shards.sources.formats.tar_table import TarSample, TarTable
 from hjepa_shards.storage.remote_files import is_remote
 
 CLASS_NAMES_FILE = "classnames.txt"
 
 _MAX_IMAGE_BYTES = 1 << 30
+_NO_IMAGE = -1
+"""In place of a number of bytes: the offset is that of a header that says why there is no image."""
 _MAX_TEXT_BYTES = 1 << 20
 
 
@@ -48,6 +62,9 @@ class TarSplit(RawSplit):
         self.archives = archives
         self.classes = classes
         self.scratch: Path | None = None
+
+    def choose_image(self, member: str) -> None:
+        self.image = image_member(member)
 
     def prepare(self, scratch: Path) -> None:
         self.scratch = scratch
@@ -69,6 +86,8 @@ class TarSplit(RawSplit):
         found, _ = self._found
         if not len(found):
             raise InputError(f"{self.archives[0].location}: samples expected, none found in {len(self.archives)} tars")
+        if not found.has_images() and (said := self._likely.error(self._where, len(found), self.image)):
+            raise InputError(said)
         for number, sample, several in found.rows():
             name = f"{sample.key}.{sample.extension}" if sample.extension else sample.key
             extent = None
@@ -86,11 +105,14 @@ class TarSplit(RawSplit):
         _ = self._names_in_cls  # what the manifest needs is made from the list
         super().forget_list()
         vars(self).pop("_found", None)
+        vars(self).pop("_likely", None)
 
     def read(self, sample: RawSample) -> bytes:
         if sample.extent is None:
             raise DecodeError("no image among its members")
         tar, offset, num_bytes = sample.extent
+        if num_bytes == _NO_IMAGE:
+            raise DecodeError(_why_no_image(entry_at(self._plain(tar), offset)))
         if num_bytes > _MAX_IMAGE_BYTES:
             raise DecodeError(f"an image of more than {_MAX_IMAGE_BYTES:,} bytes")
         return read_member(self._plain(tar), sample.name, offset, num_bytes)
@@ -112,11 +134,20 @@ class TarSplit(RawSplit):
             sample for tar in range(len(self.archives)) for sample in self._read_list(tar, remarks)
         ), remarks
 
+    @cached_property
+    def _likely(self) -> ImagesByName:
+        return ImagesByName()
+
+    @property
+    def _where(self) -> str:
+        more = len(self.archives) - 1
+        return self.archives[0].location + (f" and {more:,} more tars" if more else "")
+
     def _read_list(self, tar: int, remarks: Remarks) -> Iterator[TarSample]:
         path = self._plain(tar)
-        samples: dict[str, dict[str, TarMember]] = {}
-        for member in tar_members(path):
-            key, extension = split_name(member.name)
+        samples: dict[str, dict[str, TarEntry]] = {}
+        for member in tar_entries(path, remark=remark_at(remarks, self.archives[tar].location)):
+            key, extension = split_name(relative(member.name))
             if key.rpartition("/")[2] and extension:
                 parts = samples.setdefault(key, {})
                 if extension in parts:
@@ -124,21 +155,37 @@ class TarSplit(RawSplit):
                 parts[extension] = member
         with path.open("rb", buffering=0) as file:
             for key, parts in samples.items():
-                images = [extension for extension in IMAGE_EXTENSIONS if extension in parts]
-                if len(images) > 1:
-                    remarks.add("samples with several images, the first kind is used", f"{key}: {', '.join(images)}")
-                label, text, json_text = (_text(file, parts.get(name), remarks) for name in ("cls", "txt", "json"))
-                captions = captions_in(text, json_text, key, remarks)
-                image = parts[images[0]] if images else None
-                yield TarSample(
-                    tar=tar,
-                    key=key,
-                    extension=images[0] if images else "",
-                    offset=image and image.offset,
-                    num_bytes=image and image.num_bytes,
-                    label=label.strip(),
-                    captions=json.dumps(captions) if captions else "",
-                )
+                yield self._sample(file, tar, key, parts, remarks)
+
+    def _sample(self, file: BinaryIO, tar: int, key: str, parts: dict[str, TarEntry], remarks: Remarks) -> TarSample:
+        """What the members of a key say."""
+        all_images = images_among(parts, self.image)
+        images = [extension for extension in all_images if not parts[extension].problem] or all_images[:1]
+        if len(images) > 1:
+            remarks.add("samples with several images, the first kind is used", f"{key}: {', '.join(images)}")
+        texts = {
+            name: readable(companion(parts, name, self.image), f"{key}.{name}", remarks)
+            for name in ("cls", "txt", "json")
+        }
+        label, text, json_text = (_text(file, texts[name], remarks) for name in ("cls", "txt", "json"))
+        captions = captions_in(text, json_text, key, remarks)
+        if not label and (found := label_in(json_text)):
+            remarks.add("samples without .cls whose .json has a label, which is not read", f"{key}: {found}")
+        likely = likely_images(parts)
+        self._likely.add([] if images else likely)
+        shown = [parts[extension] for extension in images[:1] or likely]
+        offset, num_bytes = (shown[0].offset, shown[0].num_bytes) if shown else (None, None)
+        if shown and (shown[0].problem or not images):
+            offset, num_bytes = shown[0].header, _NO_IMAGE
+        return TarSample(
+            tar=tar,
+            key=key,
+            extension=images[0] if images else "",
+            offset=offset,
+            num_bytes=num_bytes,
+            label=label.strip(),
+            captions=json.dumps(captions) if captions else "",
+        )
 
     # ---- labels
 
@@ -181,7 +228,15 @@ def _name_of(said: str) -> str:
     return said if number is None or said.lstrip("-").isdigit() else str(number)
 
 
-def _text(file: BinaryIO, member: TarMember | None, remarks: Remarks) -> str:
+def _why_no_image(member: TarEntry | None) -> str:
+    """Of a sample, from its member that looks most like one."""
+    if member is None or not member.problem:
+        likely = f", but {split_name(member.name)[1]}: choose it with --image" if member else ""
+        return f"no image among its members{likely}"
+    return f"its image is {member.problem}"
+
+
+def _text(file: BinaryIO, member: TarEntry | None, remarks: Remarks) -> str:
     """A text member, '' where there is none."""
     if member is None:
         return ""
