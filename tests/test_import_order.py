@@ -23,7 +23,7 @@ _HOUSES = {
         shards: raw_sample class_names sample_table tar_headers tar sidecar manifest sample_keys location exclusions
         sources: base
         sources.formats: class_folders tar_members image_files tar_patterns tar_archives tar_table tar_samples pickles
-            matlab captions caption_lists split_from_name
+            matlab captions caption_tables caption_lists split_from_name
         sources.published: cifar stl10 imagenet_val imagenet places365 coco
         sources.own: folder webdataset image_text bundled
         sources: registry

@@ -62,6 +62,8 @@ class BuildPlan:
     notes: Sequence[str]
     provenance: Mapping[str, str]
     renamed: Mapping[str, Sequence[Any]]
+    left_out: Sequence[Mapping[str, Any]] = ()
+    """Raw data that gave no sample, such as lines of a list: name, index, reason."""
     rules: int = 1
     """By which raw data is read (`build_rules.py`)."""
 
@@ -88,6 +90,7 @@ class RawList:
     listing: Listing
     excluded: Sequence[Mapping[str, Any]]
     notes: Sequence[str]
+    left_out: Sequence[Mapping[str, Any]]
 
     def digest(self) -> str:
         return self.listing.digest(self.raw.class_names)
@@ -109,9 +112,9 @@ class RawList:
 
 def take_list(raw: RawSplit) -> RawList:
     """The sorted list of a raw split, which forgets its own."""
-    samples, notes = raw.samples, raw.notes
+    samples, notes, left_out = raw.samples, raw.notes, raw.left_out
     raw.forget_list()
-    return RawList(raw, in_order(samples), (), notes)
+    return RawList(raw, in_order(samples), (), notes, left_out)
 
 
 def shuffled(plan: BuildPlan, listing: Listing) -> Shuffled:
@@ -213,6 +216,7 @@ def _new_plan(listed: RawList, settings: EncodeSettings, requested: Mapping[str,
         class_names=raw.class_names,
         class_groups=raw.class_groups,
         notes=listed.notes,
+        left_out=listed.left_out,
         provenance=raw.provenance.as_dict() | ({"raw_source": raw_source} if raw_source != requested["source"] else {}),
         renamed=listing.renamed(),
     )
@@ -220,7 +224,10 @@ def _new_plan(listed: RawList, settings: EncodeSettings, requested: Mapping[str,
 
 
 def _packed(plan: BuildPlan) -> bytes:
-    return json.dumps(dataclasses.asdict(plan), sort_keys=True, indent=1).encode()
+    content = dataclasses.asdict(plan)
+    if not content["left_out"]:
+        del content["left_out"]
+    return json.dumps(content, sort_keys=True, indent=1).encode()
 
 
 def _shown(value: Any) -> str:

@@ -194,7 +194,7 @@ def _manifest_of(plan: BuildPlan, records: Sequence[dict[str, Any]]) -> Manifest
             "raw_digest": raw_digest.hexdigest(),
             **plan.provenance,
         },
-        exclusions=[*plan.excluded, *(exclusion for r in records for exclusion in r["exclusions"])],
+        exclusions=[*plan.excluded, *plan.left_out, *(exclusion for r in records for exclusion in r["exclusions"])],
         renamed=plan.renamed,
         statistics=add_statistics([r["statistics"] for r in records]),
     )

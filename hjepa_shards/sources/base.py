@@ -8,7 +8,7 @@ lists once, workers read. So a split travels as its settings and loads again wha
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,8 @@ import numpy as np
 from hjepa_shards.errors import InputError
 from hjepa_shards.shards.raw_sample import RawSample
 from hjepa_shards.shards.sample_table import SampleTable
+
+_MAX_LEFT_OUT = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +94,11 @@ class RawSplit(ABC):
         """What a user should know about this raw data, such as empty classes; a line each."""
         return ()
 
+    @property
+    def left_out(self) -> Sequence[Mapping[str, Any]]:
+        """Raw data that gave no sample, such as lines of a list: name, index, reason, as an exclusion has them."""
+        return ()
+
     def __getstate__(self) -> dict[str, Any]:
         return {
             name: value
@@ -102,15 +109,21 @@ class RawSplit(ABC):
 
 @final
 class Remarks:
-    """Oddities of raw data, counted by kind, for `RawSplit.notes`."""
+    """Oddities of raw data, counted by kind, for `RawSplit.notes`; and what is left out, for `RawSplit.left_out`."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
+        self.left_out: list[dict[str, Any]] = []
 
     def add(self, kind: str, where: str) -> None:
         self._counts[kind] += 1
         self._first.setdefault(kind, where)
+
+    def leave_out(self, name: str, reason: str) -> None:
+        """Raw data that gives no sample, though it may have been meant for one. The first few thousand are named."""
+        if len(self.left_out) < _MAX_LEFT_OUT:
+            self.left_out.append({"name": name, "index": 0, "reason": reason})
 
     def lines(self) -> tuple[str, ...]:
         """A line a kind: how many, and where the first is."""

@@ -18,4 +18,15 @@ def of_split(names: Sequence[str], split: str) -> list[str]:
     mine = [name for name, found in said if found & words]
     if mine or split != "train":
         return mine
-    return [name for name, found in said if not found & _ALL_WORDS]
+    return of_no_split(names)
+
+
+def of_no_split(names: Sequence[str]) -> list[str]:
+    """Those of `names` that say no split at all."""
+    return [name for name in names if not set(re.findall(r"[a-z]+", name.lower())) & _ALL_WORDS]
+
+
+def in_split(said: str, split: str) -> bool:
+    """Whether what a list says of an image's split means `split`; an image of which it says nothing is in train."""
+    said = said.strip().lower() or "train"
+    return said == split.lower() or said in _WORDS.get(split, ())

@@ -10,11 +10,12 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from hjepa_shards.errors import DecodeError, InputError
 from hjepa_shards.shards.raw_sample import IMAGE_EXTENSIONS, RawSample
@@ -22,7 +23,7 @@ from hjepa_shards.shards.sample_table import on_disk, temporary
 from hjepa_shards.sources.base import Provenance, RawSplit, Remarks, Source
 from hjepa_shards.sources.formats.caption_lists import read_captions
 from hjepa_shards.sources.formats.captions import distinct
-from hjepa_shards.sources.formats.split_from_name import of_split
+from hjepa_shards.sources.formats.split_from_name import in_split, of_no_split, of_split
 from hjepa_shards.sources.formats.tar_patterns import tars_in
 from hjepa_shards.sources.own.webdataset import TarSplit, tars_of_folder, tars_of_pattern
 
@@ -38,6 +39,7 @@ _SPLITS_OF_FLICKR8K = {
 """The images of each split, where they are beside the list."""
 _NUMBERED = re.compile(rf"(.*\.(?:{'|'.join(IMAGE_EXTENSIONS)}))\.\d+", re.IGNORECASE | re.DOTALL)
 _LOOKED_AT = 200
+_COUNTED_SPLITS = 100
 _MAX_IMAGE_BYTES = 1 << 30
 _FORMATS = "a list (csv, tsv, jsonl, Flickr's token file) beside the images, or img2dataset's tars"
 
@@ -49,9 +51,13 @@ class ImageTextSplit(RawSplit):
     class_names = ()
     provenance = Provenance(upstream="own images and captions", licence="not stated", citation="")
 
-    def __init__(self, list_file: Path, raw: Path, chosen: Path | None = None) -> None:
-        """raw: the folder of the images, or one above it.  chosen: a file of the names that are meant; None: all."""
+    def __init__(self, list_file: Path, raw: Path, split: str, chosen: Path | None = None) -> None:
+        """raw: the folder of the images, or one above it.  split: whose images, where the list says that of each.
+
+        chosen: a file of the names that are meant; None: all.
+        """
         self.list_file = list_file
+        self.split = split
         self.chosen = chosen
         self.remarks = Remarks()
         first = [_clean(found.image, raw) for found in islice(read_captions(list_file, Remarks()), _LOOKED_AT)]
@@ -62,12 +68,18 @@ class ImageTextSplit(RawSplit):
         _ = self.samples  # which is when the list is read
         return self.remarks.lines()
 
+    @property
+    def left_out(self) -> Sequence[Mapping[str, Any]]:
+        _ = self.samples
+        return self.remarks.left_out
+
     def list_samples(self) -> Iterator[RawSample]:
         self.remarks = Remarks()
+        others = Counter[str]()
         chosen = {_clean(line, self.root) for line in _lines_of(self.chosen)} if self.chosen else None
         database = temporary("CREATE TABLE captions (name TEXT, number INTEGER, texts TEXT)")
         with on_disk(database):
-            database.executemany("INSERT INTO captions VALUES (?, ?, ?)", self._captions(chosen))
+            database.executemany("INSERT INTO captions VALUES (?, ?, ?)", self._captions(chosen, others))
         found = database.execute("SELECT name, texts FROM captions ORDER BY name, number, rowid")
         none = True
         for name, rows in groupby(found, key=itemgetter(0)):
@@ -75,12 +87,27 @@ class ImageTextSplit(RawSplit):
             yield RawSample(
                 name=name, index=0, captions=distinct(text for _, said in rows for text in json.loads(said))
             )
+        if none and others:
+            there = ", ".join(f"{name} ({count:,})" for name, count in others.most_common(8))
+            raise InputError(
+                f"{self.list_file}: lines of split {self.split} expected, its column split says {there}; build one of "
+                "those with --split"
+            )
         if none:
             raise InputError(f"{self.list_file}: none of the images that {self.chosen} names are in it")
 
-    def _captions(self, chosen: set[str] | None) -> Iterator[tuple[str, int, str]]:
-        """Sample, number among its captions, texts in JSON, a row a sample where the list has any."""
-        for image, number, texts in read_captions(self.list_file, self.remarks):
+    def _captions(self, chosen: set[str] | None, others: Counter[str]) -> Iterator[tuple[str, int, str]]:
+        """Sample, number among its captions, texts in JSON, a row a sample where the list has any.
+
+        others: counts what the list says of lines that are of other splits.
+        """
+        for image, number, texts, split in read_captions(self.list_file, self.remarks):
+            if split is not None and not in_split(split, self.split):
+                self.remarks.add("lines of other splits, which --split builds", f"{image} is in {split[:40] or 'none'}")
+                shown = split[:40]
+                if shown in others or len(others) < _COUNTED_SPLITS:
+                    others[shown] += 1
+                continue
             name = self._name(image)
             if chosen is None or name in chosen:
                 yield name, number, json.dumps(texts)
@@ -182,8 +209,9 @@ def _open(raw: Path | None, split: str, classes: Path | None) -> RawSplit:
     lists = _lists_in(folder)
     published = folder / _SPLITS_OF_FLICKR8K.get(split, "")
     if _FLICKR8K in lists and published.is_file():
-        return ImageTextSplit(folder / _FLICKR8K, folder, chosen=published)
-    return ImageTextSplit(folder / _one_of(lists if folder != raw else of_split(lists, split), folder, split), folder)
+        return ImageTextSplit(folder / _FLICKR8K, folder, split, chosen=published)
+    name = _one_of(lists if folder != raw else _of_split(lists, folder, split), folder, split)
+    return ImageTextSplit(folder / name, folder, split)
 
 
 def _one_of(lists: Sequence[str], folder: Path, split: str) -> str:
@@ -198,6 +226,18 @@ def _one_of(lists: Sequence[str], folder: Path, split: str) -> str:
     return found[0]
 
 
+def _of_split(lists: Sequence[str], folder: Path, split: str) -> list[str]:
+    """The lists that say `split` in their names, else those that say it of each image."""
+    return of_split(lists, split) or [name for name in of_no_split(lists) if _says_splits(folder / name)]
+
+
+def _says_splits(list_file: Path) -> bool:
+    try:
+        return any(found.split is not None for found in islice(read_captions(list_file, Remarks()), 1))
+    except InputError:
+        return False  # another text beside the images
+
+
 def _lists_in(folder: Path) -> list[str]:
     """The names of the lists in a folder, sorted; not those that img2dataset leaves beside its images."""
     return sorted(
@@ -210,7 +250,7 @@ def _lists_in(folder: Path) -> list[str]:
 def _open_list(raw: Path | None, split: str, list_file: Path) -> ImageTextSplit:
     if raw is not None and not list_file.is_file() and (raw / list_file).is_file():
         list_file = raw / list_file
-    return ImageTextSplit(list_file, raw or list_file.parent)
+    return ImageTextSplit(list_file, raw or list_file.parent, split)
 
 
 def _open_pattern(pattern: str, split: str, classes: Path | None) -> TarSplit:
