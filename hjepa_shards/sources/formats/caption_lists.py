@@ -286,6 +286,7 @@ def _columns(path: Path, found: Sequence[Row]) -> _Columns:
 
 def _by_content(path: Path, table: Sequence[Sequence[str]]) -> _Columns:
     """The columns by what is in them: image names, and the longest texts. A first row without an image is a header."""
+    table = [row for row in table if len(row) > 1] or table  # others are left out, or are all that there is
     count = min(map(len, table))
     columns = [[row[number].strip() for row in table] for number in range(count)]
     images = [sum(bool(IMAGE_NAME.fullmatch(cell)) for cell in column) for column in columns]

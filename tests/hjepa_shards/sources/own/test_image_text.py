@@ -229,8 +229,8 @@ def test_the_list_is_found_or_must_be_named(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_list_is_refused(tmp_path: Path, name: str, content: str, message: str | None) -> None:
-    if message is None:  # an unknown header is a line like any other, here one without an image
-        assert listed(with_list(tmp_path, name, content, "a.jpg")) == {"file_name": ("label",), "a.jpg": ("cat",)}
+    if message is None:  # a header of which one name is known
+        assert listed(with_list(tmp_path, name, content, "a.jpg")) == {"a.jpg": ("cat",)}
         return
     with pytest.raises(InputError, match=message):
         _ = with_list(tmp_path, name, content, "a.jpg").samples
