@@ -7,7 +7,8 @@ the same bytes under these; finished splits are read whatever their number.
 1: until 0.1.  2: labels of a folder's splits are numbered over train, then their own classes; Training, Validation and
 other words for splits; linked folders, more kinds of image files, and those without an extension; 11.0 in .cls;
 orientation of TIFF and AVIF once; deep greys scaled; damaged PNGs excluded where images are encoded again; up to 268
-megapixels; members behind the first end mark of a tar, and its hard links.
+megapixels; members after the first end mark of a tar, and its hard links; quoted delimiters and lines, arrays and the
+split column of caption lists, whose headers are no images.
 """
 
 from hjepa_shards.errors import BuildMismatch
