@@ -133,6 +133,8 @@ def write_shard(
 def num_measured(num_samples: int) -> int:
     """How many images of so many in a shard are decoded for statistics where they are kept."""
     return min(num_samples, MEASURED_FIRST) + max(0, (num_samples - 1) // MEASURED_EVERY)
+
+
 def raw_token(raw: RawSplit, sample: RawSample) -> tuple[bytes, int]:
     """What a sample adds to its shard's `raw_digest`, and its number of raw bytes; nothing where it has no image."""
     try:
