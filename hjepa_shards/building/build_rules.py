@@ -8,7 +8,7 @@ the same bytes under these; finished splits are read whatever their number.
 other words for splits; linked folders, more kinds of image files, and those without an extension; 11.0 in .cls;
 orientation of TIFF and AVIF once; deep greys scaled; damaged PNGs excluded where images are encoded again; up to 268
 megapixels; members after the first end mark of a tar, and its hard links; quoted delimiters and lines, arrays and the
-split column of caption lists, whose headers are no images.
+split column of caption lists, whose headers are no images; a note of images that COCO's annotations do not list.
 """
 
 from hjepa_shards.errors import BuildMismatch
