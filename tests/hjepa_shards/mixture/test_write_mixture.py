@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from hjepa_shards.config import parse
+from hjepa_shards.config import expanded, parse
 from hjepa_shards.loader.read_split import read_split
 from hjepa_shards.mixture.mixture import DataConfig, load_mixture_file
 from hjepa_shards.mixture.source_shares import dataset_stats
@@ -108,7 +108,7 @@ def test_any_printable_root_reads_back(tmp_path: Path, name: str) -> None:
     write_mixture(tmp_path / "mine.yaml", wanted(root, "big=1"))
     assert load_mixture_file(tmp_path / "mine.yaml").config.root == str(root)
     write_mixture(tmp_path / "other.yaml", wanted(Path(name), "cifar10=1"))  # a relative one, not built
-    assert yaml.safe_load((tmp_path / "other.yaml").read_text())["data"]["root"] == name
+    assert yaml.safe_load((tmp_path / "other.yaml").read_text())["data"]["root"] == expanded(name)
 
 
 @pytest.mark.parametrize("weight", ["1e-7", "0.1", "3", "1e9", "0.3000001"])
