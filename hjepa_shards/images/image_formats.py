@@ -25,8 +25,10 @@ DEFAULT_MAX_PIXELS = 1 << 28
 
 def _max_pixels() -> int:
     text = os.environ.get("HJEPA_MAX_PIXELS", "").strip()
-    if text and not (text.isascii() and text.isdigit() and 0 < int(text[:20]) < 1 << 32):
-        raise InputError(f"HJEPA_MAX_PIXELS: a number of pixels from 1 to 4,294,967,295 expected, {text!r} found")
+    if text and not (text.isascii() and text.isdigit() and 1_000_000 <= int(text[:20]) < 1 << 32):
+        raise InputError(
+            f"HJEPA_MAX_PIXELS: a number of pixels from 1,000,000 to 4,294,967,295 expected, {text!r} found"
+        )
     return int(text) if text else DEFAULT_MAX_PIXELS
 
 

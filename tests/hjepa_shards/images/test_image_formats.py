@@ -119,9 +119,9 @@ def test_the_limit_is_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -
     assert image_formats._max_pixels() == image_formats.DEFAULT_MAX_PIXELS
     monkeypatch.setenv("HJEPA_MAX_PIXELS", "300000000")
     assert image_formats._max_pixels() == 300_000_000
-    for wrong in ("0", "-1", "many", "1e9", "9" * 30, "\u0663"):
+    for wrong in ("0", "999999", "-1", "many", "1e9", "9" * 30, "\u0663"):
         monkeypatch.setenv("HJEPA_MAX_PIXELS", wrong)
-        with pytest.raises(InputError, match="HJEPA_MAX_PIXELS: a number of pixels from 1 to 4,294,967,295"):
+        with pytest.raises(InputError, match="HJEPA_MAX_PIXELS: a number of pixels from 1,000,000 to 4,294,967,295"):
             image_formats._max_pixels()
 
 
