@@ -123,7 +123,7 @@ def parse(model: type[Model], content: dict[str, Any], where: str) -> Model:
 def first_problem(error: ValidationError) -> str:
     """Where the first wrong value of a file that programs write is, and what is wrong with it."""
     first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"])) or "the whole"
+    where = ".".join(map(str, first["loc"]))[:200] or "the whole"
     return f"{where}: {first['msg']}"
 
 

@@ -20,7 +20,7 @@ _HOUSES = {
         storage: retry remote_files decompress http_download safe_unpack shard_cache build_output
         images: orientation png_chunks image_formats image_magic image_integrity deep_gray rgb_pixels downscale encode
             decode crop thumbnail
-        shards: raw_sample class_names sample_table tar_headers tar sidecar manifest sample_keys location exclusions
+        shards: raw_sample class_names sample_table tar_headers tar sidecar manifest_content manifest sample_keys location exclusions
         sources: base
         sources.formats: class_folders tar_members image_files tar_patterns tar_archives tar_table tar_samples pickles
             matlab captions caption_tables caption_lists split_from_name
@@ -52,7 +52,7 @@ _HOUSES = {
         objectives: registry
         data: augment micro_batches own_transform torch_dataset shared_classes labelled_images
         parallel: layout rank_watchdog memory_estimate
-        checkpoints: checkpoint_files sharded_files background_saver
+        checkpoints: sharded_metadata checkpoint_files sharded_files background_saver
         evaluation: linear_knn_probes ridge_probe sgd_probe attentive_probe finished_probes online_probes
         reports: text_table metric_charts image_panels run_page run_report compare_runs run_log
         training: optimizer config nonfinite_guard out_of_memory trainer

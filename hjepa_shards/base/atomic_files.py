@@ -1,5 +1,10 @@
-"""Files appear whole: written under a temporary name, flushed to the disk, renamed. One writer a folder."""
+"""Files appear whole: written under a temporary name, flushed to the disk, renamed. One writer a folder.
 
+Others may write to the folder too: what is opened here under a name that they can guess is no link and is never
+emptied, and what is new was not there before.
+"""
+
+import errno
 import fcntl
 import os
 import secrets
@@ -10,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from hjepa_shards.base.regular_files import regular_descriptor
 from hjepa_shards.errors import InputError
 
 _SEND_EVERY_S = 0.25
@@ -23,7 +29,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # follows no link
             with _sent_to_disk_meanwhile(file.fileno()):
                 yield file
             file.flush()
@@ -130,15 +136,25 @@ def sync_folder(folder: Path) -> None:
 @contextmanager
 def _locked(path: Path, operation: int, otherwise: str) -> Iterator[None]:
     with writing(path):
-        file = path.open("w")
-    with file:
+        descriptor = open_lock(path)
+    try:
         try:
-            fcntl.flock(file, operation)
+            fcntl.flock(descriptor, operation)
         except BlockingIOError as error:
             raise InputError(f"{path.parent}: {otherwise}") from error
         except OSError:
             pass  # a file system without locks, as clusters have them: then no one is kept out
         yield
+    finally:
+        os.close(descriptor)
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor of the file `path`, to be locked; made where it is missing, and nothing is written to it.
+
+    OSError where it cannot be opened, where it is a link, and where it is no file.
+    """
+    return regular_descriptor(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
 
 
 def _temporary(path: Path) -> Path:
@@ -148,6 +164,8 @@ def _temporary(path: Path) -> Path:
 
 def _advice(path: Path, error: OSError) -> str:
     folder = path.parent
+    if error.errno == errno.ELOOP:
+        return f"{path}: a file of our own expected, a link found; look at who made it, remove it, then run it again"
     if isinstance(error, PermissionError | NotADirectoryError | FileNotFoundError | IsADirectoryError):
         return f"{path}: cannot be written: {error.strerror or error}; choose another location, then run it again"
     try:

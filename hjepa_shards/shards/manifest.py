@@ -14,17 +14,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from hjepa_shards.base.atomic_files import write_atomically
 from hjepa_shards.base.notebook_html import facts
+from hjepa_shards.base.regular_files import read_regular
 from hjepa_shards.base.shown_text import counted, listed, proper, size
 from hjepa_shards.config import first_problem
 from hjepa_shards.errors import ManifestError
+from hjepa_shards.shards.manifest_content import MOST_BYTES, Content, parse_json
 
 FILE_NAME = "manifest.json"
 VERSION = 1
@@ -138,8 +140,9 @@ def class_name(names: Sequence[str], label: int) -> str:
 
 
 def built_splits(folder: Path) -> list[str]:
-    """The splits that are below a source's folder, sorted."""
-    return sorted(path.parent.name for path in folder.glob(f"*/{FILE_NAME}"))
+    """The splits that are below a source's folder, sorted; hidden folders are a killed command's."""
+    found = (path.parent.name for path in folder.glob(f"*/{FILE_NAME}"))
+    return sorted(name for name in found if not name.startswith("."))
 
 
 def shard_pattern(source: str, split: str) -> str:
@@ -190,7 +193,7 @@ def load_manifest(folder: Path) -> Manifest:
     """Read and check `manifest.json`. ManifestError where it is missing, damaged or of another version."""
     path = folder / FILE_NAME
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MOST_BYTES)
     except FileNotFoundError as error:
         if not any(folder.glob("*.tar")):
             raise ManifestError(
@@ -210,70 +213,29 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
     """The content of `manifest.json`, checked. path: what to call it in errors."""
     body = _checked_body(path, data)
     try:
-        content = json.loads(body + b"}")
-        if not isinstance(content, dict):
-            raise ValueError("not an object")
+        content = parse_json(body + b"}")
     except ValueError as error:
         raise ManifestError(f"{path}: JSON expected, {error}; build or index again") from error
     if content.get("format") != "hjepa-shards" or content.get("version") != VERSION:
+        found = [str(value)[:40] if isinstance(value, str | int) else "none" for value in _format_of(content)]
         raise ManifestError(
-            f"{path}: format hjepa-shards version {VERSION} expected, {content.get('format')} version "
-            f"{content.get('version')} found; use the hjepa-shards that wrote it"
+            f"{path}: format hjepa-shards version {VERSION} expected, {found[0]} version {found[1]} found; use the "
+            "hjepa-shards that wrote it"
         )
     try:
-        return _from_content(_Content.model_validate(content))
+        return _from_content(Content.model_validate(content))
     except ValidationError as error:
         raise ManifestError(
-            f"{path}: {first_problem(error)}; it was written by another hjepa-shards: build or index again"
+            f"{path}: {first_problem(error)}; it was written by another hjepa-shards, or is not to be trusted: build "
+            "or index again"
         ) from error
 
 
-_Count = Annotated[int, Field(ge=0, lt=2**48)]
-_FileName = Annotated[str, Field(pattern=r"^[^/%\x00]+\.tar$")]
+def _format_of(content: Mapping[str, Any]) -> tuple[Any, Any]:
+    return content.get("format"), content.get("version")
 
 
-class _Columns(BaseModel, strict=True):
-    """The shards, as they are in the file: a pattern or names, and columns of one length."""
-
-    pattern: Annotated[str, Field(pattern=r"^[^/%\x00]*%06d[^/%\x00]*\.tar$")] | None = None
-    names: list[_FileName] | None = None
-    samples: list[_Count]
-    bytes: list[_Count]
-    sha256: list[str]
-    index_sha256: list[str]
-    keys_digest: list[str]
-
-    @model_validator(mode="after")
-    def _columns_agree(self) -> Self:
-        columns = [self.bytes, self.sha256, self.index_sha256, self.keys_digest]
-        if (self.pattern is None) == (self.names is None):
-            raise ValueError("a pattern or names expected")
-        if any(
-            len(column) != len(self.samples) for column in columns + ([self.names] if self.names is not None else [])
-        ):
-            raise ValueError("columns of one length expected")
-        return self
-
-
-class _Content(BaseModel, strict=True):
-    """The file. Whatever else is in it is left alone."""
-
-    source: str
-    split: str
-    class_names: list[str]
-    class_groups: list[str]
-    notes: list[str]
-    members: list[str] = Field(min_length=1)
-    shards: _Columns
-    encoder: dict[str, Any] | None
-    settings: dict[str, Any]
-    provenance: dict[str, Any]
-    exclusions: list[dict[str, Any]]
-    renamed: dict[str, list[Any]]
-    statistics: dict[str, Any]
-
-
-def _from_content(content: _Content) -> Manifest:
+def _from_content(content: Content) -> Manifest:
     shards = content.shards
     names = shards.names if shards.names is not None else shards.pattern
     assert names is not None

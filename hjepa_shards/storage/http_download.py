@@ -23,6 +23,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from hjepa_shards.base.atomic_files import sync_folder, write_atomically, writing
+from hjepa_shards.base.regular_files import regular_descriptor
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_shards.storage.retry import TRY_AGAIN_STATUS, Pace, Patience, TooSlowError, is_hopeless
 
@@ -30,6 +31,9 @@ Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
 
 _CHUNK_BYTES = 2**18
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+_MORE = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+"""How a part is opened: others may write to its folder, and a link there would be followed to a file of the user's."""
 _ELSEWHERE = "take it from another address with --url-base"
 
 
@@ -142,7 +146,8 @@ class _Part:
         """Empty, for another version or for all of it again."""
         self.validator, self.total = validator, total
         with writing(self.path):
-            self.path.write_bytes(b"")
+            self.path.unlink(missing_ok=True)
+            os.close(regular_descriptor(self.path, _NEW))
         memory = {"url": self._url, "validator": validator, "total": total}
         write_atomically(self._memory, json.dumps(memory).encode())
 
@@ -277,7 +282,7 @@ class _Transfer:
     def _append(self, response: http.client.HTTPResponse, expected: int | None, progress: Progress) -> None:
         done = self.part.num_bytes
         with writing(self.part.path):
-            file = self.part.path.open("ab")
+            file = os.fdopen(regular_descriptor(self.part.path, _MORE), "ab")
         pace = Pace(self.patience)
         with file:
             while data := _within(pace, response):

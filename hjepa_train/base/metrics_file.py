@@ -18,10 +18,12 @@ A line's keys:
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from hjepa_shards.base.atomic_files import write_atomically
+from hjepa_shards.base.regular_files import regular_descriptor
 from hjepa_shards.errors import InputError
 
 
@@ -29,8 +31,11 @@ def append_metrics(path: Path, row: dict[str, Any]) -> None:
     """`row` as the last line of `path`."""
     line = json.dumps(_finite(row), allow_nan=False) + "\n"
     try:
-        with path.open("ab", buffering=0) as file:
-            written = file.write(line.encode())
+        descriptor = regular_descriptor(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW)
+        try:
+            written = os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}; make room, then resume the run") from error
     if written != len(line.encode()):

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hjepa_shards.base.atomic_files import whole_file
+from hjepa_shards.base.atomic_files import open_lock, whole_file
 from hjepa_shards.errors import InputError
 from hjepa_shards.sources.formats.tar_patterns import TAR_SUFFIXES
 from hjepa_shards.storage.decompress import inflated, is_compressed
@@ -156,12 +156,14 @@ def _alone(path: Path) -> Iterator[None]:
     """One process at a time; the others wait. The lock goes with its process, whatever kills it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_name(f".{path.name}.lock").open("w")
+        descriptor = open_lock(path.with_name(f".{path.name}.lock"))
     except OSError as error:
         raise InputError(f"{path.parent}: cannot be written: {error.strerror or error}") from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _within_the_disk(chunks: Iterable[bytes], scratch: Path, archive: Archive) -> Iterator[bytes]:
