@@ -1,6 +1,6 @@
 """Shards at a URL: whole ones from the cache where they are there, single samples by range where they are not.
 
-So nothing waits for a whole shard. Indexes are small and always fetched whole; without a cache they are mapped from
+So nothing waits for a whole shard. Indexes are small and always fetched whole; without a cache they are read from
 files that have no name any more. What is in a cache was verified when it came; a sample's checksum is tested at every
 read anyway, and one that fails is read again from the origin, which decides.
 """
@@ -21,7 +21,7 @@ from hjepa_shards.loader.shard_store import LocalStore, Lru, Store, checked_side
 from hjepa_shards.loader.stage_times import Traffic
 from hjepa_shards.shards.location import Place
 from hjepa_shards.shards.manifest import Manifest
-from hjepa_shards.shards.sidecar import Sidecar
+from hjepa_shards.shards.sidecar import HEADER_BYTES, ROW, Sidecar
 from hjepa_shards.storage.decompress import inflated
 from hjepa_shards.storage.remote_files import (
     WholeFileError,
@@ -31,6 +31,7 @@ from hjepa_shards.storage.remote_files import (
     remote_range,
     remote_ranges,
     remote_sends_parts,
+    remote_start,
 )
 from hjepa_shards.storage.shard_cache import ShardCache
 
@@ -41,6 +42,8 @@ _TRIES = 3
 _INDEXES_AT_ONCE = 16
 _MOST_WHOLE_IN_A_ROW = 5
 """Whole shards that come where a part was requested, before the server is taken to know nothing else."""
+_MOST_STORED, _HEADERS_BYTES = 1.05, 1 << 16
+"""What no compression adds to: a share of the plain bytes, and bytes besides."""
 
 
 @final
@@ -117,6 +120,10 @@ class RemoteStore(Store):
         def go_on(_: bytes) -> bool:
             return not stopped()
 
+        if not self._form and not self._is_here(shard):
+            found, _ = remote_info(self._shard_url(shard))
+            if found not in (None, num_bytes):
+                return False  # no room is made for what the manifest alone says
         for _ in range(_TRIES):
             if stopped():
                 break
@@ -217,10 +224,15 @@ class RemoteStore(Store):
     def _chunks(self, shard: int) -> Iterator[bytes]:
         url = self._shard_url(shard) + self._form
         num_bytes, _ = remote_info(url)
+        left = int(self.manifest.shard_bytes[shard] * _MOST_STORED) + _HEADERS_BYTES
 
         def counted() -> Iterator[bytes]:
+            nonlocal left
             for chunk in remote_bytes(url, num_bytes):
                 self._count(Traffic(num_bytes=len(chunk)))
+                left -= len(chunk)
+                if left < 0:
+                    raise ShardError(f"{url}: more bytes come than a shard of the manifest's size has; upload it again")
                 yield chunk
             self._count(Traffic(shards=1))
 
@@ -241,10 +253,10 @@ class RemoteStore(Store):
             finally:
                 os.close(descriptor)
         # without a cache, or room in it; and what always comes with other bytes than the manifest's: its rows show it
-        with tempfile.NamedTemporaryFile(prefix="hjepa-index-") as file:  # its name is gone as soon as it is mapped
+        with tempfile.NamedTemporaryFile(prefix="hjepa-index-") as file:  # its name is gone as soon as it is open
             data = b""
             for _ in range(_TRIES):
-                data = b"".join(remote_bytes(url, remote_info(url)[0]))
+                data = remote_start(url, self._index_bytes(shard) + 1)
                 if hashlib.sha256(data).hexdigest() == self.manifest.index_sha256[shard]:
                     break
             file.write(data)
@@ -256,12 +268,15 @@ class RemoteStore(Store):
         if self.cache is None:
             return None
         sha256 = self.manifest.index_sha256[shard]
+        num_bytes = self._index_bytes(shard)
         descriptor = self.cache.open(sha256)
         for _ in range(_TRIES):
-            if descriptor is None:
-                found, _ = remote_info(url)
-                descriptor = self.cache.admit(sha256, found or 0, partial(remote_bytes, url, found), wait=True)
+            if descriptor is None and (found := remote_info(url)[0]) in (None, num_bytes):
+                descriptor = self.cache.admit(sha256, num_bytes, partial(remote_bytes, url, found), wait=True)
         return descriptor
+
+    def _index_bytes(self, shard: int) -> int:
+        return HEADER_BYTES + int(self.manifest.shard_samples[shard]) * ROW.itemsize
 
 
 def store_at(place: Place, manifest: Manifest, cache: ShardCache | None = None, num_stores: int = 1) -> Store:

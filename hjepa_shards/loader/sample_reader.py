@@ -16,7 +16,7 @@ from zlib_ng.zlib_ng import crc32
 
 from hjepa_shards.errors import ChecksumMismatch, DecodeError, ShardTruncated, SidecarError
 from hjepa_shards.images.decode import decode
-from hjepa_shards.loader.shard_store import Store
+from hjepa_shards.loader.shard_store import Store, read_rows
 from hjepa_shards.loader.stage_times import lap
 from hjepa_shards.shards.manifest import Manifest
 from hjepa_shards.shards.sidecar import HAS_JSON, HAS_TEXT, Member, Row, Sidecar
@@ -76,21 +76,21 @@ class SampleReader:
         shards = [bisect.bisect_right(self._ends, sample) for sample in samples]
         distinct = set(shards)
         self.store.open_sidecars(distinct)
-        sidecars = {shard: self._sidecar(shard) for shard in distinct}
-        found: list[Located | Exception] = []
-        for shard, sample in zip(shards, samples, strict=True):
-            sidecar, start = sidecars[shard], self._ends[shard - 1] if shard else 0
+        sidecars: dict[int, Sidecar] = {}
+        damaged: dict[int, Exception] = {}
+        for shard in distinct:
             try:
-                found.append(Located(shard, sidecar.row(sample - start)) if isinstance(sidecar, Sidecar) else sidecar)
+                sidecars[shard] = self.store.sidecar(shard)
             except DAMAGE as error:
-                found.append(error)
+                damaged[shard] = error
+        starts = [self._ends[shard - 1] if shard else 0 for shard in shards]
+        numbered = zip(shards, samples, starts, strict=True)
+        rows = iter(read_rows([(sidecars[s], sample - start) for s, sample, start in numbered if s in sidecars]))
+        found: list[Located | Exception] = []
+        for shard in shards:
+            row = next(rows) if shard in sidecars else damaged[shard]
+            found.append(Located(shard, row) if isinstance(row, Row) else row)
         return found
-
-    def _sidecar(self, shard: int) -> Sidecar | Exception:
-        try:
-            return self.store.sidecar(shard)
-        except DAMAGE as error:
-            return error
 
     def gather(self, located: Sequence[Located]) -> list[bytes | None]:
         """Stored images that are better requested at once than one by one; None: let `image_bytes` read it."""

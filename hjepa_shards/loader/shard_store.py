@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar, final
 
-from hjepa_shards.errors import ManifestError, ShardError, ShardTruncated
+from hjepa_shards.base.regular_files import regular_descriptor
+from hjepa_shards.errors import ManifestError, ShardError, ShardTruncated, SidecarError
 from hjepa_shards.loader.stage_times import Traffic
 from hjepa_shards.shards.manifest import Manifest
-from hjepa_shards.shards.sidecar import Sidecar
+from hjepa_shards.shards.sidecar import Row, Sidecar
 
 try:
     from hjepa_shards.loader._pread import preads
@@ -138,7 +139,7 @@ class LocalStore(Store):
         return self.folder / self.manifest.shard_name(shard)
 
     def _open(self, shard: int) -> int:
-        return os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
+        return regular_descriptor(self._path(shard), os.O_RDONLY)
 
     def _open_sidecar(self, shard: int) -> Sidecar:
         path = self._path(shard)
@@ -158,6 +159,25 @@ def checked_sidecar(path: Path, manifest: Manifest, shard: int, url: str = "") -
     return sidecar
 
 
+def read_rows(wanted: Sequence[tuple[Sidecar, int]]) -> list[Row | SidecarError]:
+    """Rows of open sidecars, all in one read; the error in place of each that is damaged.
+
+    ShardError where the disk cannot read one.
+    """
+    places = [sidecar.place_of(i) for sidecar, i in wanted]
+    found: list[Row | SidecarError] = []
+    for (sidecar, i), data in zip(wanted, preads(places) if preads else [None] * len(places), strict=True):
+        try:
+            found.append(sidecar.parse(i, data) if data is not None else _row_alone(sidecar, i))
+        except SidecarError as error:
+            found.append(error)
+    return found
+
+
+def _row_alone(sidecar: Sidecar, i: int) -> Row:
+    return with_retries(lambda: sidecar.row(i), lambda: f"{sidecar.path}: reading row {i}")
+
+
 def with_retries(attempt: Callable[[], Resource], what: Callable[[], str]) -> Resource:
     """What `attempt` returns; ShardError saying `what` failed where even the last attempt is an OSError."""
     for wait_s in (*_RETRY_WAITS_S, None):
@@ -174,7 +194,7 @@ def with_retries(attempt: Callable[[], Resource], what: Callable[[], str]) -> Re
 
 
 def descriptor_share(num_stores: int) -> int:
-    """Open files for shards, and as many for sidecars (a memory map holds one), of one of `num_stores` splits.
+    """Open files for shards, and as many for sidecars, of one of `num_stores` splits.
 
     All of them together: half of what the process may have open.
     """

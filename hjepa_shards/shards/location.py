@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from hjepa_shards.errors import InputError
+from hjepa_shards.errors import InputError, ManifestError
 from hjepa_shards.shards.manifest import FILE_NAME, Manifest, built_splits, load_manifest, parse_manifest
-from hjepa_shards.storage.remote_files import is_remote, remote_bytes, remote_exists, remote_info
+from hjepa_shards.shards.manifest_content import MOST_BYTES
+from hjepa_shards.storage.remote_files import is_remote, remote_exists, remote_start
 
 Place = Path | str
 """A folder, or the URL of one."""
@@ -35,8 +36,9 @@ def manifest_at(place: Place) -> Manifest:
         return load_manifest(place)
     url = f"{place}/{FILE_NAME}"
     try:
-        num_bytes, _ = remote_info(url)
-        data = b"".join(remote_bytes(url, num_bytes))
+        data = remote_start(url, MOST_BYTES + 1)
     except InputError as error:
         raise InputError(f"{error}; a built split is expected there: <root>/<source>/<split>") from error
+    if len(data) > MOST_BYTES:
+        raise ManifestError(f"{url}: a manifest of at most {MOST_BYTES:,} bytes expected, more found; upload it again")
     return parse_manifest(data, url)

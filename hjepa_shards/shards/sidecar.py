@@ -4,11 +4,11 @@
                      16-byte digest of the keys, u32 crc32 of what comes before it, zeros
     80-byte rows     as in ROW below; the last four bytes are the crc32 of the row's first 76
 
-Little-endian. Memory-mapped when reading; a row's checksum is tested when the row is used, not before.
+Little-endian. Rows are read when they are used, and only then is their checksum tested. They are not mapped into
+memory: a file that is cut short under a map ends the process.
 """
 
 import hashlib
-import mmap
 import os
 import struct
 from collections.abc import Iterable
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
+from hjepa_shards.base.regular_files import regular_descriptor
 from hjepa_shards.errors import SidecarError
 
 VERSION = 1
@@ -31,6 +32,7 @@ MEMBERS: tuple[Member, ...] = ("image", "text", "json")
 
 _HEADER = struct.Struct("<4sHHIQQ16s")
 _MAGIC = b"HJSI"
+_PIECE_BYTES = 1 << 24
 
 ROW = np.dtype(
     [
@@ -121,36 +123,62 @@ def pack(rows: NDArray[Any], *, flags: int, tar_bytes: int, keys_digest: bytes) 
 
 @final
 class Sidecar:
-    """A memory-mapped sidecar. Opening reads the header only; a file that cannot be read is an OSError."""
+    """An open sidecar. Opening reads the header only; a file that cannot be read is an OSError."""
 
     def __init__(self, path: Path, url: str = "") -> None:
         """url: where the file came from, for errors."""
         self.path = url or path
         self._advice = "upload it again" if url else f"run `hjepa-shards verify {path.parent}`"
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = file.read(HEADER_BYTES)
-            self._check_header(head, size)
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._rows = np.frombuffer(self._map, dtype=ROW, offset=HEADER_BYTES).view(np.recarray)
+        self._descriptor = regular_descriptor(path, os.O_RDONLY)
+        size = os.fstat(self._descriptor).st_size
+        self._check_header(os.pread(self._descriptor, HEADER_BYTES, 0), size)
+
+    def __del__(self) -> None:
+        """Closed by whoever drops it last: a thread may still read what another has dropped."""
+        descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def __len__(self) -> int:
         return self.num_samples
 
+    def place_of(self, i: int) -> tuple[int, int, int]:
+        """Descriptor, offset and bytes of row i; `parse` makes it of what is read there."""
+        return self._descriptor, HEADER_BYTES + i * ROW.itemsize, ROW.itemsize
+
     def row(self, i: int) -> Row:
-        """Row i, checked. SidecarError if its bytes are not the ones written."""
-        start = HEADER_BYTES + i * ROW.itemsize
-        packed = self._map[start : start + ROW.itemsize]
+        """Row i, checked. SidecarError if its bytes are not the ones written, OSError where they cannot be read."""
+        descriptor, offset, num_bytes = self.place_of(i)
+        return self.parse(i, os.pread(descriptor, num_bytes, offset))
+
+    def parse(self, i: int, packed: bytes) -> Row:
+        """Row i from its bytes. SidecarError if they are not the ones written, or lead out of the shard."""
+        if len(packed) != ROW.itemsize:
+            raise SidecarError(f"{self.path}: the file ends before row {i}: it was cut short; {self._advice}")
         row = Row._make(PACKED_ROW.unpack(packed))
-        if crc32(packed[:-4]) != row.row_crc32:
+        if crc32(packed[:-4]) != row[18]:
             raise SidecarError(f"{self.path}: row {i} does not match its checksum; {self._advice}")
+        # the first of each is where a member begins, the other its bytes
+        if max(row[0] + row[4], row[1] + row[6], row[2] + row[8]) > self.tar_bytes:
+            raise SidecarError(
+                f"{self.path}: row {i}: members within the {self.tar_bytes:,} bytes of the shard expected, one beyond "
+                f"them found; {self._advice}"
+            )
         return row
 
     def checked_rows(self) -> np.recarray[Any, Any]:
         """All rows, each checked: columns by name, and rows with the attributes of Row."""
+        data = self._all_rows()
         for i in range(self.num_samples):
-            self.row(i)
-        return self._rows
+            self.parse(i, data[i * ROW.itemsize : (i + 1) * ROW.itemsize])
+        return np.frombuffer(data, ROW).view(np.recarray)
+
+    def _all_rows(self) -> bytes:
+        at, stop, pieces = HEADER_BYTES, HEADER_BYTES + self.num_samples * ROW.itemsize, []
+        while piece := os.pread(self._descriptor, min(stop - at, _PIECE_BYTES), at):
+            pieces.append(piece)
+            at += len(piece)
+        return b"".join(pieces)
 
     def _check_header(self, head: bytes, size: int) -> None:
         if len(head) < HEADER_BYTES or head[:4] != _MAGIC:

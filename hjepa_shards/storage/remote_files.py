@@ -67,7 +67,7 @@ def remote_bytes(url: str, num_bytes: int | None) -> Iterator[bytes]:
         try:
             with _opened_at(files, path, at) as file:
                 pace = Pace(PATIENCE)
-                while chunk := pace.read(file.read, _CHUNK_BYTES):
+                while (num_bytes is None or at <= num_bytes) and (chunk := pace.read(file.read, _CHUNK_BYTES)):
                     if at == 0:
                         _refuse_web_page(url, chunk)
                     yield chunk
@@ -84,6 +84,17 @@ def remote_bytes(url: str, num_bytes: int | None) -> Iterator[bytes]:
             _wait_or_give_up(url, error, failures)
     if at > num_bytes:
         raise ShardError(f"{url}: {num_bytes:,} bytes expected, {at:,} came: it changed; run the same command again")
+
+
+def remote_start(url: str, most_bytes: int) -> bytes:
+    """The first `most_bytes` of a file, all of it where it has no more, whatever the server goes on sending."""
+    pieces, left = [], most_bytes
+    for chunk in remote_bytes(url, remote_info(url)[0]):
+        pieces.append(chunk[:left])
+        left -= len(pieces[-1])
+        if not left:
+            break
+    return b"".join(pieces)
 
 
 def remote_exists(url: str) -> bool:
@@ -174,7 +185,7 @@ def file_system(url: str) -> tuple[Any, str]:
     def opened() -> tuple[Any, str]:
         try:
             if options:  # fsspec would take the colons of an IPv6 address for its chains of file systems
-                return fsspec.filesystem(url.partition(":")[0], **options), url
+                return _http_files()(**options), url
             return url_to_fs(url, **options)
         except ImportError as error:
             raise InputError(
@@ -184,6 +195,30 @@ def file_system(url: str) -> tuple[Any, str]:
             raise InputError(f"{url}: cannot be opened: {said(error)}; a URL that fsspec knows expected") from error
 
     return _tried(url, opened)
+
+
+@functools.cache
+def _http_files() -> type[fsspec.AbstractFileSystem]:
+    """fsspec's, but of an answer to a range no more than to its end is taken: fsspec holds all that a server sends."""
+    from fsspec.implementations.http import HTTPFileSystem  # for those who go there only
+
+    class Bounded(HTTPFileSystem):
+        async def _cat_file(self, url: str, start: int | None = None, end: int | None = None, **options: Any) -> Any:
+            if start is None or end is None:
+                return await super()._cat_file(url, start=start, end=end, **options)
+            session: Any = await self.set_session()
+            headers = {"Range": f"bytes={start}-{end - 1}"}
+            async with session.get(self.encode_url(url), **{**self.kwargs, **options, "headers": headers}) as answer:
+                self._raise_not_found_for_status(answer, url)
+                most = end - start if answer.status == 206 else end  # all of a file, from its beginning on
+                data = bytearray()
+                async for chunk in answer.content.iter_chunked(_CHUNK_BYTES):
+                    data += chunk
+                    if len(data) >= most:
+                        break
+            return bytes(data[:most])
+
+    return Bounded
 
 
 @functools.cache

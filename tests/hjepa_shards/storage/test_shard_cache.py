@@ -102,7 +102,7 @@ def test_a_fetch_that_fails_leaves_nothing(tmp_path: Path) -> None:
         raise OSError("the connection is gone")
 
     with pytest.raises(OSError, match="connection is gone"):
-        ShardCache(tmp_path, 5000).admit("ab", 10, broken)
+        ShardCache(tmp_path, 5000).admit("ab" * 32, 10, broken)
     assert names(tmp_path) == set()
 
 
