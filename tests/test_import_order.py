@@ -33,8 +33,8 @@ _HOUSES = {
         verifying: verify_split verify_images repair
         mixture: source_counts weight_schedule permutation sample_order mixture source_shares resume_state forecast
             expected_sources write_mixture class_windows
-        loader: stage_times shard_store remote_store shard_prefetch sample_reader batch png_batch fill_batch loader
-            read_split split_view bench
+        loader: stage_times shard_store held_rows remote_store shard_prefetch sample_reader batch png_batch fill_batch
+            loader read_split split_view bench
         duplicates: perceptual_hash hamming_pairs fingerprints find_duplicates
         reports: svg_bars svg_curves html_page split_survey inline_images duplicates_section exclusions_section
             shards_report

@@ -16,7 +16,8 @@ from zlib_ng.zlib_ng import crc32
 
 from hjepa_shards.errors import ChecksumMismatch, DecodeError, ShardTruncated, SidecarError
 from hjepa_shards.images.decode import decode
-from hjepa_shards.loader.shard_store import Store, read_rows
+from hjepa_shards.loader.held_rows import HeldRows
+from hjepa_shards.loader.shard_store import Store
 from hjepa_shards.loader.stage_times import lap
 from hjepa_shards.shards.manifest import Manifest
 from hjepa_shards.shards.sidecar import HAS_JSON, HAS_TEXT, Member, Row, Sidecar
@@ -49,6 +50,10 @@ class Located(NamedTuple):
         return self.row.label
 
 
+def _located(shard: int, found: Row | Exception) -> Located | Exception:
+    return Located(shard, found) if isinstance(found, Row) else found
+
+
 @final
 class SampleReader:
     """Samples of one entry by their index in manifest order. Safe to use from many threads."""
@@ -56,6 +61,7 @@ class SampleReader:
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self.store = store
         self.name = manifest.name
+        self._rows = HeldRows()
         self._ends: list[int] = np.cumsum(manifest.shard_samples).tolist()
 
     def locate(self, sample: int) -> Located:
@@ -83,14 +89,10 @@ class SampleReader:
                 sidecars[shard] = self.store.sidecar(shard)
             except DAMAGE as error:
                 damaged[shard] = error
-        starts = [self._ends[shard - 1] if shard else 0 for shard in shards]
-        numbered = zip(shards, samples, starts, strict=True)
-        rows = iter(read_rows([(sidecars[s], sample - start) for s, sample, start in numbered if s in sidecars]))
-        found: list[Located | Exception] = []
-        for shard in shards:
-            row = next(rows) if shard in sidecars else damaged[shard]
-            found.append(Located(shard, row) if isinstance(row, Row) else row)
-        return found
+        starts = {shard: self._ends[shard - 1] if shard else 0 for shard in distinct}
+        numbered = zip(shards, samples, strict=True)
+        rows = iter(self._rows.read(sidecars, [(s, sample - starts[s]) for s, sample in numbered if s in sidecars]))
+        return [_located(shard, damaged.get(shard) or next(rows)) for shard in shards]
 
     def gather(self, located: Sequence[Located]) -> list[bytes | None]:
         """Stored images that are better requested at once than one by one; None: let `image_bytes` read it."""

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Generic, TypeVar, final
 
 from hjepa_shards.base.regular_files import regular_descriptor
-from hjepa_shards.errors import ManifestError, ShardError, ShardTruncated, SidecarError
+from hjepa_shards.errors import ManifestError, ShardError, ShardTruncated
 from hjepa_shards.loader.stage_times import Traffic
 from hjepa_shards.shards.manifest import Manifest
-from hjepa_shards.shards.sidecar import Row, Sidecar
+from hjepa_shards.shards.sidecar import Sidecar
 
 try:
     from hjepa_shards.loader._pread import preads
@@ -157,25 +157,6 @@ def checked_sidecar(path: Path, manifest: Manifest, shard: int, url: str = "") -
             "not of one build; run `hjepa-shards verify`"
         )
     return sidecar
-
-
-def read_rows(wanted: Sequence[tuple[Sidecar, int]]) -> list[Row | SidecarError]:
-    """Rows of open sidecars, all in one read; the error in place of each that is damaged.
-
-    ShardError where the disk cannot read one.
-    """
-    places = [sidecar.place_of(i) for sidecar, i in wanted]
-    found: list[Row | SidecarError] = []
-    for (sidecar, i), data in zip(wanted, preads(places) if preads else [None] * len(places), strict=True):
-        try:
-            found.append(sidecar.parse(i, data) if data is not None else _row_alone(sidecar, i))
-        except SidecarError as error:
-            found.append(error)
-    return found
-
-
-def _row_alone(sidecar: Sidecar, i: int) -> Row:
-    return with_retries(lambda: sidecar.row(i), lambda: f"{sidecar.path}: reading row {i}")
 
 
 def with_retries(attempt: Callable[[], Resource], what: Callable[[], str]) -> Resource:

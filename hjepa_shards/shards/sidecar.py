@@ -96,6 +96,10 @@ class Row(NamedTuple):
         return self[first], self[4 + 2 * first], self[5 + 2 * first]
 
 
+_NEW_ROW = tuple.__new__
+"""In half the time of Row._make, which counts the fields again."""
+
+
 def key_hash(key: str) -> int:
     """64 bits of a key, to find a sample by name without parsing tar headers."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
@@ -155,11 +159,11 @@ class Sidecar:
         """Row i from its bytes. SidecarError if they are not the ones written, or lead out of the shard."""
         if len(packed) != ROW.itemsize:
             raise SidecarError(f"{self.path}: the file ends before row {i}: it was cut short; {self._advice}")
-        row = Row._make(PACKED_ROW.unpack(packed))
+        row: Row = _NEW_ROW(Row, PACKED_ROW.unpack(packed))
         if crc32(packed[:-4]) != row[18]:
             raise SidecarError(f"{self.path}: row {i} does not match its checksum; {self._advice}")
-        # the first of each is where a member begins, the other its bytes
-        if max(row[0] + row[4], row[1] + row[6], row[2] + row[8]) > self.tar_bytes:
+        end = self.tar_bytes  # the first of each is where a member begins, the other its bytes
+        if row[0] + row[4] > end or row[1] + row[6] > end or row[2] + row[8] > end:
             raise SidecarError(
                 f"{self.path}: row {i}: members within the {self.tar_bytes:,} bytes of the shard expected, one beyond "
                 f"them found; {self._advice}"
@@ -168,12 +172,13 @@ class Sidecar:
 
     def checked_rows(self) -> np.recarray[Any, Any]:
         """All rows, each checked: columns by name, and rows with the attributes of Row."""
-        data = self._all_rows()
+        data = self.all_rows()
         for i in range(self.num_samples):
             self.parse(i, data[i * ROW.itemsize : (i + 1) * ROW.itemsize])
         return np.frombuffer(data, ROW).view(np.recarray)
 
-    def _all_rows(self) -> bytes:
+    def all_rows(self) -> bytes:
+        """The bytes of all rows, fewer where the file was cut short; `parse` makes rows of them."""
         at, stop, pieces = HEADER_BYTES, HEADER_BYTES + self.num_samples * ROW.itemsize, []
         while piece := os.pread(self._descriptor, min(stop - at, _PIECE_BYTES), at):
             pieces.append(piece)

@@ -4,10 +4,11 @@
     <folder>/<sha256>.part     one that is on its way; as large as it will be, so that its room is taken
     <folder>/.lock             held while room is made
 
-Nothing else in the folder is touched. Everything that `kill -9` can leave is recognised by locks, which go with their process: a part that no process
-holds is rubbish, a file that a process holds is pinned. The least recently used of the others make room. Files and
-parts together are never more than the limit. Nothing is removed for a file that there would still be no room for: its
-size is what a manifest says, and that may be a lie. A folder that fails is said to, once, and passed by.
+Nothing else in the folder is touched. Everything that `kill -9` can leave is recognised by locks, which go with their
+process: a part that no process holds is rubbish, a file that a process holds is pinned. The least recently used of the
+others make room. Files and parts together are never more than the limit. Nothing is removed for a file that there would
+still be no room for: its size is what a manifest says, and that may be a lie. A folder that fails is named, once, and
+passed by.
 """
 
 import errno
@@ -27,7 +28,6 @@ from pydantic import Field
 from hjepa_shards.base.atomic_files import open_lock, writing
 from hjepa_shards.base.regular_files import regular_descriptor
 from hjepa_shards.config import LocalPath, Strict
-from hjepa_shards.errors import InputError
 
 _POLL_S = 0.05
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)

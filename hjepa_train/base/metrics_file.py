@@ -23,8 +23,18 @@ from pathlib import Path
 from typing import Any
 
 from hjepa_shards.base.atomic_files import write_atomically
-from hjepa_shards.base.regular_files import regular_descriptor
+from hjepa_shards.base.regular_files import read_regular, regular_descriptor
 from hjepa_shards.errors import InputError
+
+_MOST_BYTES = 1 << 32
+_MOST = 2**63
+_KINDS = {
+    "position": "a whole number",
+    "alarms": "a list of names",
+    "sources": "numbers by source",
+    "judged": "true or false",
+    "proof": "a text",
+}
 
 
 def append_metrics(path: Path, row: dict[str, Any]) -> None:
@@ -51,32 +61,67 @@ def truncate_metrics(path: Path, step: int) -> int:
     """Keep only the rows up to and with `step`, to the byte. Returns the number of lines dropped."""
     if not path.exists():
         return 0
-    num_lines = len(path.read_bytes().splitlines())
     kept = [line for line, row in _lines(path) if row["step"] <= step]
+    num_lines = len(read_regular(path, _MOST_BYTES).splitlines())
     write_atomically(path, b"".join(line + b"\n" for line in kept))
     return num_lines - len(kept)
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_regular(path, _MOST_BYTES).splitlines()
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; is {path.parent} the folder of a run that logged a step?") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     rows: list[tuple[bytes, dict[str, Any]]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row = json.loads(line, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise InputError(
                 f"{path}:{number}: a JSON object expected, {line[:40]!r} found; "
                 "delete the line, or everything from it on and resume the run"
             ) from error
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        if not isinstance(row, dict) or not _is_count(row.get("step")):
             raise InputError(f"{path}:{number}: an object with a whole number `step` expected, {line[:40]!r} found")
+        wrong = next((key for key, value in row.items() if not _fits(key, value)), None)
+        if wrong is not None:
+            raise InputError(
+                f"{path}:{number}: {wrong[:40]!r}: {_KINDS.get(wrong, 'a finite number')} expected; delete the line, "
+                "or everything from it on and resume the run"
+            )
         rows.append((line, row))
     return rows
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether a line may have this value; keys that are not known here may have texts and lists too."""
+    if key in ("step", "position"):
+        return value is None or _is_count(value)
+    if key == "alarms":
+        return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+    if key == "sources":
+        rows = value.values() if isinstance(value, dict) else [value] if value is not None else []
+        return all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows)
+    if key in ("judged", "proof"):
+        return value is None or isinstance(value, bool if key == "judged" else str)
+    return _is_number(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST
+
+
+def _is_number(value: Any) -> bool:
+    """Or nothing. Not beyond what a chart or table can show."""
+    return value is None or (isinstance(value, int | float) and abs(value) < (_MOST if type(value) is int else math.inf))
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number in JSON")
 
 
 def _finite(value: Any) -> Any:

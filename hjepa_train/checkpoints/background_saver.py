@@ -90,11 +90,14 @@ class Saver:
 def restore(
     saved: checkpoint_files.Checkpoint, objective: Objective, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Put what was saved into an objective, and its optimizer. ResumeMismatch where it is of another model."""
+    """Put what was saved into an objective, and its optimizer.
+
+    ResumeMismatch where it is of another model, CheckpointError where it is damaged.
+    """
     if not checkpoint_files.is_sharded(saved.path):
         checkpoint_files.restore_model(objective, saved.model, saved.path)
         if optimizer:
-            optimizer.load_state_dict(_as_laid_out(saved.optimizer, optimizer))
+            optimizer.load_state_dict(_as_laid_out(saved, optimizer))
         return
     from hjepa_train.checkpoints import sharded_files  # only here: seconds
 
@@ -130,13 +133,27 @@ def _moments(objective: Objective, optimizer: torch.optim.Optimizer) -> _Named:
     }
 
 
-def _as_laid_out(state: _Named, optimizer: torch.optim.Optimizer) -> _Named:
-    """An optimizer's state_dict() with moments laid out as the parameters are."""
+def _as_laid_out(saved: checkpoint_files.Checkpoint, optimizer: torch.optim.Optimizer) -> _Named:
+    """An optimizer's state_dict() with moments laid out as the parameters are. CheckpointError where it is not one.
+
+    Its settings are this run's, which are the same: another recipe was refused.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moved = {
-        number: {
+    state, ours = saved.optimizer.get("state"), optimizer.state_dict()["param_groups"]
+    if not isinstance(state, dict):
+        raise checkpoint_files.damaged(saved.path, "its optimizer has no state")
+    moved: dict[int, _Named] = {}
+    for number, numbers in state.items():
+        if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(numbers, dict):
+            raise checkpoint_files.damaged(saved.path, "its optimizer is that of other parameters")
+        shape = parameters[number].shape
+        for key, value in numbers.items():
+            wanted = shape if key in _MOMENTS else torch.Size() if key == "step" else None
+            if not isinstance(value, Tensor) or value.shape != wanted:
+                raise checkpoint_files.damaged(
+                    saved.path, f"its optimizer has no {str(key)[:40]} of parameter {number}"
+                )
+        moved[number] = {
             key: as_laid_out(value, parameters[number]) if key in _MOMENTS else value for key, value in numbers.items()
         }
-        for number, numbers in state["state"].items()
-    }
-    return {**state, "state": moved}
+    return {"state": moved, "param_groups": ours}

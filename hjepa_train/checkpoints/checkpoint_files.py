@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hjepa_shards.base.atomic_files import sync_folder
+from hjepa_shards.base.regular_files import read_regular, regular_descriptor
 from hjepa_shards.errors import InputError, ResumeMismatch
 from hjepa_train.base.distributed import as_laid_out
 
@@ -40,6 +41,9 @@ FORMAT = 1
 _MODEL, _OPTIMIZER, _STATE, _FILES = "model.safetensors", "optimizer.pt", "state.json", "files.json"
 METADATA = ".metadata"
 """Of torch.distributed.checkpoint: which file holds which part of which tensor."""
+_SECTIONS = ("loader", "probe")
+_MOST_JSON_BYTES = 1 << 26
+_MOST_DEPTH = 32
 _NAMED = "step-{:08d}"
 _NAME = re.compile(r"step-(\d{8,})")
 _LEFTOVER = re.compile(r"\.(step-\d{8,})\.(saving|replaced|removing)")
@@ -135,6 +139,8 @@ def recover(folder: Path) -> None:
         match = _LEFTOVER.fullmatch(leftover.name)
         if match and match[2] == "replaced" and not (folder / match[1]).exists():
             leftover.rename(folder / match[1])
+        elif match and leftover.is_symlink():  # nothing that a save makes, and what it leads to is not ours
+            leftover.unlink()
         elif match:
             shutil.rmtree(leftover)
 
@@ -200,14 +206,16 @@ def load(path: Path) -> Checkpoint:
     try:
         optimizer = torch.load(path / _OPTIMIZER, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise _damaged(path, f"{_OPTIMIZER} holds more than tensors and plain values") from error
-    return Checkpoint(
-        path=path,
-        step=state["step"],
-        model=load_file(path / _MODEL),
-        optimizer=optimizer,
-        state=state,
-    )
+        raise damaged(path, f"{_OPTIMIZER} holds more than tensors and plain values") from error
+    except Exception as error:  # of a file that is no zip, or lies about its parts, whatever torch raises
+        raise damaged(path, f"{_OPTIMIZER} cannot be read: {on_one_line(error)}") from error
+    if not isinstance(optimizer, dict):
+        raise damaged(path, f"{_OPTIMIZER} holds no state of an optimizer")
+    try:
+        model = load_file(path / _MODEL)
+    except Exception as error:  # the same of safetensors
+        raise damaged(path, f"{_MODEL} cannot be read: {on_one_line(error)}") from error
+    return Checkpoint(path=path, step=state["step"], model=model, optimizer=optimizer, state=state)
 
 
 def is_sharded(path: Path) -> bool:
@@ -228,6 +236,11 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{path / _STATE}: format {FORMAT} expected, {state.get('format')!r} found; "
             "resume with the version that wrote it"
         )
+    if type(state.get("step")) is not int or not 0 <= state["step"] < 2**53:
+        raise damaged(path, f"{_STATE} holds no step")
+    wrong = [name for name in _SECTIONS if not isinstance(state.get(name, {}), dict)]
+    if wrong:
+        raise damaged(path, f"{_STATE}: {wrong[0]} is no object")
     return {key: value for key, value in state.items() if key != "format"}
 
 
@@ -313,9 +326,16 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _identity(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "blake2b": hashlib.file_digest(file, "blake2b").hexdigest()}
+def _identity(path: Path, expected: Any = None) -> dict[str, Any]:
+    """Of a regular file. OSError for anything else, links too: what they lead to is not this checkpoint's.
+
+    expected: what is not as large is not read.
+    """
+    with os.fdopen(regular_descriptor(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        num_bytes = os.fstat(file.fileno()).st_size
+        if isinstance(expected, dict) and expected.get("bytes") != num_bytes:
+            return {"bytes": num_bytes}
+        return {"bytes": num_bytes, "blake2b": hashlib.file_digest(file, "blake2b").hexdigest()}
 
 
 def _sync(folder: Path) -> None:
@@ -349,26 +369,48 @@ def _verify(path: Path) -> None:
         standing = [other.name for other in _standing(path.parent)]
         raise CheckpointError(f"{path}: no such checkpoint; here: {', '.join(standing) or 'none'}")
     expected = _read_json(path, _FILES)
-    for name in {*expected, _STATE}:
+    kind = {METADATA} if is_sharded(path) else {_MODEL, _OPTIMIZER}
+    for name in sorted({*expected, *kind, _STATE}):
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise damaged(path, f"{_FILES}: names of files in this folder expected, {name[:80]!r} found")
         try:
-            found = _identity(path / name)
+            found = _identity(path / name, expected.get(name))
         except OSError as error:
-            raise _damaged(path, f"{name} cannot be read: {error.strerror}") from error
+            raise damaged(path, f"{name} cannot be read: {on_one_line(error)}") from error
         if found != expected.get(name):
-            raise _damaged(path, f"{name} is not the one that was written ({found['bytes']} bytes found)")
+            raise damaged(path, f"{name} is not the one that was written ({found['bytes']} bytes found)")
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
-        content = json.loads((path / name).read_bytes())
+        content = json.loads(read_regular(path / name, _MOST_JSON_BYTES))
+    except RecursionError as error:
+        raise damaged(path, f"{name} is nested too deeply") from error
     except (OSError, ValueError) as error:
-        raise _damaged(path, f"{name} cannot be read: {error}") from error
+        raise damaged(path, f"{name} cannot be read: {on_one_line(error)}") from error
     if not isinstance(content, dict):
-        raise _damaged(path, f"{name} holds no object")
+        raise damaged(path, f"{name} holds no object")
+    if not _is_shallow(content, _MOST_DEPTH):
+        raise damaged(path, f"{name} is nested too deeply")
     return content
 
 
-def _damaged(path: Path, what: str) -> CheckpointError:
+def _is_shallow(content: Any, depth: int) -> bool:
+    """Whether it is nested at most so deep."""
+    if not isinstance(content, dict | list):
+        return True
+    inner = content.values() if isinstance(content, dict) else content
+    return depth > 0 and all(_is_shallow(one, depth - 1) for one in inner)
+
+
+def on_one_line(error: BaseException) -> str:
+    """What an error of some library says.  error: any."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(said.split())[:200] or type(error).__name__
+
+
+def damaged(path: Path, what: str) -> CheckpointError:
+    """The error for a checkpoint whose files are not what was written.  what: is wrong, and where."""
     named = _NAME.fullmatch(path.name)
     before = [other for other in _standing(path.parent) if named and _step(other) < _step(path)]
     advice = f"resume from the one before, {before[-1]}" if before else "there is none before it; start the run again"
