@@ -35,6 +35,7 @@ from hjepa_shards.sources.formats.tar_samples import (
     readable,
     remark_at,
 )
+from hjepa_shards.storage.build_output import FolderTarget
 
 _MAX_IMAGE_BYTES = 1 << 30
 _MAX_TEXT_BYTES = 1 << 28
@@ -63,6 +64,7 @@ def index_tars(
         raise InputError(f"{folder}: *.tar files expected, found: {found or 'nothing'}")
     if (folder / JOURNAL).exists() or _is_built(folder):
         raise InputError(f"{folder}: made by `hjepa-shards build`, which wrote its index; run `hjepa-shards verify`")
+    FolderTarget(folder).remove_leftovers()
     resolved = folder.resolve()
     chosen = image_member(image) if image is not None else ""
     remarks = Remarks()

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from zlib_ng.zlib_ng import crc32
 
+from hjepa_shards.base.regular_files import open_regular
 from hjepa_shards.building.shard_columns import Slice, Texts
 from hjepa_shards.errors import DecodeError
 from hjepa_shards.images.encode import Encoded, EncodeSettings, encode, moments_of, reason_of
@@ -150,7 +151,7 @@ def _token(num_bytes: int, checksum: int) -> bytes:
 
 def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(_COPY_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -34,7 +34,8 @@ def _below(folder: Path, file_name: str) -> Iterator[Path]:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
-    for inner, _, names in os.walk(folder, onerror=refuse, followlinks=True):
+    for inner, inside, names in os.walk(folder, onerror=refuse, followlinks=True):
+        inside[:] = [name for name in inside if not name.startswith(".")]  # a killed command's
         if file_name in names:
             yield Path(inner)
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from hjepa_shards.config import Strict, parse
 from hjepa_shards.errors import ResumeMismatch
@@ -28,15 +28,18 @@ from hjepa_shards.mixture.source_counts import MAX_WEIGHT_SUM, Segment
 from hjepa_shards.shards.manifest import ORDER_VERSION
 
 FORMAT = 1
+_Count = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
+_Some = Annotated[int, Field(ge=1, lt=2**53, strict=True)]
+"""What any computer could count, and any JSON can hold."""
 Flag = Literal["--accept-mixture", "--accept-content"]
 
 
 class SegmentState(Strict):
     """`counting.Segment`, in the order of the sources' names."""
 
-    start: NonNegativeInt
-    weights: tuple[NonNegativeInt, ...]
-    draws: tuple[NonNegativeInt, ...]
+    start: _Count
+    weights: tuple[_Count, ...]
+    draws: tuple[_Count, ...]
     owed: tuple[Annotated[int, Field(ge=-(2**40), le=2**40)], ...]
 
 
@@ -45,8 +48,8 @@ class SourceState(Strict):
 
     order_digest: str
     content_digest: str
-    samples: PositiveInt
-    generation: NonNegativeInt
+    samples: _Some
+    generation: _Count
 
 
 class LoaderState(Strict):
@@ -56,14 +59,14 @@ class LoaderState(Strict):
     order_version: int
     seed: int
     order: OrderSettings
-    position: NonNegativeInt
+    position: _Count
     proof: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     """Proof of order of all positions before this one, hex."""
     weights: Written
     """What the configuration said; the run may have set others since, those of `segment`."""
     segment: SegmentState
     sources: dict[str, SourceState] = Field(min_length=1)
-    damaged: dict[str, tuple[NonNegativeInt, ...]]
+    damaged: dict[str, tuple[_Count, ...]]
     """A report: samples of each entry that were replaced. It decides nothing."""
 
     @model_validator(mode="after")

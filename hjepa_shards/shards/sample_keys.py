@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from hjepa_shards.base.regular_files import open_regular
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_shards.shards.sidecar import key_hash
 from hjepa_shards.shards.tar import BLOCK_BYTES, scan, split_name
@@ -18,7 +19,7 @@ def keys_of(tar: Path, rows: Iterable[Any]) -> list[str | None]:
     """The key of each sidecar row of a shard; None where the tar no longer has it."""
     rows = list(rows)
     try:
-        with tar.open("rb") as file:
+        with open_regular(tar) as file:
             keys = [_read_key(file, row) for row in rows]
     except OSError:
         return [None] * len(rows)

@@ -5,6 +5,7 @@ that differ from its own are refused; what is built must have the manifest's sha
 place. Of third-party tars only the sidecars can be made again.
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ def repair(
     BuildMismatch for another encoder or other raw data, InputError where a rebuilt shard is not the manifest's.
     """
     manifest = _manifest(folder)
+    _clear_leftovers(folder)
     problems = verify(folder, workers=workers)
     repaired: tuple[str, ...] = ()
     if any(problem.shard is not None for problem in problems):
@@ -81,6 +83,19 @@ def repair(
                 shutil.rmtree(workshop.folder, ignore_errors=True)
     left = tuple(problem for problem in problems if problem.path.name not in repaired)
     return Repair(repaired=repaired, left=left)
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """What commands that were killed have left here."""
+    target, workshop = FolderTarget(folder), FolderTarget(folder / _WORKSHOP)
+    if workshop.folder.is_symlink():  # nothing that a repair makes, and what it leads to is not ours
+        workshop.folder.unlink()
+    if (workshop.folder / JOURNAL).is_dir():
+        with workshop.alone():
+            shutil.rmtree(workshop.folder, ignore_errors=True)
+    if any(name.endswith(".tmp") for name in target.names()):
+        with target.alone() if (folder / JOURNAL).is_dir() else contextlib.nullcontext():
+            target.remove_leftovers()
 
 
 def _manifest(folder: Path) -> Manifest:

@@ -13,6 +13,7 @@ from typing import Any, final
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
+from hjepa_shards.base.regular_files import open_regular
 from hjepa_shards.base.thread_map import in_threads
 from hjepa_shards.building.shard_writer import sha256_of
 from hjepa_shards.errors import InputError, ShardError
@@ -163,7 +164,7 @@ class _Files:
 def _readable_rows(index: Path, num_samples: int) -> list[Row | None]:
     """The rows of a sidecar, whatever else is wrong with it; None where a row does not match its checksum."""
     try:
-        with index.open("rb") as file:
+        with open_regular(index) as file:
             file.seek(HEADER_BYTES)
             data = file.read(num_samples * ROW.itemsize)
     except OSError:
@@ -177,7 +178,7 @@ def _readable_rows(index: Path, num_samples: int) -> list[Row | None]:
 def _lost(tar: Path, rows: list[Row | None]) -> list[int]:
     """The samples of a damaged shard whose image, text or json is not what was written, or that no row describes."""
     try:
-        with tar.open("rb") as file:
+        with open_regular(tar) as file:
 
             def is_whole(row: Row, member: Member) -> bool:
                 offset, num_bytes, expected = row.member(member)

@@ -19,6 +19,7 @@ A line's keys:
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ from hjepa_shards.errors import InputError
 
 _MOST_BYTES = 1 << 32
 _MOST = 2**63
+_NUMBER = re.compile(
+    r"(loss|rho|gap|sd|rankme)(_\w+)?|lr|images_per_s|data_wait|mfu|positional_share|alignment|uniformity|grad_norm|"
+    r"(knn|ridge)_\w+"
+)
 _KINDS = {
     "position": "a whole number",
     "alarms": "a list of names",
@@ -98,17 +103,19 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 def _fits(key: str, value: Any) -> bool:
-    """Whether a line may have this value; keys that are not known here may have texts and lists too."""
+    """Whether a line may have this value. What charts and tables do not know may be anything."""
+    if value is None:
+        return key != "step"
     if key in ("step", "position"):
-        return value is None or _is_count(value)
+        return _is_count(value)
     if key == "alarms":
-        return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
     if key == "sources":
-        rows = value.values() if isinstance(value, dict) else [value] if value is not None else []
+        rows = list(value.values()) if isinstance(value, dict) else [None]
         return all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows)
     if key in ("judged", "proof"):
-        return value is None or isinstance(value, bool if key == "judged" else str)
-    return _is_number(value)
+        return isinstance(value, bool if key == "judged" else str)
+    return _is_number(value) or not _NUMBER.fullmatch(key)
 
 
 def _is_count(value: Any) -> bool:
@@ -117,7 +124,9 @@ def _is_count(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     """Or nothing. Not beyond what a chart or table can show."""
-    return value is None or (isinstance(value, int | float) and abs(value) < (_MOST if type(value) is int else math.inf))
+    return value is None or (
+        isinstance(value, int | float) and abs(value) < (_MOST if type(value) is int else math.inf)
+    )
 
 
 def _no_number(text: str) -> float:

@@ -244,6 +244,16 @@ def read_state(path: Path) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key != "format"}
 
 
+def plain_facts(state: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """What one line can show of a section of a state, by name; a state comes from anybody.
+
+    state: as `read_state` gives it.  section: of it, empty where it is missing.
+    """
+    found = state.get(section)
+    facts = found.items() if isinstance(found, dict) else ()
+    return {name: value for name, value in facts if value is None or isinstance(value, str | int | float)}
+
+
 def restore_model(model: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
     """Copy `weights` into the model's existing parameters and buffers, all of them and nothing else.
 

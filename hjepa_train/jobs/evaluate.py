@@ -41,7 +41,7 @@ from hjepa_train.evaluation.finished_probes import PROTOCOL, Finished, digest
 from hjepa_train.evaluation.linear_knn_probes import chance, checked, knn_probe, linear_probe, pca
 from hjepa_train.evaluation.ridge_probe import ridge_probe
 from hjepa_train.evaluation.sgd_probe import sgd_probe
-from hjepa_train.reports.run_report import write_report
+from hjepa_train.reports.run_report import read_evaluations, write_report
 from hjepa_train.training.config import CONFIG_FILE, RunConfig, build_parts, load_run_config
 
 Probe = Literal["linear", "knn", "ridge", "sgd", "attentive"]
@@ -285,7 +285,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 def _remember(path: Path, result: dict[str, Any]) -> None:
     """Put a result into evaluation.json, in place of an earlier one of the same source and split."""
-    results = json.loads(path.read_bytes()) if path.exists() else []
+    results = read_evaluations(path)
     same = (result["source"], result["split"])
     results = [other for other in results if (other["source"], other["split"]) != same] + [result]
     write_atomically(path, (json.dumps(results, indent=1) + "\n").encode())

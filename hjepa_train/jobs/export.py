@@ -3,10 +3,14 @@
 What comes out takes images as the run saw them: RGB, [0, 1], minus `mean`, over `std`, both written beside the weights.
 """
 
+import fcntl
 import importlib.util
 import json
+import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +28,8 @@ from hjepa_train.training.config import CONFIG_FILE, RunConfig, build_parts, loa
 
 Form = Literal["safetensors", "torch", "timm", "onnx"]
 FORMS: tuple[Form, ...] = get_args(Form)
+_UNFINISHED = ".hjepa-export-"
+"""How the folder is called in which an export is written; it is locked meanwhile."""
 _ANY_LENGTH = 10**6
 """Steps of a run whose weights are only read."""
 _TOLERANCE = 1e-4
@@ -47,8 +53,12 @@ def export(
     encoder = encoder or list(encoders)[-1]
     if encoder not in encoders:
         raise InputError(f"--encoder {encoder}: one of {', '.join(encoders)} expected, which is what this run has")
+    if out is None and (folder / "export").is_symlink():
+        raise InputError(
+            f"{folder / 'export'}: a folder of this run expected, a link found; choose a location with --out"
+        )
     out = out or folder / "export" / f"{encoder}-{to}"
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise InputError(f"{out}: is there already; remove it, or choose another location with --out")
     facts = {
         "image_size": config.data.image_size,
@@ -60,7 +70,8 @@ def export(
     }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as part:
+        _clear_leftovers(out.parent)
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=out.parent) as part, _held(Path(part)):
             whole = Path(part) / "whole"
             whole.mkdir()
             _WRITERS[to](whole, encoders[encoder].eval(), facts, config)
@@ -71,6 +82,28 @@ def export(
             f"{out}: cannot be written: {reason}; make room, or choose another location with --out"
         ) from error
     return out
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """A folder locked while this process is in the block; false where another process has it locked."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(descriptor)
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """What exports that were killed have left in a folder."""
+    for left in folder.glob(f"{_UNFINISHED}*"):
+        if left.is_dir() and not left.is_symlink():
+            with _held(left) as is_ours:
+                if is_ours:
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _safetensors(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:

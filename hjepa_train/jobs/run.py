@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from hjepa_shards import Batch as Loaded
 from hjepa_shards import Mixture, load_mixture, open_loader
 from hjepa_shards.base.atomic_files import exclusive, write_atomically
 from hjepa_shards.base.terminal import escape
-from hjepa_shards.config import flatten
+from hjepa_shards.config import first_problem, flatten
 from hjepa_shards.errors import InputError, ResumeMismatch
 from hjepa_train.base import schedules
 from hjepa_train.base.device import choose_device
@@ -76,6 +76,7 @@ def train(
         found = on_first(lambda: _take(folder, resume, held))
         saved = checkpoint_files.load(found) if found else None
         if saved:
+            _require_whole_state(saved)
             _refuse_other_recipe(saved.state["config"], config, saved.path)
         _train(
             config,
@@ -124,7 +125,10 @@ def _train(
         _refuse_other_statistics(saved, config, objective)
         restore(saved, objective, optimizer)
         alarms.load_state_dict(saved.state["alarms"])
-        scaler.load_state_dict(saved.state.get("scaler", {}))
+        try:
+            scaler.load_state_dict(saved.state.get("scaler", {}))
+        except (KeyError, RuntimeError) as error:
+            raise checkpoint_files.damaged(saved.path, f"state.json: its loss scale is not whole: {error}") from error
     recipe = checkpoint_files.recipe_facts(device=device, world_size=world_size(), eager=not training.compile)
     start = saved.step if saved else 0
     stop = min(num_steps, stop_after or num_steps)
@@ -315,6 +319,33 @@ def _checkpoint_to_resume(folder: Path, resume: str | None) -> Path | None:
             "run.name"
         )
     return None
+
+
+class _Recipe(BaseModel, strict=True):
+    world_size: int = Field(ge=1, lt=2**31)
+
+
+class _Alarms(BaseModel, strict=True):
+    reference: dict[str, float]
+    in_a_row: dict[str, Annotated[int, Field(ge=0, lt=2**31)]]
+
+
+class _State(BaseModel, strict=True):
+    """What a run continues from besides its weights. Whatever else is in it is left alone."""
+
+    config: dict[str, Any]
+    loader: dict[str, Any]
+    recipe: _Recipe
+    alarms: _Alarms
+    scaler: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+
+
+def _require_whole_state(saved: checkpoint_files.Checkpoint) -> None:
+    """CheckpointError where the state of a checkpoint is not one that a run has written."""
+    try:
+        _State.model_validate(saved.state)
+    except ValidationError as error:
+        raise checkpoint_files.damaged(saved.path, f"state.json: {first_problem(error)}") from error
 
 
 def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) -> None:

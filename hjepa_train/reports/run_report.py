@@ -10,17 +10,18 @@ the probes are those of `_PROBE_NAMES`; left_out and unseen: {images, classes} o
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, final
 
 from hjepa_shards.base.atomic_files import write_atomically
+from hjepa_shards.base.regular_files import read_regular
 from hjepa_shards.base.shown_text import counted, listed
 from hjepa_shards.errors import InputError
 from hjepa_train.base.metrics_file import read_metrics
-from hjepa_train.checkpoints.checkpoint_files import latest, read_state
+from hjepa_train.checkpoints.checkpoint_files import latest, plain_facts, read_state
 from hjepa_train.reports.image_panels import last_pictures
 from hjepa_train.reports.metric_charts import run_charts
 from hjepa_train.reports.run_page import Section, write_page
@@ -37,6 +38,8 @@ _PROBE_NAMES = {
     "sgd_last4": "SGD last 4",
     "attentive": "attentive",
 }
+_MOST_BYTES = 1 << 26
+"""Of a run's small files."""
 _SIGNAL_NAMES = {
     "loss": "loss",
     "rho": "ρ: loss / loss of predicting the position's mean",
@@ -70,8 +73,8 @@ class Run:
 def read_run(folder: Path) -> Run:
     """The run in `folder`. InputError where it is none, or has logged nothing yet."""
     try:
-        config = (folder / "config.yaml").read_text(encoding="utf-8")
-    except OSError as error:
+        config = read_regular(folder / "config.yaml", _MOST_BYTES).decode()
+    except (OSError, UnicodeDecodeError) as error:
         inside = sorted(str(path.parent) for path in folder.glob("*/config.yaml"))
         advice = f"runs in it: {', '.join(inside)}" if inside else "runs are in runs/<name>"
         raise InputError(f"{folder}: the folder of a run expected, no config.yaml found in it; {advice}") from error
@@ -83,8 +86,8 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         config=config,
         metrics=metrics,
-        evaluations=_read_evaluations(folder / "evaluation.json"),
-        recipe=read_state(newest).get("recipe", {}) if newest else {},
+        evaluations=read_evaluations(folder / "evaluation.json"),
+        recipe=plain_facts(read_state(newest), "recipe") if newest else {},
     )
 
 
@@ -283,22 +286,51 @@ def _alarms(run: Run) -> TextTable:
     )
 
 
-def _read_evaluations(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
+def read_evaluations(path: Path) -> list[dict[str, Any]]:
+    """The evaluations in a run's file, none where there is no file. InputError where it holds anything else."""
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path}: JSON expected: {error}; evaluate the run again") from error
-    wanted = {"source", "split", "bank", "test", "chance", "rows"}
+        content = json.loads(read_regular(path, _MOST_BYTES), parse_constant=_no_number)
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, RecursionError) as error:
+        said = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: JSON expected: {said}; evaluate the run again") from error
     for entry in content if isinstance(content, list) else [content]:
-        missing = wanted - set(entry) if isinstance(entry, dict) else wanted
-        if missing:
+        fields = entry if isinstance(entry, dict) else {}
+        missing = [name for name in _EVALUATION if name not in fields]
+        wrong = missing or [name for name, fits in _EVALUATION.items() if not fits(fields[name])]
+        if wrong:
             raise InputError(
-                f"{path}: evaluations with {', '.join(sorted(wanted))} expected, one without "
-                f"{', '.join(sorted(missing))} found; evaluate the run again"
+                f"{path}: evaluations with {', '.join(sorted(_EVALUATION))} expected, one without "
+                f"{', '.join(sorted(wrong))} found; evaluate the run again"
             )
     return content
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 2**53
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("features"), str)
+        and all(value is None or _is_number(value) for key, value in row.items() if key != "features")
+    )
+
+
+_EVALUATION: dict[str, Callable[[Any], bool]] = {
+    "source": lambda value: isinstance(value, str),
+    "split": lambda value: isinstance(value, str),
+    "bank": _is_number,
+    "test": _is_number,
+    "chance": _is_number,
+    "rows": lambda value: isinstance(value, list) and all(map(_is_row, value)),
+}
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number in JSON")
 
 
 def _source_losses(run: Run, name: str) -> Sequence[float | None]:

@@ -1,3 +1,4 @@
+import contextlib
 import json
 from pathlib import Path
 
@@ -23,8 +24,8 @@ def test_rows_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_number_that_is_not_finite_is_null(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    append_metrics(path, {"step": 1, "loss": float("nan"), "sources": {"a": {"loss": [float("-inf"), 1.0]}}})
-    assert read_metrics(path) == [{"step": 1, "loss": None, "sources": {"a": {"loss": [None, 1.0]}}}]
+    append_metrics(path, {"step": 1, "loss": float("nan"), "more": {"a": {"loss": [float("-inf"), 1.0]}}})
+    assert read_metrics(path) == [{"step": 1, "loss": None, "more": {"a": {"loss": [None, 1.0]}}}]
 
 
 def test_a_last_line_cut_at_any_byte_is_dropped_and_no_other(tmp_path: Path) -> None:
@@ -71,11 +72,43 @@ def test_a_journal_that_is_not_there_needs_no_cutting(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_a_clear_error() -> None:
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full here")
+def test_a_full_disk_is_a_clear_error(small_disk: Path) -> None:
+    with contextlib.suppress(OSError):
+        (small_disk / "full").write_bytes(bytes(4 << 20))
     with pytest.raises(InputError, match="No space left"):
-        append_metrics(Path("/dev/full"), {"step": 1})
+        append_metrics(small_disk / "metrics.jsonl", {"step": 1})
+
+
+def test_a_journal_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    """A third party's run folder: a line of JSON would go into any file of the user's."""
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "metrics.jsonl").symlink_to("mine")
+    with pytest.raises(InputError, match="cannot be written"):
+        append_metrics(tmp_path / "metrics.jsonl", {"step": 1})
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"step": 9223372036854775808}',
+        b'{"step": true}',
+        b'{"step": 1, "position": 1e30}',
+        b'{"step": 1, "loss": "0.5"}',
+        b'{"step": 1, "rho_l0": 1e999}',
+        b'{"step": 1, "loss": 9' + b"9" * 30 + b"}",
+        b'{"step": 1, "lr": NaN}',
+        b'{"step": 1, "alarms": [{}]}',
+        b'{"step": 1, "sources": {"a": 3}}',
+        b'{"step": 1, "sources": {"a": {"share": []}}}',
+        b"[" * 100_000,
+    ],
+)
+def test_an_edited_line_is_refused_by_number(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line + b'\n{"step": 3}\n')
+    with pytest.raises(InputError, match=r"metrics.jsonl:1: .* expected"):
+        read_metrics(path)
 
 
 def test_a_line_is_one_json_object(tmp_path: Path) -> None:
