@@ -136,7 +136,10 @@ def sync_folder(folder: Path) -> None:
 @contextmanager
 def _locked(path: Path, operation: int, otherwise: str) -> Iterator[None]:
     with writing(path):
-        descriptor = open_lock(path)
+        descriptor = _lock_to_hold(path)
+    if descriptor is None:
+        yield
+        return
     try:
         try:
             fcntl.flock(descriptor, operation)
@@ -147,6 +150,16 @@ def _locked(path: Path, operation: int, otherwise: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock_to_hold(path: Path) -> int | None:
+    """None in a folder that can only be read: what is to be written there fails by itself, and a finished one is."""
+    try:
+        return open_lock(path)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        return None
 
 
 def open_lock(path: Path) -> int:

@@ -1,5 +1,6 @@
 """Shards at a URL: the same batches and proof as from a folder, by range or through the cache, over any connection."""
 
+import json
 import random
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import zstandard
 
 from hjepa_shards.building.shard_writer import sha256_of
-from hjepa_shards.errors import InputError, ShardError, TooMuchDamage
+from hjepa_shards.errors import InputError, ManifestError, ShardError, TooMuchDamage
 from hjepa_shards.loader import remote_store
 from hjepa_shards.loader.batch import Batch
 from hjepa_shards.loader.loader import open_loader
@@ -29,6 +30,7 @@ from hjepa_shards.storage import remote_files
 from hjepa_shards.storage.retry import Patience
 from hjepa_shards.storage.shard_cache import CacheConfig
 from tests.hjepa_shards.loader.test_loader import mix
+from tests.hjepa_shards.shards.test_manifest_content import sealed
 from tests.hjepa_shards.storage.bad_server import Answer, Server, serving
 from tests.hjepa_shards.storage.test_build_output import bucket, s3_server  # noqa: F401 (fixtures)
 from tests.hjepa_shards.verifying.test_verify_split import flip
@@ -370,3 +372,46 @@ def test_splits_at_a_url_are_those_of_usual_names_and_the_requested_one(shards: 
     assert "all" not in splits_at(server.url(), "digits")
     assert "all" in splits_at(server.url(), "digits", ["all"])
     assert splits_at(server.url(), "nosuch") == []
+
+
+def test_a_third_partys_manifest_touches_no_file_outside_the_cache(server: Server, tmp_path: Path) -> None:
+    """A digest that is a path would be joined to the cache's folder, and the file there removed as damaged."""
+    mine = tmp_path / "thesis.tex"
+    mine.write_text("all my work")
+    name = "digits/train/manifest.json"
+    content = json.loads(server.files[name])
+    del content["checksum"]
+    content["shards"]["sha256"][0] = str(mine)
+    server.files[name] = sealed(json.dumps(content, indent=1).removesuffix("\n}").encode())
+    with pytest.raises(ManifestError, match=r"shards\.sha256\.0"):
+        at(server.url(), tmp_path / "cache")
+    assert mine.read_text() == "all my work"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_what_goes_on_after_its_end_is_cut(server: Server, chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest and an index have a size that they may be, a range the one requested."""
+    monkeypatch.setattr("hjepa_shards.shards.location.MOST_BYTES", 1 << 20)
+    server.otherwise = Answer(chunked=chunked)
+    server.files["digits/test/manifest.json"] += bytes(64 << 20)
+    with pytest.raises(ManifestError, match=r"at most 1,048,576 bytes expected"):
+        mix(server.url(), ({"name": "digits", "split": "test", "weight": 1},))  # type: ignore[arg-type]
+    url = server.url(next(name for name in server.files if name.endswith(".tar")))
+    server.otherwise = Answer(chunked=chunked, ignores_range=True)
+    data = server.files[url.removeprefix(server.url())]
+    server.files[url.removeprefix(server.url())] = data + bytes(64 << 20)
+    with pytest.raises(remote_files.WholeFileError) as whole:
+        remote_files.remote_range(url, 1000, 1500)
+    assert whole.value.part == data[1000:1500]
+    assert remote_files.remote_start(url, 2000) == data[:2000]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_index_that_is_larger_than_its_samples_need_is_damage(server: Server, tmp_path: Path, cached: bool) -> None:
+    for name in [name for name in server.files if name.endswith(".index")]:
+        server.files[name] += bytes(1 << 20)
+    with (
+        open_loader(at(server.url(), tmp_path / "cache" if cached else None), seed=3, global_batch=BATCH) as loader,
+        pytest.raises(TooMuchDamage, match="bytes expected for"),
+    ):
+        next(loader)

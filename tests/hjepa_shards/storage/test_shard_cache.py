@@ -1,5 +1,6 @@
 """A cache that jobs share: it holds what was requested, is never too large, and kill -9 leaves nothing wrong."""
 
+import errno
 import functools
 import hashlib
 import multiprocessing
@@ -169,6 +170,62 @@ def test_a_place_that_cannot_be_a_cache_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         ShardCache(tmp_path / "file" / "cache", 10)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a" * 63, "A" * 64, ".lock", ""])
+def test_what_is_no_digest_is_the_name_of_no_file(tmp_path: Path, name: str) -> None:
+    cache = ShardCache(tmp_path, 5000)
+    for use in (cache.open, cache.forget, lambda name: cache.admit(name, 1, lambda: iter([b"x"]))):
+        with pytest.raises(ValueError, match="64 hexadecimal digits"):
+            use(name)
+
+
+def test_a_manifest_that_lies_empties_no_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither by a size beyond the limit nor by one beyond the disk, and it is said once."""
+    for limit, lie in ((2500, 2501), (10**18, 10**15)):
+        cache = ShardCache(tmp_path, limit)
+        for number in range(2):
+            os.close(admit(cache, content(number)) or -1)
+        for _ in range(3):
+            assert cache.admit("ab" * 32, lie, lambda: pytest.fail("fetched")) is None
+        assert names(tmp_path) == {sha256(content(number)) for number in range(2)}
+        assert capsys.readouterr().err.count(f"note: data.cache {tmp_path}: ") == 1
+
+
+def test_what_cannot_make_enough_room_is_not_removed_for_it(tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path, 2500)
+    os.close(admit(cache, content(0)) or -1)
+    held = admit(cache, content(1))
+    assert admit(cache, content(2, 2000)) is None
+    assert names(tmp_path) == {sha256(content(0)), sha256(content(1))}
+    os.close(held or -1)
+
+
+def test_files_of_the_user_in_its_folder_stay(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_bytes(bytes(5000))
+    (tmp_path / "thesis.part").write_bytes(bytes(5000))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / ("ab" * 32)).symlink_to(tmp_path / "thesis.tex")
+    cache = ShardCache(tmp_path, 1500)
+    for number in range(3):
+        os.close(admit(cache, content(number)) or -1)
+    assert cache.open("ab" * 32) is None  # a link is nothing of ours
+    assert {"thesis.tex", "thesis.part", "mine"} < names(tmp_path)
+    assert (tmp_path / "thesis.tex").stat().st_size == 5000
+
+
+def test_a_folder_that_fails_is_named_and_passed_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = ShardCache(tmp_path, 5000)
+
+    def fail(*_: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("hjepa_shards.storage.shard_cache.os.pwrite", fail)
+    assert [admit(cache, content(number)) for number in range(3)] == [None] * 3
+    assert names(tmp_path) == set()
+    assert capsys.readouterr().err.count("Input/output error") == 1
 
 
 LIMIT, FILE = 400_000, 60_000
