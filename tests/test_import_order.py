@@ -14,13 +14,14 @@ MOST_MODULES = 13
 _HOUSES = {
     "hjepa_shards": """
         : errors
-        base: lazy_names yaml_reader atomic_files thread_map keyed_random shown_text notebook_html terminal progress_bar
-            machine_limits
+        base: lazy_names yaml_reader regular_files atomic_files thread_map keyed_random shown_text notebook_html terminal
+            progress_bar machine_limits
         : config
         storage: retry remote_files decompress http_download safe_unpack shard_cache build_output
         images: orientation png_chunks image_formats image_magic image_integrity deep_gray rgb_pixels downscale encode
             decode crop thumbnail
-        shards: raw_sample class_names sample_table tar_headers tar sidecar manifest_content manifest sample_keys location exclusions
+        shards: raw_sample class_names sample_table tar_headers tar sidecar manifest_content manifest sample_keys
+            location exclusions
         sources: base
         sources.formats: class_folders tar_members image_files tar_patterns tar_archives tar_table tar_samples pickles
             matlab captions caption_tables caption_lists split_from_name

@@ -299,6 +299,7 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
         fields = entry if isinstance(entry, dict) else {}
         missing = [name for name in _EVALUATION if name not in fields]
         wrong = missing or [name for name, fits in _EVALUATION.items() if not fits(fields[name])]
+        wrong = wrong or [name for name in ("left_out", "unseen") if not _is_apart(fields.get(name))]
         if wrong:
             raise InputError(
                 f"{path}: evaluations with {', '.join(sorted(_EVALUATION))} expected, one without "
@@ -317,6 +318,14 @@ def _is_row(row: Any) -> bool:
         and isinstance(row.get("features"), str)
         and all(value is None or _is_number(value) for key, value in row.items() if key != "features")
     )
+
+
+def _is_apart(value: Any) -> bool:
+    """Images of some classes, or nothing."""
+    if not value:
+        return True
+    names = value.get("classes") if isinstance(value, dict) else None
+    return isinstance(names, list) and all(isinstance(name, str) for name in names) and _is_number(value.get("images"))
 
 
 _EVALUATION: dict[str, Callable[[Any], bool]] = {

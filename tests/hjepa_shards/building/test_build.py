@@ -21,6 +21,7 @@ from hjepa_shards.shards.manifest import Manifest, load_manifest
 from hjepa_shards.shards.sidecar import Sidecar
 from hjepa_shards.verifying.repair import repair
 from hjepa_shards.verifying.verify_split import verify
+from tests.conftest import Command
 
 SMALL = BuildOptions(samples_per_shard=48, limit=200)
 
@@ -295,3 +296,17 @@ def test_nothing_in_the_result_tells_where_or_when_it_was_made(shards: Path) -> 
     text = b"".join(files_of(shards / "digits" / "train").values())
     assert str(shards).encode() not in text
     assert os.uname().nodename.encode() not in text
+
+
+def test_a_finished_split_that_can_only_be_read_needs_no_lock(small_disk: Path, command: Command) -> None:
+    options = BuildOptions(samples_per_shard=30, limit=30)
+    [built] = build("digits", raw=None, out=small_disk, splits=("test",), options=options)
+    for lock in small_disk.rglob(".lock"):
+        lock.unlink()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    [again] = build("digits", raw=None, out=small_disk, splits=("test",), options=options)
+    assert again.content_digest == built.content_digest
+    for name in ("info", "verify"):
+        assert command(name, small_disk / "digits" / "test")[0] == 0
+    with pytest.raises(InputError, match="cannot be"):
+        build("digits", raw=None, out=small_disk, splits=("train",), options=options)

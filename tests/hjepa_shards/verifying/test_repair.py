@@ -13,8 +13,10 @@ from hjepa_shards.building.build import BuildOptions, build
 from hjepa_shards.building.index_tars import index_tars
 from hjepa_shards.errors import BuildMismatch, InputError, ManifestError
 from hjepa_shards.images.encode import EncodeSettings
+from hjepa_shards.shards.location import splits_at
 from hjepa_shards.verifying.repair import repair
 from hjepa_shards.verifying.verify_split import verify
+from tests.conftest import Command
 from tests.hjepa_shards.building.test_build import files_of
 from tests.hjepa_shards.verifying.test_verify_split import flip
 
@@ -148,3 +150,28 @@ def test_a_manifest_that_nothing_can_restore_is_named(split: Path) -> None:
     shutil.rmtree(split / ".journal")
     with pytest.raises(ManifestError, match="checksum"):
         repair(split)
+
+
+def test_what_killed_commands_left_is_cleared_and_no_split(split: Path, command: Command) -> None:
+    before = files_of(split)
+    workshop = split / ".repair"
+    (workshop / ".journal").mkdir(parents=True)
+    shutil.copy(split / "manifest.json", workshop)
+    (split / ".manifest.json.0123456789abcdef.tmp").write_text("{")
+    (split.parent / ".unfinished").mkdir()
+    shutil.copy(split / "manifest.json", split.parent / ".unfinished")
+    assert splits_at(str(split.parent.parent), "digits") == ["train"]
+    code, out, _ = command("info", split.parent)
+    assert (code, "order digest" in out) == (0, True), "its details, as of one split alone"
+    assert repair(split).left == ()
+    assert files_of(split) == before
+
+
+def test_a_workshop_that_is_a_link_is_removed_and_not_followed(split: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine" / ".journal").mkdir(parents=True)
+    (tmp_path / "mine" / "thesis.tex").touch()
+    (split / ".repair").symlink_to(tmp_path / "mine")
+    flip(split / "digits-train-000001.tar", 700)
+    assert repair(split).left == ()
+    assert [path.name for path in (tmp_path / "mine").iterdir() if path.name != ".journal"] == ["thesis.tex"]
+    assert not (split / ".repair").exists()

@@ -1,7 +1,13 @@
 """What is exported gives the run's features in the programs that it is for."""
 
+import fcntl
 import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +20,7 @@ from hjepa_train.checkpoints.checkpoint_files import latest, load
 from hjepa_train.cli import main
 from hjepa_train.training.config import build_parts
 from tests.conftest import Command, in_this_process
+from tests.hjepa_train.checkpoints.test_checkpoint_files import sealed
 from tests.hjepa_train.tiny import tiny_run
 
 
@@ -100,3 +107,75 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_left(
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="inside: cannot be written: "):
         export(run, "torch", tmp_path / "file" / "inside")
+
+
+class Call:
+    """Pickled, it calls a function when it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def unpickled(checkpoint: Path, mark: Path) -> None:
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Call(mark)))
+    sealed(checkpoint)
+
+
+def optimizer_that_calls(checkpoint: Path, mark: Path) -> None:
+    torch.save({"state": Call(mark)}, checkpoint / "optimizer.pt")
+    sealed(checkpoint)
+
+
+def file_outside(checkpoint: Path, mark: Path) -> None:
+    files = json.loads((checkpoint / "files.json").read_bytes())
+    (checkpoint / "files.json").write_text(json.dumps({**files, str(mark.parent / "mine"): {}}))
+
+
+def endless(checkpoint: Path, mark: Path) -> None:
+    (checkpoint / "state.json").unlink()
+    (checkpoint / "state.json").symlink_to("/dev/zero")
+
+
+def export_elsewhere(checkpoint: Path, mark: Path) -> None:
+    (checkpoint.parent.parent / "export").symlink_to(mark.parent)
+
+
+ATTACKS = (unpickled, optimizer_that_calls, file_outside, endless, export_elsewhere)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+def test_a_third_partys_run_runs_nothing_and_touches_nothing_outside(
+    run: Path,
+    tmp_path: Path,
+    attack: Callable[[Path, Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    theirs = Path(shutil.copytree(run, tmp_path / "theirs"))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").write_text("all my work")
+    checkpoint = latest(theirs / "checkpoints")
+    assert checkpoint is not None
+    attack(checkpoint, outside / "mark")
+    program = in_this_process("hjepa-train", main, monkeypatch, capfd)
+    for arguments in (("export", theirs, "--to", "torch"), ("eval", theirs, "--probe", "knn")):
+        if attack is not export_elsewhere or arguments[0] == "export":
+            code, _, err = program(*arguments)
+            assert (code, len(err.splitlines())) == (2, 1), err
+    assert [path.name for path in outside.iterdir()] == ["mine"]
+    assert (outside / "mine").read_text() == "all my work"
+
+
+def test_what_a_killed_export_left_is_cleared_by_the_next(run: Path, tmp_path: Path) -> None:
+    left, busy = tmp_path / ".hjepa-export-left", tmp_path / ".hjepa-export-busy"
+    for folder in (left, busy):
+        (folder / "whole").mkdir(parents=True)
+    descriptor = os.open(busy, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    export(run, "torch", tmp_path / "out")
+    os.close(descriptor)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hjepa-export-busy", "out"]

@@ -6,6 +6,7 @@ Killed with -9: tests/hjepa_train/test_kill_points.py.
 import hashlib
 import json
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from hjepa_train.checkpoints.checkpoint_files import latest, read_state
 from hjepa_train.cli import main
 from tests.conftest import Command, in_this_process
 from tests.hjepa_shards.storage.bad_server import serving
+from tests.hjepa_train.checkpoints.test_checkpoint_files import sealed
 from tests.hjepa_train.tiny import STEPS, tiny_run
 from tests.processes import forked
 
@@ -268,3 +270,42 @@ def test_a_diverging_run_stops_by_name(shards: Path, tmp_path: Path) -> None:
     config = load_run_config(tiny_run(shards, tmp_path, training__lr=1e30, training__warmup_epochs=0.0))
     with pytest.raises(InputError, match="diverged"):
         train(config)
+
+
+EDITS: dict[str, dict[str, Any]] = {
+    "a position beyond 2^63": {"loader": {"position": 2**70}},
+    "a text for draws": {"loader": {"segment": {"draws": ["1", "2"]}}},
+    "a proof of another length": {"loader": {"proof": "0" * 31}},
+    "a damaged sample below 0": {"loader": {"damaged": {"digits": [-1]}}},
+    "a loader that is a list": {"loader": []},
+    "no ranks": {"recipe": {"world_size": 0}},
+    "alarms of texts": {"alarms": {"reference": {"sd": "x"}}},
+    "a config that is a text": {"config": "x"},
+    "a scale that is none": {"scaler": {"scale": "1"}},
+}
+
+
+def merged(content: Any, changes: Any) -> Any:
+    if not isinstance(changes, dict) or not isinstance(content, dict):
+        return changes
+    return {**content, **{key: merged(content.get(key), value) for key, value in changes.items()}}
+
+
+@pytest.fixture(scope="module")
+def begun(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps."""
+    return train(load_run_config(tiny_run(shards, tmp_path_factory.mktemp("run"))), stop_after=3)
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_an_edited_state_is_one_line(begun: Path, tmp_path: Path, edit: dict[str, Any]) -> None:
+    folder = Path(shutil.copytree(begun, tmp_path / "runs" / "tiny"))
+    checkpoint = latest(folder / "checkpoints")
+    assert checkpoint is not None
+    state = json.loads((checkpoint / "state.json").read_bytes())
+    (checkpoint / "state.json").write_text(json.dumps(merged(state, edit)))
+    sealed(checkpoint)
+    config = load_run_config(folder / "config.yaml", [f"run.folder={tmp_path / 'runs'}"])
+    with pytest.raises(InputError) as refused:
+        train(config, resume="auto", stop_after=5)
+    assert "\n" not in str(refused.value)
