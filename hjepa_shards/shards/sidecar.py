@@ -138,7 +138,7 @@ class Sidecar:
         self._check_header(os.pread(self._descriptor, HEADER_BYTES, 0), size)
 
     def __del__(self) -> None:
-        """Closed by whoever drops it last: a thread may still read what another has dropped."""
+        """Closed when the last holder drops it: a thread may still read what another has dropped."""
         descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
         if descriptor >= 0:
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What somebody else may have put under a name: it is neither followed nor emptied, and blocks nobody."""
+"""What a third party may have put under a name: it is neither followed nor emptied, and blocks no process."""
 
 import os
 from collections.abc import Callable
