@@ -1,7 +1,7 @@
 """Files that other people may have made: regular ones only, and no larger than they may be.
 
-A name in a third party's folder may be a pipe, which blocks a process that opens it, or a link to a device that never ends.
-Links to regular files are followed where a file is read, for people link to their data, and never where one is
+A name in a third party's folder may be a pipe, which blocks a process that opens it, or a link to a device that never
+ends. Links to regular files are followed where a file is read, for people link to their data, and never where one is
 written: another file would be changed.
 """
 
