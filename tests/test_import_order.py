@@ -14,8 +14,8 @@ MOST_MODULES = 13
 _HOUSES = {
     "hjepa_shards": """
         : errors
-        base: lazy_names yaml_reader regular_files atomic_files thread_map keyed_random shown_text notebook_html terminal
-            progress_bar machine_limits
+        base: lazy_names yaml_reader regular_files atomic_files thread_map keyed_random shown_text notebook_html
+            terminal progress_bar machine_limits
         : config
         storage: retry remote_files decompress http_download safe_unpack shard_cache build_output
         images: orientation png_chunks image_formats image_magic image_integrity deep_gray rgb_pixels downscale encode
