@@ -32,7 +32,7 @@ def regular_descriptor(path: Path, flags: int, mode: int = 0o666) -> int:
 def read_regular(path: Path, most_bytes: int) -> bytes:
     """All of a small file. OSError as of `open_regular`, and where it is larger than `most_bytes`."""
     with open_regular(path) as file:
-        data = file.read(most_bytes + 1)
-    if len(data) > most_bytes:
-        raise OSError(errno.EFBIG, f"larger than the {most_bytes:,} bytes that it may have", str(path))
-    return data
+        num_bytes = os.fstat(file.fileno()).st_size  # read(most_bytes) would allocate as many
+        if num_bytes > most_bytes:
+            raise OSError(errno.EFBIG, f"larger than the {most_bytes:,} bytes that it may have", str(path))
+        return file.read(num_bytes)
