@@ -2,7 +2,7 @@
 
 import typer
 
-from hjepa_shards.base.terminal import run_app, version_option
+from hjepa_shards.base.terminal import BEGINS_AGAIN, CONTINUES, run_app, version_option
 from hjepa_shards.commands.checking import duplicates_command, verify_command
 from hjepa_shards.commands.fetching import download_command, verify_raw_command
 from hjepa_shards.commands.machine import bench_command, doctor_command
@@ -11,22 +11,23 @@ from hjepa_shards.commands.reporting import mix_command, report_command
 from hjepa_shards.commands.showing import info_command, plan_command, sources_command
 
 _COMMANDS = {
-    "sources": sources_command,
-    "download": download_command,
-    "verify-raw": verify_raw_command,
-    "build": build_command,
-    "merge": merge_command,
-    "verify": verify_command,
-    "duplicates": duplicates_command,
-    "repair": repair_command,
-    "index": index_command,
-    "info": info_command,
-    "plan": plan_command,
-    "mix": mix_command,
-    "report": report_command,
-    "doctor": doctor_command,
-    "bench": bench_command,
+    "sources": (sources_command, BEGINS_AGAIN),
+    "download": (download_command, CONTINUES),
+    "verify-raw": (verify_raw_command, BEGINS_AGAIN),
+    "build": (build_command, CONTINUES),
+    "merge": (merge_command, BEGINS_AGAIN),
+    "verify": (verify_command, BEGINS_AGAIN),
+    "duplicates": (duplicates_command, BEGINS_AGAIN),
+    "repair": (repair_command, BEGINS_AGAIN),
+    "index": (index_command, BEGINS_AGAIN),
+    "info": (info_command, BEGINS_AGAIN),
+    "plan": (plan_command, BEGINS_AGAIN),
+    "mix": (mix_command, BEGINS_AGAIN),
+    "report": (report_command, BEGINS_AGAIN),
+    "doctor": (doctor_command, BEGINS_AGAIN),
+    "bench": (bench_command, BEGINS_AGAIN),
 }
+"""With what is true of each after Ctrl-C."""
 
 app = typer.Typer(
     help="Raw image datasets to tar shards, and what can be known about them.",
@@ -34,9 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.callback()(version_option)
-for _name, _command in _COMMANDS.items():
+for _name, (_command, _) in _COMMANDS.items():
     app.command(_name)(_command)
 
 
 def main() -> None:
-    run_app(app, interrupted="the same command continues with what is not done yet")
+    run_app(app, interrupted={name: after for name, (_, after) in _COMMANDS.items()})

@@ -3,12 +3,13 @@
 What a command runs is imported in its body: `--help`, completion and a mistyped option load no PyTorch.
 """
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hjepa_shards.base.terminal import console, escape, run_app, version_option
+from hjepa_shards.base.terminal import BEGINS_AGAIN, console, escape, run_app, version_option
 from hjepa_shards.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
 _WHICH = "latest, best (by the probe that training.keep_best names), or a checkpoint's folder"
 _EXTRA = ("torch", "safetensors", "tensorboard")
 """What `pip install 'hjepa[train]'` brings."""
+
+_AFTER_CTRL_C = {
+    "run": "`hjepa-train run ... --resume auto` continues from the last checkpoint",
+    "eval": "the same command continues after the last finished probe",
+    **dict.fromkeys(("report", "bench", "export"), BEGINS_AGAIN),
+}
 
 app = typer.Typer(
     help="Train on mixtures of shards, continue after any kill, and see whether it learnt.",
@@ -27,7 +34,7 @@ app.callback()(version_option)
 
 
 def main() -> None:
-    run_app(_app_in_its_place, interrupted="`hjepa-train run ... --resume auto` continues from the last checkpoint")
+    run_app(_app_in_its_place, interrupted=_AFTER_CTRL_C | ({"run": BEGINS_AGAIN} if "--dry-run" in sys.argv else {}))
 
 
 def _app_in_its_place() -> None:
@@ -68,13 +75,14 @@ def run_command(
     from hjepa_train.base.distributed import is_first
     from hjepa_train.jobs.dry_run import dry_run
     from hjepa_train.jobs.run import train
-    from hjepa_train.reports.run_report import did_it_run_right, read_run, write_report
+    from hjepa_train.reports.run_log import has_tensorboard
+    from hjepa_train.reports.run_report import did_it_run_right, read_run
     from hjepa_train.reports.text_table import as_rich
     from hjepa_train.training.config import load_run_config
 
     loaded = load_run_config(config, changes or ())
     if only_check:
-        return _print_dry_run(dry_run(loaded, where=str(config)))
+        return _print_dry_run(dry_run(loaded, where=str(config)), config)
     folder = train(
         loaded,
         where=str(config),
@@ -85,21 +93,27 @@ def run_command(
     )
     if not is_first():
         return
-    write_report(folder)
     for table in did_it_run_right(read_run(folder)):
         console.print(as_rich(table))
-    console.print(
-        f"report       {escape(str(folder / 'report.md'))}, report.html\n"
-        f"tensorboard  tensorboard --logdir {escape(str(folder / 'tensorboard'))}"
-    )
+    console.print(f"report       {escape(str(folder / 'report.md'))}, report.html", soft_wrap=True)
+    if loaded.logging.tensorboard and has_tensorboard(folder):
+        console.print(f"tensorboard  tensorboard --logdir {escape(str(folder / 'tensorboard'))}", soft_wrap=True)
 
 
-def _print_dry_run(dry: "DryRun") -> None:
-    from hjepa_train.jobs.dry_run import as_tables
+def _print_dry_run(dry: "DryRun", config: Path) -> None:
+    from hjepa_train.base.device_peaks import machine_called, machines_named
+    from hjepa_train.jobs.dry_run import as_tables, hours_table
+    from hjepa_train.jobs.speed_here import speed_here
     from hjepa_train.reports.text_table import as_rich
 
     for table in as_tables(dry):
         console.print(as_rich(table))
+    with console.status("measuring a few steps"):
+        here = speed_here(dry, where=str(config))
+    named = machines_named(f"{config.name} {config.read_text(encoding='utf-8')} {dry.config.run.name}")
+    own = machine_called(here.device)
+    machines = named if own is None or own in named else [own, *named]
+    console.print(as_rich(hours_table(dry, here, machines)))
     for note in dry.notes:
         console.print(f"[yellow]note[/yellow] {escape(note)}")
 

@@ -18,8 +18,8 @@ _HOUSES = {
             terminal progress_bar machine_limits
         : config
         storage: retry remote_files decompress http_download safe_unpack shard_cache build_output
-        images: orientation png_chunks image_formats image_magic image_integrity deep_gray rgb_pixels downscale encode
-            decode crop thumbnail
+        images: silent_decoders orientation png_chunks image_formats image_magic image_integrity deep_gray rgb_pixels
+            downscale encode decode crop thumbnail
         shards: raw_sample class_names sample_table tar_headers tar sidecar manifest_content manifest sample_keys
             location exclusions
         sources: base
@@ -31,7 +31,7 @@ _HOUSES = {
         downloading: published_files verify_raw
         building: build_rules shard_columns sample_list shard_writer build_plan shard_tasks ray_cluster merge_parts
             same_input build index_tars
-        verifying: verify_split verify_images repair
+        verifying: verify_split verify_images verify_remote repair
         mixture: source_counts weight_schedule permutation sample_order mixture source_shares resume_state forecast
             expected_sources write_mixture class_windows
         loader: stage_times shard_store held_rows remote_store shard_prefetch sample_reader batch png_batch fill_batch
@@ -57,7 +57,7 @@ _HOUSES = {
         evaluation: linear_knn_probes ridge_probe sgd_probe attentive_probe finished_probes online_probes
         reports: text_table metric_charts image_panels run_page run_report compare_runs run_log
         training: optimizer config nonfinite_guard out_of_memory trainer
-        jobs: run dry_run evaluate bench bench_report export
+        jobs: run dry_run evaluate bench bench_report speed_here export
         : cli __main__
     """,
 }

@@ -1,5 +1,6 @@
 """Text for people, in a terminal and on a page: sizes, lists of names, and third-party text that breaks neither."""
 
+import math
 import unicodedata
 from collections.abc import Sequence
 
@@ -9,10 +10,19 @@ _TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 def size(num_bytes: float) -> str:
     """Bytes for people: 1.5 MB, in powers of 1,000 as disks and networks are sold."""
     for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
+        if num_bytes < 999.5:  # what would be rounded to 1,000 is one of the next unit
             return f"{num_bytes:.3g} {unit}" if unit != "B" else f"{num_bytes:.0f} B"
         num_bytes /= 1000
     return f"{num_bytes:,.1f} TB"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with this many significant digits, never as 1.2e+04: 1,234,567, 12.3, 0.0046."""
+    if value == 0:
+        return "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if places else text
 
 
 def counted(num: int, one: str, many: str) -> str:

@@ -11,7 +11,7 @@ import resource
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from typing import Annotated
 
@@ -24,6 +24,10 @@ from hjepa_shards.errors import InputError, ShardError
 
 _INTERRUPTED = (130, 138, 143)
 """What typer makes of Ctrl-C, and what a run leaves with that was told to stop by SIGUSR1 or SIGTERM."""
+
+BEGINS_AGAIN = "nothing is half done; the same command begins again"
+CONTINUES = "the same command continues with what is not done yet"
+"""What is true of a command after Ctrl-C."""
 
 _ADVICE = {
     errno.EACCES: "; change its permissions, or choose another",
@@ -73,10 +77,10 @@ if console.is_jupyter:  # lines, as into a file: rich's live bars want ipywidget
     console = _SafeConsole(width=110, force_jupyter=False, force_terminal=False)
 
 
-def run_app(app: Callable[[], object], *, interrupted: str) -> None:
+def run_app(app: Callable[[], object], *, interrupted: Mapping[str, str]) -> None:
     """Run a command; what its user can fix is one line on stderr and exit code 2 (HJEPA_TRACEBACK=1 shows more).
 
-    interrupted: how to continue after Ctrl-C.
+    interrupted: by the name of a command, what is true of it after Ctrl-C.
     """
     try:
         app()
@@ -94,7 +98,10 @@ def run_app(app: Callable[[], object], *, interrupted: str) -> None:
         raise SystemExit(2) from error
     except SystemExit as left:
         if left.code in _INTERRUPTED:
-            say_error(f"interrupted; {interrupted}")
+            command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+            if sys.stderr.isatty():
+                print(end="\r", file=sys.stderr)  # over the ^C that the terminal has written
+            say_error(f"interrupted; {interrupted.get(command, BEGINS_AGAIN)}")
         raise
 
 

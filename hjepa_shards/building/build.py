@@ -7,7 +7,7 @@ slice and named in the manifest; nothing else moves.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,6 +89,17 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltSplit:
+    """A split after a build."""
+
+    where: str
+    """Its folder or URL."""
+    manifest: Manifest
+    was_built: bool
+    """All of it was there before, so nothing was done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BuiltPart:
     """What of a split one part has built."""
 
@@ -97,6 +108,12 @@ class BuiltPart:
     """Of this part."""
     of_shards: int
     """Of the whole split."""
+    was_built: bool
+    """Its shards were there before."""
+
+
+Start = Callable[[str], Progress | None]
+"""Takes the name of a split whose shards are about to be built; gives the progress of that."""
 
 
 def build(
@@ -115,9 +132,23 @@ def build(
     killed build stopped. InputError for a wrong folder or option, BuildMismatch where `out` holds a build with other
     settings, input or encoder.
     """
+    built = build_splits(source, raw=raw, out=out, splits=splits, options=options, start=lambda _: progress)
+    return [split.manifest for split in built]
+
+
+def build_splits(
+    source: str,
+    *,
+    raw: str | Path | None,
+    out: str | Path,
+    splits: Sequence[str] = (),
+    options: BuildOptions | None = None,
+    start: Start = lambda _: None,
+) -> list[BuiltSplit]:
+    """`build`, with a progress of each split's own, and with what was done about each."""
     options = options or BuildOptions()
     name = options.name or source
-    manifests = []
+    built = []
     for split, opened in _opened(source, raw, splits, options):
         target = _target(out, name, split, options)
         listed = _listed(target, name, split, opened, options)
@@ -126,11 +157,13 @@ def build(
             plan = _plan(target, name, split, listed, source, options)
             require_same_input(target, listed)
             if options.check_input:
-                check_input(target, plan, listed, options.workers, progress)
+                check_input(target, plan, listed, options.workers, start(f"check the input of {name} {split}"))
             target.remove_leftovers()
-            build_missing(target, plan, listed, range(plan.num_shards), _way(options), progress)
-            manifests.append(finish(target, plan))
-    return manifests
+            progress = start(f"{name} {split}")
+            num_made = build_missing(target, plan, listed, range(plan.num_shards), _way(options), progress)
+            manifest, was_built = finish(target, plan)
+        built.append(BuiltSplit(where=target.where, manifest=manifest, was_built=was_built and not num_made))
+    return built
 
 
 def build_part(
@@ -141,7 +174,7 @@ def build_part(
     part: Part,
     splits: Sequence[str] = (),
     options: BuildOptions | None = None,
-    progress: Progress | None = None,
+    start: Start = lambda _: None,
 ) -> list[BuiltPart]:
     """One part of the same build, beside others on this or other machines; `merge` makes the manifests."""
     options = options or BuildOptions()
@@ -156,8 +189,11 @@ def build_part(
             require_same_input(target, listed)
             shards = range(part.number - 1, plan.num_shards, part.of)
             target.remove_leftovers(tuple(Path(plan.shard_name(shard)).stem for shard in shards))
-            build_missing(target, plan, listed, shards, _way(options), progress)
-        parts.append(BuiltPart(where=target.where, num_shards=len(shards), of_shards=plan.num_shards))
+            num_made = build_missing(target, plan, listed, shards, _way(options), start(f"{name} {split}"))
+        part_built = BuiltPart(
+            where=target.where, num_shards=len(shards), of_shards=plan.num_shards, was_built=not num_made
+        )
+        parts.append(part_built)
     return parts
 
 
@@ -169,8 +205,11 @@ def default_settings(source: str) -> EncodeSettings:
 
 def build_missing(
     target: Target, plan: BuildPlan, listed: RawList, shards: Sequence[int], way: Run, progress: Progress | None
-) -> None:
-    """Those of `shards` that are not in the target yet. BuildMismatch where they would follow other rules."""
+) -> int:
+    """Those of `shards` that are not in the target yet; how many they were.
+
+    BuildMismatch where they would follow other rules.
+    """
     names = target.names()
     todo = [shard for shard in shards if not is_finished(names, plan.shard_name(shard))]
     total = sum(_num_samples(plan, shard) for shard in shards)
@@ -193,6 +232,7 @@ def build_missing(
             (Task(plan.shard_name(shard), slice_of(plan, order, shard)) for shard in todo),
             report,
         )
+    return len(todo)
 
 
 def _num_samples(plan: BuildPlan, shard: int) -> int:
@@ -213,10 +253,10 @@ def _opened(
             raise InputError(f"--{name.replace('_', '-')}: a positive number expected, {value} found")
     if options.cluster and raw is not None and Path(raw).exists():
         raw = Path(raw).resolve()  # workers on other machines run in other folders
-    return [
-        (
-            split,
-            open_split(
+    opened, refused = list[tuple[str, RawSplit]](), list[InputError]()
+    for split in splits or default_splits(source, raw):
+        try:
+            found = open_split(
                 source,
                 raw,
                 split,
@@ -224,10 +264,16 @@ def _opened(
                 list_file=options.list_file,
                 image=options.image,
                 no_classes=options.no_classes,
-            ),
-        )
-        for split in splits or default_splits(source, raw)
-    ]
+            )
+            opened.append((split, found))
+        except InputError as error:
+            refused.append(error)
+    if refused and opened and not splits:
+        alone = " ".join(f"--split {split}" for split, _ in opened)
+        raise InputError(f"{refused[0]}; or build what is available, with {alone}") from refused[0]
+    if refused:
+        raise refused[0]
+    return opened
 
 
 def _require_name(name: str | None, source: str) -> None:

@@ -33,6 +33,11 @@ def mark_of(number: int, of: int) -> str:
 
 def merge(folder: str | Path) -> Manifest:
     """Write the manifest of the split in `folder`, whose shards are all there. InputError naming those that are not."""
+    return merged(folder)[0]
+
+
+def merged(folder: str | Path) -> tuple[Manifest, bool]:
+    """The same, and whether it was there already."""
     target = target_of(folder)
     plan = read_plan(target)
     if plan is None:
@@ -83,8 +88,8 @@ def unmerged_below(folder: str | Path) -> list[str]:
     return sorted(name.removesuffix(f"/{PLAN}") for name in found)
 
 
-def finish(target: Target, plan: BuildPlan) -> Manifest:
-    """The same for a process that is alone in the target."""
+def finish(target: Target, plan: BuildPlan) -> tuple[Manifest, bool]:
+    """`merged` for a process that is alone in the target."""
     names = target.names()
     missing = [shard for shard in range(plan.num_shards) if not is_finished(names, plan.shard_name(shard))]
     if missing:
@@ -96,9 +101,10 @@ def finish(target: Target, plan: BuildPlan) -> Manifest:
         if _MARK.fullmatch(name):
             target.remove(name)
     data = manifest_bytes(manifest)
-    if FILE_NAME not in names or target.read(FILE_NAME) != data:
+    was_built = FILE_NAME in names and target.read(FILE_NAME) == data
+    if not was_built:
         target.write(FILE_NAME, data)
-    return manifest
+    return manifest, was_built
 
 
 def num_decoded(where: str | Path) -> int | None:

@@ -7,19 +7,20 @@ import typer
 from rich.table import Table
 
 from hjepa_shards.base.atomic_files import require_writable
-from hjepa_shards.base.progress_bar import progress_bar
+from hjepa_shards.base.progress_bar import Advance, progress_bar
 from hjepa_shards.base.terminal import console, escape, say_error
 from hjepa_shards.base.thread_map import num_cores
-from hjepa_shards.commands.tables import splits_below
+from hjepa_shards.commands.tables import folders_below, splits_below
 from hjepa_shards.errors import InputError, ShardError
 
 if TYPE_CHECKING:
     from hjepa_shards.duplicates.find_duplicates import Duplicates
+    from hjepa_shards.shards.location import Place
     from hjepa_shards.verifying.verify_split import Problem
 
 
 def verify_command(
-    folders: Annotated[list[Path], typer.Argument(help="built splits, or folders above them")],
+    folders: Annotated[list[str], typer.Argument(path_type=str, help="built splits, or what is above them; also URLs")],
     deep: Annotated[bool, typer.Option("--deep", help="also decode every image and compare rows with tars")] = False,
     out: Annotated[
         Path | None, typer.Option(help="with --deep: list of images that cannot be decoded, for `build --exclude`")
@@ -28,8 +29,10 @@ def verify_command(
 ) -> None:
     """Compare every file with its manifest; name lost samples. Exit code 1: something is wrong; 2: cannot be judged."""
     from hjepa_shards.shards.exclusions import write_exclusions
-    from hjepa_shards.verifying.verify_images import exclusions_of, verify_deep
-    from hjepa_shards.verifying.verify_split import verify, without_manifest
+    from hjepa_shards.storage.remote_files import is_remote
+    from hjepa_shards.verifying.verify_images import exclusions_of
+    from hjepa_shards.verifying.verify_remote import unfinished_below
+    from hjepa_shards.verifying.verify_split import without_manifest
 
     if out is not None:
         if not deep:
@@ -37,7 +40,8 @@ def verify_command(
         require_writable(out.parent)
 
     workers = _checked(workers)
-    unfinished = list({problem.path: problem for folder in folders for problem in without_manifest(folder)}.values())
+    marked = [unfinished_below(place) if is_remote(place) else without_manifest(Path(place)) for place in folders]
+    unfinished = list({problem.path: problem for found in marked for problem in found}.values())
     try:
         splits = splits_below(folders)
     except InputError:
@@ -49,8 +53,7 @@ def verify_command(
     for folder in dict.fromkeys(splits):
         with progress_bar("bytes") as start:
             try:
-                check = verify_deep if deep else verify
-                problems = check(folder, start(f"verify {folder}"), workers)
+                problems = _problems_of(folder, deep, start(f"verify {folder}"), workers)
             except (InputError, ShardError) as error:
                 unjudged.append(error)
                 continue
@@ -76,9 +79,20 @@ def verify_command(
     raise typer.Exit(1 if wrong else 0)
 
 
+def _problems_of(place: "Place", deep: bool, progress: Advance, workers: int) -> list["Problem"]:
+    from hjepa_shards.verifying.verify_images import verify_deep
+    from hjepa_shards.verifying.verify_remote import verify_remote
+    from hjepa_shards.verifying.verify_split import verify
+
+    if isinstance(place, str):
+        return verify_remote(place, progress, workers, deep=deep)
+    return (verify_deep if deep else verify)(place, progress, workers)
+
+
 def duplicates_command(
     folders: Annotated[
-        list[Path], typer.Argument(help="built splits, or folders above them; the first ones keep theirs")
+        list[str],
+        typer.Argument(path_type=str, help="built splits, or folders above them; the first ones keep theirs"),
     ],
     near: Annotated[int, typer.Option(help="bits of 64 that two pictures' hashes may differ in, 0 to 15")] = 11,
     out: Annotated[Path | None, typer.Option(help="list of duplicates to exclude, for `build --exclude`")] = None,
@@ -88,7 +102,7 @@ def duplicates_command(
     """Find duplicates of images (exact, near, mirrored) in splits, across them, and leaks into val and test."""
     from hjepa_shards.duplicates.find_duplicates import find_duplicates
 
-    splits = splits_below(folders)
+    splits = folders_below(folders)
     for path in (out, report):
         if path is not None:
             require_writable(path.parent)

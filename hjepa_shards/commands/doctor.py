@@ -78,8 +78,8 @@ _LITTLE_FREE = 20e9
 _LITTLE_TEMPORARY = 2e9
 _LITTLE_MEMORY = 4e9
 _NETWORKED = ("nfs", "cifs", "smb", "fuse.sshfs", "9p", "ceph", "afs")
-_A100_IMAGES_PER_S = 1_000
-"""What the largest GPU of the users' own targets needs of a loader."""
+_GPU_IMAGES_PER_S = 1_000
+"""What a large GPU takes of a loader in training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,11 +186,11 @@ def _about_cores(found: Examination) -> Iterator[Advice]:
         )
     rates = {speed.name: speed.images_per_s for speed in found.decoders}
     original, built = rates.get("simplejpeg"), rates.get(_BUILT)
-    if original and built and original * usable < _A100_IMAGES_PER_S:
+    if original and built and original * usable < _GPU_IMAGES_PER_S:
         yield Advice(
             what="build photographs at the default shorter side of 256, not with `--pixels keep`",
             why=f"{usable:g} cores decode {_round(original * usable)} originals a second, {_round(built * usable)} "
-            f"at 256; an A100 trains on about {_A100_IMAGES_PER_S:,}",
+            f"at 256; a large GPU trains on about {_GPU_IMAGES_PER_S:,}",
         )
     soft, hard = found.open_files.soft, found.open_files.hard
     if 0 <= soft < _FEW_FILES:

@@ -1,9 +1,11 @@
 """Commands that bring raw data, and look at what was brought: download, verify-raw."""
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, final
 
 import typer
 from rich.table import Table
@@ -12,7 +14,8 @@ from hjepa_shards.base.progress_bar import progress_bar
 from hjepa_shards.base.shown_text import size
 from hjepa_shards.base.terminal import console, escape, say_error
 from hjepa_shards.base.thread_map import num_cores
-from hjepa_shards.errors import InputError
+from hjepa_shards.commands.tables import print_next
+from hjepa_shards.errors import InputError, ShardError
 
 if TYPE_CHECKING:
     from hjepa_shards.downloading.verify_raw import FilesCheck, SplitCheck
@@ -20,44 +23,126 @@ if TYPE_CHECKING:
 
 
 def download_command(
-    source: Annotated[str, typer.Argument(help="one of `hjepa-shards sources`")],
-    raw: Annotated[Path | None, typer.Option(help="folder for the raw data [default: data/raw/SOURCE]")] = None,
+    sources: Annotated[list[str] | None, typer.Argument(help="some of `hjepa-shards sources`")] = None,
+    all_sources: Annotated[bool, typer.Option("--all", help="every source that can be downloaded")] = False,
+    raw: Annotated[
+        Path | None,
+        typer.Option(help="folder for the raw data [default: data/raw/SOURCE]; of several sources the one above"),
+    ] = None,
     split: Annotated[list[str] | None, typer.Option(help="only this split (may be repeated)")] = None,
     small: Annotated[bool, typer.Option("--small", help="the images at 256x256 (places365)")] = False,
     keep_archives: Annotated[bool, typer.Option("--keep-archives", help="also after unpacking")] = False,
+    force: Annotated[bool, typer.Option("--force", help="download again what is there already")] = False,
     url_base: Annotated[str | None, typer.Option(help="mirror: an address below which the files are")] = None,
 ) -> None:
-    """Fetch a raw dataset, check it against its published digest, unpack it. Killed? The same command continues."""
-    from hjepa_shards.downloading.published_files import download, imagenet_instructions, space_needed
+    """Fetch raw datasets, check them against published digests, unpack them. Killed? The same command continues."""
+    from hjepa_shards.downloading.published_files import DOWNLOADS, has_small_edition, imagenet_instructions
     from hjepa_shards.sources.registry import SOURCES
 
-    folder = raw or Path("data/raw") / source
-    known = SOURCES.get(source)
-    if known and known.download == "manual":
-        console.print(imagenet_instructions(source, folder), markup=False, highlight=False)
-        return
-    if known and not known.layout:
-        console.print(f"{source}: its images come with this program, nothing to download: hjepa-shards build {source}")
-        return
-    splits = split or ()
-    space = space_needed(source, folder, splits=splits, small=small, keep_archives=keep_archives)
-    console.print(
-        f"{source}: {size(space.to_fetch)} to fetch into {escape(str(folder))}; of the disk {size(space.at_most)} more "
-        f"on the way, {size(space.in_the_end)} in the end, {size(space.free)} free"
-    )
-    with _watcher("bytes") as watcher:
-        found = download(
-            source,
-            folder,
-            splits=splits,
-            small=small,
+    if all_sources == bool(sources):
+        found = "both" if sources else "neither"
+        raise InputError(f"names of sources or --all expected, {found} found; `hjepa-shards sources` lists them")
+    names = [name for name in SOURCES if name in DOWNLOADS] if all_sources else list(dict.fromkeys(sources or ()))
+    several = all_sources or len(names) > 1
+    folders = {name: Path("data/raw") / name if raw is None else raw / name if several else raw for name in names}
+    wanted = []
+    for name, folder in folders.items():
+        known = SOURCES.get(name)
+        if known and known.download == "manual":
+            console.print(imagenet_instructions(name, folder), markup=False, highlight=False)
+        elif known and not known.layout:
+            console.print(f"{name}: its images come with this program, nothing to download: hjepa-shards build {name}")
+        else:
+            wanted.append(name)
+    any_small = small and any(map(has_small_edition, wanted))
+    chosen = [
+        _Download(
+            source=name,
+            folder=folders[name],
+            splits=split or (),
+            small=has_small_edition(name) if any_small else small,
             keep_archives=keep_archives,
-            url_base=url_base,
-            watcher=watcher,
+            force=force,
         )
-    for path in found:
-        console.print(f"[green]there[/green] {escape(str(path))}")
-    console.print(f"next: hjepa-shards verify-raw {source} --raw {escape(str(folder))}, then build {source}")
+        for name in wanted
+    ]
+    for one in chosen:  # what is wrong with the last is said before the first is fetched
+        one.print_space()
+    if all_sources:
+        manual = [source.name for source in SOURCES.values() if source.download == "manual"]
+        console.print(
+            f"[yellow]note[/yellow] skipped, they cannot be downloaded automatically: {', '.join(manual)}; "
+            f"`hjepa-shards download {manual[0]}` says how to get them"
+        )
+    failed = []
+    for one in chosen:
+        try:
+            one.run(url_base)
+        except (InputError, ShardError) as error:
+            if not several:
+                raise
+            say_error(f"error: {error}")
+            failed.append(one)
+    done = [one for one in chosen if one not in failed]
+    if done:
+        print_next(*(command for one in done for command in one.next_commands(several)))
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(chosen)} sources were not downloaded: {', '.join(one.source for one in failed)}; "
+            "see above, then run the same command again"
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Download:
+    """One source to be fetched."""
+
+    source: str
+    folder: Path
+    splits: Sequence[str]
+    small: bool
+    keep_archives: bool
+    force: bool
+
+    def print_space(self) -> None:
+        from hjepa_shards.downloading.published_files import space_needed
+
+        space = space_needed(
+            self.source,
+            self.folder,
+            splits=self.splits,
+            small=self.small,
+            keep_archives=self.keep_archives,
+            force=self.force,
+        )
+        console.print(
+            f"{self.source}: {size(space.to_fetch)} to fetch into {escape(str(self.folder))}; of the disk "
+            f"{size(space.at_most)} more on the way, {size(space.in_the_end)} in the end, {size(space.free)} free"
+        )
+
+    def run(self, url_base: str | None) -> None:
+        from hjepa_shards.downloading.published_files import download
+
+        with _watcher("bytes") as watcher:
+            found = download(
+                self.source,
+                self.folder,
+                splits=self.splits,
+                small=self.small,
+                keep_archives=self.keep_archives,
+                force=self.force,
+                url_base=url_base,
+                watcher=watcher,
+            )
+        for path in found:
+            console.print(f"[green]there[/green] {escape(str(path))}", soft_wrap=True)
+
+    def next_commands(self, short: bool) -> list[str]:
+        """short: only the one that builds."""
+        raw = f"--raw {shlex.quote(str(self.folder))}"
+        build = f"hjepa-shards build {self.source} {raw}"
+        return [build] if short else [f"hjepa-shards verify-raw {self.source} {raw}", build]
 
 
 def verify_raw_command(

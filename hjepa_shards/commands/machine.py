@@ -67,7 +67,11 @@ def bench_command(
     console.print(f"the threads' time: {shares}\n{found.limit}", highlight=False)
     for name, needed in TARGETS.items():
         enough = "[green]enough[/green]" if found.loader >= needed else "[yellow]too slow[/yellow]"
-        console.print(f"{enough} for {name}: {needed:,} images/s, {found.loader / needed:.1f}x", highlight=False)
+        console.print(
+            f"{enough} for the project's target on {name}: {needed:,} images/s in training, "
+            f"{found.loader / needed:.1f}x",
+            highlight=False,
+        )
 
 
 def _print_speeds(found: "Examination") -> None:

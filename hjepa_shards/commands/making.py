@@ -1,22 +1,25 @@
 """Commands that make shards or what is beside them: build, merge, repair, index."""
 
 import re
+import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 import typer
 
-from hjepa_shards.base.progress_bar import Advance, progress_bar
+from hjepa_shards.base.progress_bar import Advance, progress_bar, rate
 from hjepa_shards.base.shown_text import size
 from hjepa_shards.base.terminal import console, escape
 from hjepa_shards.base.thread_map import num_cores
-from hjepa_shards.commands.tables import print_manifests, print_remarks
+from hjepa_shards.commands.tables import commands_for, print_manifests, print_next, print_remarks
 from hjepa_shards.errors import InputError
 
 if TYPE_CHECKING:
+    from hjepa_shards.building.build import BuiltSplit
     from hjepa_shards.images.encode import EncodeSettings
     from hjepa_shards.shards.manifest import Manifest
 
@@ -72,8 +75,7 @@ def build_command(
     part: Annotated[str | None, typer.Option(help="i/n: only the i-th of n parts; `merge` puts them together")] = None,
 ) -> None:
     """Turn a raw dataset into shards. Killed? The same command continues. Exit code 3: images had to be excluded."""
-    from hjepa_shards.building.build import BuildOptions, Part, build, build_part
-    from hjepa_shards.storage.build_output import target_at
+    from hjepa_shards.building.build import BuildOptions, Part, build_part, build_splits
 
     options = BuildOptions(
         settings=_settings(source, "keep" if keep and pixels is None else pixels, shorter_side, quality, encoder),
@@ -93,32 +95,32 @@ def build_command(
     )
     if keep and pixels not in (None, "keep"):
         raise InputError(f"--keep and --pixels {pixels}: one of them expected")
-    if part is not None:
-        chosen = Part.parse(part)
-        with progress_bar("images") as start:
-            parts = build_part(
-                source, raw=raw, out=out, part=chosen, splits=split or (), options=options, progress=start(source)
-            )
-        for built in parts:
-            console.print(
-                f"part {part} is built: {built.num_shards} of {built.of_shards} shards of {built.where}", markup=False
-            )
-        console.print(f"when all are: hjepa-shards merge {str(out).rstrip('/')}/{name or source}", markup=False)
-        return
-    with progress_bar("images") as start:
-        timed = _Timed(start(source))
-        manifests = build(source, raw=raw, out=out, splits=split or (), options=options, progress=timed)
-    timed.say()
-    _end([(target_at(out, manifest.source, manifest.split).where, manifest) for manifest in manifests])
+    if part is None:
+        with _timed() as start:
+            built = build_splits(source, raw=raw, out=out, splits=split or (), options=options, start=start)
+        return _end(built)
+    chosen = Part.parse(part)
+    with _timed() as start:
+        parts = build_part(source, raw=raw, out=out, part=chosen, splits=split or (), options=options, start=start)
+    for one in parts:
+        verb = "is built already, nothing to do" if one.was_built else "is built"
+        console.print(f"part {part} {verb}: {one.num_shards} of {one.of_shards} shards of {one.where}", markup=False)
+    whole = f"{str(out).rstrip('/')}/{name or source}"
+    print_next(f"hjepa-shards merge {shlex.quote(whole)}", when="when all parts are built")
 
 
 def merge_command(
     folders: Annotated[list[str], typer.Argument(help="splits that were built in parts, or what is above them")],
 ) -> None:
     """Write the manifests of splits of which all parts are built."""
-    from hjepa_shards.building.merge_parts import merge, unmerged_below
+    from hjepa_shards.building.build import BuiltSplit
+    from hjepa_shards.building.merge_parts import merged, unmerged_below
 
-    _end([(where, merge(where)) for folder in folders for where in unmerged_below(folder)])
+    built = []
+    for where in (where for folder in folders for where in unmerged_below(folder)):
+        manifest, was_built = merged(where)
+        built.append(BuiltSplit(where=where, manifest=manifest, was_built=was_built))
+    _end(built)
 
 
 def repair_command(
@@ -167,6 +169,7 @@ def index_command(
     sidecars = (Sidecar(folder / f"{manifest.shard_name(i)}.index") for i in range(manifest.num_shards))
     if said := sorted_by_class([sidecar.checked_rows()["label"] for sidecar in sidecars]):
         console.print(f"[yellow]note[/yellow] {escape(said)}")
+    print_next(*commands_for([(str(folder), manifest)]))
     if manifest.exclusions:
         raise typer.Exit(BUILT_WITH_EXCLUSIONS)
 
@@ -190,44 +193,70 @@ def _settings(
     return parse(EncodeSettings, {**chosen, "encoder": encoder}, "how to store pixels")
 
 
-class _Timed:
-    """A progress callback that can say afterwards how fast it went."""
+@contextmanager
+def _timed() -> Iterator[Callable[[str], Advance]]:
+    """Progress bars of splits; at the end it is said how fast all of them went."""
+    with progress_bar("images") as start:
+        timed = _Timed(start)
+        yield timed.start
+    timed.say()
 
-    def __init__(self, advance: Advance) -> None:
-        self._advance = advance
+
+@final
+class _Timed:
+    """What progress bars of several splits heard, together."""
+
+    def __init__(self, start: Callable[[str], Advance]) -> None:
+        self._start = start
         self._samples = self._bytes = 0
-        self._last = (0, 0)
         self._began = time.monotonic()
 
-    def __call__(self, done: int, total: int, num_bytes: int, /) -> None:
-        if num_bytes:  # else: done by an earlier run
-            self._samples += done - self._last[0]
-            self._bytes += num_bytes - self._last[1]
-        self._last = (done, num_bytes)
-        self._advance(done, total, num_bytes)
+    def start(self, name: str) -> Advance:
+        bar, last = self._start(name), (0, 0)
+
+        def advance(done: int, total: int, num_bytes: int = 0, /) -> None:
+            nonlocal last
+            if num_bytes == 0:  # done by an earlier run
+                last = (done, 0)
+                if done == total:
+                    return
+            self._samples += done - last[0]
+            self._bytes += num_bytes - last[1]
+            last = (done, num_bytes)
+            bar(done, total, num_bytes)
+
+        return advance
 
     def say(self) -> None:
         took_s = time.monotonic() - self._began
         if self._samples:
             console.print(
-                f"{self._samples:,} images in {took_s:,.1f} s: {self._samples / took_s:,.0f} images/s, "
+                f"{self._samples:,} images in {took_s:,.1f} s: {rate(self._samples / took_s)} images/s, "
                 f"{size(self._bytes / took_s)}/s of raw data"
             )
 
 
-def _end(built: Sequence[tuple[str, "Manifest"]]) -> None:
+def _end(built: Sequence["BuiltSplit"]) -> None:
     """The summary of a build; leaves with its own exit code where images had to be excluded."""
-    print_manifests(built)
+    new = [split for split in built if not split.was_built]
+    if new:
+        print_manifests([(split.where, split.manifest) for split in new])
     failed = 0
-    for where, manifest in built:
-        console.print(_what_was_decoded(where, manifest), markup=False)
+    for split in built:
+        manifest = split.manifest
+        if split.was_built:
+            console.print(f"already built, nothing to do: {escape(split.where)} ({manifest.num_samples:,} images)")
+        else:
+            console.print(_what_was_decoded(split.where, manifest), markup=False)
         on_request = manifest.settings["list_excluded"]
         if on_request:
             console.print(f"{escape(manifest.name)}: {on_request:,} samples excluded on request")
         for reason, count in _by_reason(manifest.exclusions[on_request:]):
             console.print(f"[yellow]excluded[/yellow] {count:,} of {escape(manifest.name)}: {escape(reason)}")
         failed += len(manifest.exclusions) - on_request
-        print_remarks(manifest)
+        if not split.was_built:
+            print_remarks(manifest)
+    print_next(*commands_for([(split.where, split.manifest) for split in built]))
     if failed:
         raise typer.Exit(BUILT_WITH_EXCLUSIONS)
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from hjepa_shards.base.shown_text import size
 from hjepa_shards.base.terminal import console, escape
-from hjepa_shards.commands.tables import splits_below
+from hjepa_shards.commands.tables import folders_below
 from hjepa_shards.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def mix_command(
 
 
 def report_command(
-    folders: Annotated[list[Path], typer.Argument(help="built splits, or folders above them")],
+    folders: Annotated[list[str], typer.Argument(path_type=str, help="built splits, or folders above them")],
     html: Annotated[Path, typer.Option(help="page to write")],
     duplicates: Annotated[Path | None, typer.Option(help="what `duplicates --report` wrote")] = None,
     mix: Annotated[Path | None, typer.Option(help="mix.yaml: draw its shares")] = None,
@@ -86,7 +86,7 @@ def report_command(
     from hjepa_shards.reports.shards_report import write_report
     from hjepa_shards.shards.manifest import load_manifest
 
-    splits = splits_below(folders)
+    splits = folders_below(folders)
     sources = sorted({load_manifest(folder).source for folder in splits})
     notes = write_report(
         splits,

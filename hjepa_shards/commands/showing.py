@@ -17,6 +17,7 @@ from hjepa_shards.errors import InputError
 if TYPE_CHECKING:
     from hjepa_shards.mixture.forecast import Forecast
     from hjepa_shards.mixture.mixture import Mixture
+    from hjepa_shards.shards.location import Place
     from hjepa_shards.shards.manifest import Manifest
 
 _SECTIONS = ("run", "data", "backbone", "objective", "training", "evaluation", "logging")
@@ -45,12 +46,12 @@ def sources_command() -> None:
 
 
 def info_command(
-    folders: Annotated[list[Path], typer.Argument(help="built splits, or folders above them")],
+    folders: Annotated[list[str], typer.Argument(path_type=str, help="built splits, or what is above them; also URLs")],
 ) -> None:
     """What is in built splits."""
-    from hjepa_shards.shards.manifest import load_manifest
+    from hjepa_shards.shards.location import manifest_at
 
-    found = [(folder, load_manifest(folder)) for folder in splits_below(folders)]
+    found = [(place, manifest_at(place)) for place in splits_below(folders)]
     print_manifests(found)
     for folder, manifest in found if len(found) == 1 else ():
         _print_details(folder, manifest)
@@ -171,7 +172,9 @@ def _words(facts: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in flatten(facts).items())
 
 
-def _print_details(folder: Path, manifest: "Manifest") -> None:
+def _print_details(place: "Place", manifest: "Manifest") -> None:
+    from hjepa_shards.shards.location import is_labelled
+
     facts = {
         "members of a sample": ", ".join(manifest.members),
         **{key.replace("_", " "): value for key, value in manifest.settings.items()},
@@ -186,11 +189,12 @@ def _print_details(folder: Path, manifest: "Manifest") -> None:
     if statistics.get("images") and "width" in statistics:
         width, height = statistics["width"], statistics["height"]
         console.print(f"width {width[0]}-{width[1]}, height {height[0]}-{height[1]} pixels")
-        for name, (count, total, squares) in zip("RGB", statistics["channel_moments"], strict=True):
-            mean = total / count / 255
-            deviation = max(0.0, squares / count / 255**2 - mean**2) ** 0.5
+        for name, (mean, square) in zip("RGB", manifest.channel_means(), strict=False):
+            deviation = max(0.0, square - mean**2) ** 0.5
             console.print(f"{name}: mean {mean:.4f}, standard deviation {deviation:.4f}")
     if manifest.class_names:
         names = ", ".join(manifest.class_names[:20]) + " ..." * (len(manifest.class_names) > 20)
         console.print(visible(f"classes: {names}"), markup=False)
+    elif is_labelled(place, manifest):
+        console.print("classes: labels without names")
     print_remarks(manifest)

@@ -231,6 +231,7 @@ def download(
     splits: Sequence[str] = (),
     small: bool = False,
     keep_archives: bool = False,
+    force: bool = False,
     url_base: str | None = None,
     patience: Patience = PATIENT,
     watcher: Watcher = SILENT,
@@ -241,6 +242,7 @@ def download(
 
     splits: as of `build`; none: its default ones.  small: the small edition of the images (Places365).
     keep_archives: what was unpacked stays beside what came out of it.
+    force: fetch again what is there already; the old files go when the new ones are found right.
     url_base: a mirror: a folder that has the files under their own names.
     patience: tries and seconds between them, for a server that breaks off.  watcher: receives how far it is.
     InputError where the server or the disk do not give what is needed, ShardError where the bytes are not right.
@@ -249,36 +251,45 @@ def download(
     with writing(raw):
         raw.mkdir(parents=True, exist_ok=True)
     with exclusive(raw, "another process is downloading here; wait for it to end"):
-        space = space_needed(source, raw, splits=splits, small=small, keep_archives=keep_archives)
+        space = space_needed(source, raw, splits=splits, small=small, keep_archives=keep_archives, force=force)
         if space.at_most > space.free:
             raise InputError(
                 f"{raw}: {space.at_most / 1e9:,.2f} GB needed on the way and {space.in_the_end / 1e9:,.2f} GB in the "
                 f"end, {space.free / 1e9:,.2f} GB free; make room or choose another folder with --raw"
             )
         for file in files:
-            if _is_there(file, raw):
+            if not force and _is_there(file, raw):
                 watcher.note(f"{file.name}: there already")
             else:
-                _bring(file, raw, url_base, patience, watcher)
+                _bring(file, raw, force, url_base, patience, watcher)
                 if file.unpacks_to and not keep_archives:
                     (raw / file.name).unlink()
     return sorted({raw / (name.partition("/")[0]) for file in files for name in file.unpacks_to or (file.name,)})
 
 
 def space_needed(
-    source: str, raw: Path, *, splits: Sequence[str] = (), small: bool = False, keep_archives: bool = False
+    source: str,
+    raw: Path,
+    *,
+    splits: Sequence[str] = (),
+    small: bool = False,
+    keep_archives: bool = False,
+    force: bool = False,
 ) -> Space:
     """What `download` with the same arguments would take now, after what it did already."""
     fetched = used = peak = 0
     for file in _chosen(source, splits, small):
-        if not _is_there(file, raw):
-            missing = max(0, file.num_bytes - _num_bytes(raw / file.name) - _num_bytes(raw / f"{file.name}.part"))
+        is_there = _is_there(file, raw)
+        if force or not is_there:
+            archive = 0 if force else _num_bytes(raw / file.name)
+            missing = max(0, file.num_bytes - archive - _num_bytes(raw / f"{file.name}.part"))
             fetched += missing
             used += missing + file.unpacked_bytes
             peak = max(peak, used)
             used -= 0 if keep_archives or not file.unpacks_to else file.num_bytes
+            used -= (file.unpacked_bytes if file.unpacks_to else file.num_bytes) if is_there else 0
     nearest = next(folder for folder in (raw.absolute(), *raw.absolute().parents) if folder.is_dir())
-    return Space(to_fetch=fetched, at_most=peak, in_the_end=used, free=shutil.disk_usage(nearest).free)
+    return Space(to_fetch=fetched, at_most=peak, in_the_end=max(0, used), free=shutil.disk_usage(nearest).free)
 
 
 def imagenet_instructions(source: str, raw: Path) -> str:
@@ -300,6 +311,10 @@ def imagenet_instructions(source: str, raw: Path) -> str:
         f"       hjepa-shards verify-raw {source} --raw {raw}\n"
         f"       hjepa-shards build {source} --raw {raw}\n"
     )
+
+
+def has_small_edition(source: str) -> bool:
+    return f"{source}-small" in DOWNLOADS
 
 
 def _chosen(source: str, splits: Sequence[str], small: bool) -> tuple[RemoteFile, ...]:
@@ -334,9 +349,11 @@ def _sign(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _bring(file: RemoteFile, raw: Path, url_base: str | None, patience: Patience, watcher: Watcher) -> None:
+def _bring(
+    file: RemoteFile, raw: Path, force: bool, url_base: str | None, patience: Patience, watcher: Watcher
+) -> None:
     path = raw / file.name
-    if path.exists():
+    if path.exists() and not force:
         _check_archive(file, path, watcher)
     else:
         url = f"{url_base.rstrip('/')}/{file.name}" if url_base else file.url
@@ -344,7 +361,8 @@ def _bring(file: RemoteFile, raw: Path, url_base: str | None, patience: Patience
         fetch(url, path, num_bytes=num_bytes, sha256=file.sha256, patience=patience, watcher=watcher)
     if file.unpacks_to:
         progress = watcher.bar(f"unpack {file.name}")
-        unpack(path, names=file.unpacks_to, most_bytes=_SLACK * file.unpacked_bytes, progress=progress)
+        most_bytes = _SLACK * file.unpacked_bytes
+        unpack(path, names=file.unpacks_to, most_bytes=most_bytes, progress=progress, replace=force)
     else:
         write_atomically(_sign(path), f"{file.sha256}  {file.name}\n".encode())
 

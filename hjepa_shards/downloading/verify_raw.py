@@ -181,7 +181,7 @@ def _check_split(
         split=split,
         images=len(samples),
         published=published,
-        classes=len(opened_split.class_names),
+        classes=len(opened_split.class_names) or len(samples.labels()),
         decoded=done - len(unreadable),
         wrong=tuple(wrong),
     )

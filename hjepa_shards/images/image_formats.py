@@ -15,6 +15,7 @@ from enum import IntEnum
 
 from PIL import Image, UnidentifiedImageError
 
+import hjepa_shards.images.silent_decoders  # noqa: F401  (for what it does)
 from hjepa_shards.errors import DecodeError, InputError
 from hjepa_shards.images.orientation import displayed_size, stored_orientation
 from hjepa_shards.images.png_chunks import png_without_cut_end

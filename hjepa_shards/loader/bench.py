@@ -19,7 +19,7 @@ from hjepa_shards.loader.stage_times import WORK, Stage
 from hjepa_shards.mixture.mixture import Mixture
 
 TARGETS = {"an M1 Max": 200, "an A100": 1_000}
-"""Images a second that training should reach there."""
+"""The project's targets: images a second that it wants training to reach there, for no model in particular."""
 _WARM_UP = 3
 _TASK = 16
 

@@ -19,7 +19,7 @@ from typing import final
 from hjepa_shards.errors import InputError, ShardError, ShardTruncated
 from hjepa_shards.loader.shard_store import LocalStore, Lru, Store, checked_sidecar, descriptor_share, with_retries
 from hjepa_shards.loader.stage_times import Traffic
-from hjepa_shards.shards.location import Place
+from hjepa_shards.shards.location import STORED_FORMS, Place
 from hjepa_shards.shards.manifest import Manifest
 from hjepa_shards.shards.sidecar import HEADER_BYTES, ROW, Sidecar
 from hjepa_shards.storage.decompress import inflated
@@ -35,8 +35,6 @@ from hjepa_shards.storage.remote_files import (
 )
 from hjepa_shards.storage.shard_cache import ShardCache
 
-_STORED_FORMS = ("", ".zst", ".gz")
-"""Endings of a shard's name at the origin; the cache holds it plain."""
 _TRIES = 3
 """Of a whole shard or index, where other bytes than the manifest's came."""
 _INDEXES_AT_ONCE = 16
@@ -150,7 +148,7 @@ class RemoteStore(Store):
 
     def _stored_form(self) -> str:
         """The ending of the shards' names at the origin."""
-        for form in _STORED_FORMS:
+        for form in STORED_FORMS:
             if remote_exists(self._shard_url(0) + form):
                 if form and not self.cache:
                     raise InputError(

@@ -20,7 +20,8 @@ from hjepa_shards.errors import InputError
 from hjepa_shards.images.crop import AugmentationConfig
 from hjepa_shards.mixture.mixture import DataConfig, SourceConfig
 from hjepa_shards.mixture.source_shares import SourceStats, expected_epoch, expected_stats
-from hjepa_shards.shards.manifest import FILE_NAME, Manifest, built_splits, load_manifest
+from hjepa_shards.shards.location import is_labelled, manifest_at, place_of, splits_at
+from hjepa_shards.shards.manifest import FILE_NAME, Manifest
 from hjepa_shards.sources.registry import SOURCES
 
 SCALES: dict[str, tuple[tuple[str, ...], int | None]] = {
@@ -94,12 +95,12 @@ def default_image_size(root: str, sources: Sequence[SourceConfig]) -> int:
 
 def _manifest(root: str, source: SourceConfig) -> Manifest | None:
     """The manifest of a built source, None of one that can be built, InputError of any other."""
-    folder = Path(root) / source.name
-    built = built_splits(folder)
+    built = splits_at(root, source.name, [source.split])
     if source.split in built:
-        manifest = load_manifest(folder / source.split)
+        place = place_of(root, source.name, source.split)
+        manifest = manifest_at(place)
         if manifest.num_samples == 0:
-            raise InputError(f"{folder / source.split}: samples expected, none found; take it out of the mixture")
+            raise InputError(f"{place}: samples expected, none found; take it out of the mixture")
         return manifest
     if source.name not in SOURCES and not built:
         names = {*SOURCES, *(path.parent.parent.name for path in Path(root).glob(f"*/*/{FILE_NAME}"))}
@@ -255,13 +256,11 @@ class _Template:
         mean = variance = [0.0, 0.0, 0.0]
         for source, manifest in self._pairs():
             share = self.stats[source.entry_name].share
-            moments = (manifest.statistics if manifest else {}).get("channel_moments")
-            if moments is None or share is None:
+            channels = manifest.channel_means() if manifest else []
+            if not channels or share is None:
                 return "ImageNet's, the usual choice"
-            means = [total / max(1, count) / 255 for count, total, _ in moments]
-            squares = [square / max(1, count) / 255**2 for count, _, square in moments]
-            mean = [m + share * value for m, value in zip(mean, means, strict=True)]
-            variance = [v + share * value for v, value in zip(variance, squares, strict=True)]
+            mean = [m + share * value for m, (value, _) in zip(mean, channels, strict=True)]
+            variance = [v + share * square for v, (_, square) in zip(variance, channels, strict=True)]
         std = [max(0.0, v - m * m) ** 0.5 for m, v in zip(mean, variance, strict=True)]
         own = ", ".join(f"{value:.3f}" for value in mean), ", ".join(f"{value:.3f}" for value in std)
         return f"ImageNet's; this mixture's own: [{own[0]}] and [{own[1]}]"
@@ -281,9 +280,11 @@ class _Template:
         candidates = []
         for source, manifest in self._pairs():
             known = SOURCES.get(source.name)
-            built = set(built_splits(Path(self.data.root) / source.name))
+            built = set(splits_at(self.data.root, source.name, [source.split]))
             possible = built | set(known.splits if known else ())
-            has_labels = bool(manifest and manifest.class_names) or bool(known and known.classes[:1].isdigit())
+            has_labels = bool(known and known.classes[:1].isdigit())
+            if manifest and not has_labels:
+                has_labels = is_labelled(place_of(self.data.root, source.name, source.split), manifest)
             if has_labels and "train" in possible and possible & {"test", "val"}:
                 test = "test" if "test" in possible else "val"
                 lacking = {"train", test} - built if manifest else set()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hjepa_shards.base.atomic_files import write_atomically
-from hjepa_shards.base.shown_text import size
+from hjepa_shards.base.shown_text import significant, size
 from hjepa_shards.errors import InputError
 from hjepa_shards.images.image_formats import Codec, Colour
 from hjepa_shards.mixture.mixture import Mixture
@@ -122,7 +122,7 @@ def _sizes(rows: Rows) -> list[dict[str, Any]]:
     columns = [
         ("width", width, _pixels),
         ("height", height, _pixels),
-        ("width / height", width / np.maximum(1, height), lambda ratio: f"{ratio:.3g}"),
+        ("width / height", width / np.maximum(1, height), significant),
     ]
     found = []
     if width.min() == width.max() and height.min() == height.max():

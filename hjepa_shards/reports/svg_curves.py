@@ -15,7 +15,8 @@ from markupsafe import Markup
 from hjepa_shards.base.shown_text import proper
 
 NUM_COLOURS = 8
-_HEIGHT, _HEAD, _FOOT = 150, 8, 18
+_HEIGHT, _HEAD, _FOOT = 150, 26, 34
+"""Pixels. The name of the vertical axis is above the lines, the numbers and the name of the other are below them."""
 _GUTTER = 13.0
 """Percent of the width, on the left, for the numbers of the axis."""
 _STRETCHES = 240
@@ -37,6 +38,7 @@ _BAND = Markup(
 )
 _RULE = Markup('<rect class="axis" x="{gutter}%" y="{y:.1f}" width="{width}%" height="1"/>')
 _LIMIT = Markup('<path class="limit" d="M0 {y:.1f}H1000"><title>{title}</title></path>')
+_NAME = Markup('<text class="name" x="{x}%" y="{y:.1f}" text-anchor="{anchor}">{text}</text>')
 _TEXT = Markup('<text x="{x}%" y="{y:.1f}" text-anchor="{anchor}">{text}</text>')
 
 
@@ -67,6 +69,8 @@ def line_chart(
     lines: Sequence[Curve],
     label: str,
     *,
+    x_name: str,
+    y_name: str,
     show: Callable[[float], str],
     show_x: Callable[[float], str] = lambda x: f"{x:,.0f}",
     limit: float | None = None,
@@ -75,7 +79,8 @@ def line_chart(
 ) -> Markup:
     """The lines over one axis. Empty where no line has a finite value.
 
-    show: a value as the chart writes it.  limit: drawn as a dashed line across.
+    label: for who does not see it.  x_name, y_name: what the axes count, as "step" and "images/s".
+    show, show_x: a value as the chart writes it.  limit: drawn as a dashed line across.
     floor: the axis begins no higher than here.
     """
     clean = [(line, _finite(line.points)) for line in lines]
@@ -127,9 +132,11 @@ def line_chart(
         ends = ((0.0, "start", first), (0.5, "middle", (first + last) / 2), (1.0, "end", last))
     else:
         ends = ((0.5, "middle", first),)
-    foot = _HEAD + _HEIGHT + _FOOT - 4
+    foot = _HEAD + _HEIGHT + 14
     for share, anchor, x in ends:
         front += _TEXT.format(x=_GUTTER + _INNER * share, y=foot, anchor=anchor, text=show_x(x))
+    front += _NAME.format(x=0, y=11, anchor="start", text=proper(y_name))
+    front += _NAME.format(x=_GUTTER + _INNER / 2, y=_HEAD + _HEIGHT + _FOOT - 5, anchor="middle", text=proper(x_name))
     return _SVG.format(
         label=proper(label),
         height=_HEAD + _HEIGHT + _FOOT,

@@ -97,6 +97,13 @@ class Manifest:
         """Hex digest of the shards' bytes."""
         return hashlib.blake2b("".join(self.shard_sha256).encode(), digest_size=16).hexdigest()
 
+    def channel_means(self) -> list[tuple[float, float]]:
+        """The means of R, G and B in [0, 1] and of their squares; empty where no pixel was measured."""
+        moments = self.statistics.get("channel_moments") or ()
+        if not moments or not all(count for count, _, _ in moments):
+            return []
+        return [(total / count / 255, squares / count / 255**2) for count, total, squares in moments]
+
     def shard_name(self, shard: int) -> str:
         if isinstance(self.shard_names, str):
             return self.shard_names % shard

@@ -91,8 +91,13 @@ class SampleTable:
 
     def empty_classes(self, class_names: Sequence[str]) -> list[str]:
         """The classes without an image."""
-        filled = {label for (label,) in self._database.execute("SELECT DISTINCT label FROM samples")}
+        filled = self.labels()
         return [name for label, name in enumerate(class_names) if label not in filled]
+
+    def labels(self) -> set[int]:
+        """Those that samples have; -1, which stands for none, is not among them."""
+        found = self._database.execute("SELECT DISTINCT label FROM samples WHERE label >= 0")
+        return {label for (label,) in found}
 
 
 def to_row(sample: RawSample) -> Row:

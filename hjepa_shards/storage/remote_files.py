@@ -27,6 +27,8 @@ _TRIES_OF_PARTS = 3
 """Of a part, for a proxy on the way may forget what was requested now and then."""
 _WEB_PAGES = (b"<!doctype html", b"<html")
 _BEYOND_THE_END = 416
+_LISTED_DEPTH = 4
+"""<root>/<source>/<split>/<file>"""
 
 
 class WholeFileError(ShardError):
@@ -46,6 +48,21 @@ def remote_glob(pattern: str) -> list[str]:
     """The URLs that a pattern with stars finds."""
     files, path = file_system(pattern)
     return [files.unstrip_protocol(str(found)) for found in _tried(pattern, lambda: files.glob(path))]
+
+
+def remote_below(url: str) -> list[str]:
+    """The URLs of all files at or below one; none where the server cannot list (most HTTP servers cannot)."""
+    files, path = file_system(url)
+    depth = _LISTED_DEPTH if url.startswith(("http://", "https://")) else None  # links lead anywhere
+
+    def found() -> list[str]:
+        try:
+            files.invalidate_cache()
+            return [files.unstrip_protocol(str(name)) for name in files.find(path, maxdepth=depth)]
+        except (FileNotFoundError, NotImplementedError):
+            return []
+
+    return _tried(url, found)
 
 
 def remote_info(url: str) -> tuple[int | None, str]:

@@ -38,16 +38,19 @@ def is_unpacked(archive: Path, names: tuple[str, ...]) -> bool:
     return not _staged(archive).exists() and all((archive.parent / name).exists() for name in names)
 
 
-def unpack(archive: Path, *, names: tuple[str, ...], most_bytes: int, progress: Progress) -> None:
+def unpack(
+    archive: Path, *, names: tuple[str, ...], most_bytes: int, progress: Progress, replace: bool = False
+) -> None:
     """Unpack a tar (compressed or not) or a zip beside itself, all of it or nothing.
 
     names: what the archive is known to hold; something of it missing means that it is another archive.
-    most_bytes: that may come out of it.
+    most_bytes: that may come out of it.  progress: receives (bytes of the archive done, in all).
+    replace: what is there under those names goes once everything is unpacked.
     ShardError for a damaged or hostile archive, InputError where something is in the way.
     """
     staged, begun = _staged(archive), archive.with_name(f".{archive.name}.unpacking")
     if not staged.exists():
-        for first in sorted({name.partition("/")[0] for name in names}):
+        for first in sorted({name.partition("/")[0] for name in names} if not replace else ()):
             _refuse_if_full(archive.parent / first)
         with writing(begun):
             shutil.rmtree(begun, ignore_errors=True)
@@ -64,9 +67,12 @@ def unpack(archive: Path, *, names: tuple[str, ...], most_bytes: int, progress: 
         begun.rename(staged)
     for path in sorted(staged.iterdir()):
         if not path.name.startswith("."):  # what macOS adds; and no archive brings our lock
-            _refuse_if_full(archive.parent / path.name)
-            with writing(archive.parent / path.name):
-                path.rename(archive.parent / path.name)
+            place = archive.parent / path.name
+            with writing(place):
+                if replace and place.is_dir():
+                    shutil.rmtree(place)
+                _refuse_if_full(place)
+                path.rename(place)
     sync_folder(archive.parent)
     shutil.rmtree(staged)
 

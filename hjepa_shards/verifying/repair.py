@@ -81,7 +81,7 @@ def repair(
                 repaired = _moved(workshop, folder, manifest, problems)
             finally:
                 shutil.rmtree(workshop.folder, ignore_errors=True)
-    left = tuple(problem for problem in problems if problem.path.name not in repaired)
+    left = tuple(problem for problem in problems if problem.name not in repaired)
     return Repair(repaired=repaired, left=left)
 
 
@@ -177,27 +177,27 @@ def _listed(folder: Path, plan: BuildPlan, raw: RawSplit, scratch: Path) -> RawL
 
 def _index_again(workshop: FolderTarget, folder: Path, problems: Sequence[Problem], image: str) -> None:
     """The sidecars of undamaged third-party tars.  image: the member that was chosen, '' for any."""
-    damaged = {problem.path.name for problem in problems}
+    damaged = {problem.name for problem in problems}
     for problem in problems:
-        tar = folder / problem.path.stem
-        if problem.path.suffix == ".index" and problem.shard is not None and tar.name not in damaged:
-            workshop.write(problem.path.name, index_tar(tar, Remarks(), image).index)
+        tar = folder / problem.name.removesuffix(".index")
+        if problem.name.endswith(".index") and problem.shard is not None and tar.name not in damaged:
+            workshop.write(problem.name, index_tar(tar, Remarks(), image).index)
 
 
 def _moved(workshop: FolderTarget, folder: Path, manifest: Manifest, problems: Sequence[Problem]) -> tuple[str, ...]:
     """Put the files that were made again where they belong, if all are right."""
-    made = [problem for problem in problems if (workshop.folder / problem.path.name).exists()]
+    made = [problem for problem in problems if (workshop.folder / problem.name).exists()]
     for problem in made:
         assert problem.shard is not None
-        column = manifest.index_sha256 if problem.path.suffix == ".index" else manifest.shard_sha256
-        found = sha256_of(workshop.folder / problem.path.name)
+        column = manifest.index_sha256 if problem.name.endswith(".index") else manifest.shard_sha256
+        found = sha256_of(workshop.folder / problem.name)
         if found != column[problem.shard]:
             raise InputError(
                 f"{problem.path}: made again it has sha256 {found}, {column[problem.shard]} expected; the raw data "
                 "has other bytes than when it was built. Nothing was changed"
             )
     for problem in made:
-        with writing(problem.path):
-            os.replace(workshop.folder / problem.path.name, problem.path)
+        with writing(folder / problem.name):
+            os.replace(workshop.folder / problem.name, folder / problem.name)
     sync_folder(folder)
-    return tuple(problem.path.name for problem in made)
+    return tuple(problem.name for problem in made)

@@ -22,6 +22,7 @@ from hjepa_shards.images.encode import reason_of
 from hjepa_shards.images.image_formats import Codec, codec_of, inspect, opened
 from hjepa_shards.images.rgb_pixels import shown
 from hjepa_shards.shards.class_names import class_number
+from hjepa_shards.shards.location import Place, manifest_at
 from hjepa_shards.shards.manifest import Manifest, load_manifest
 from hjepa_shards.shards.sample_keys import keys_of
 from hjepa_shards.shards.sidecar import HAS_JSON, HAS_LABELS, HAS_TEXT, Row, Sidecar, digest_of_keys, key_hash
@@ -33,13 +34,13 @@ _SAMPLES_A_TASK = 512
 _UNDECODABLE = "the image cannot be decoded"
 _MEMBER_FLAGS = {"cls": HAS_LABELS, "txt": HAS_TEXT, "json": HAS_JSON}
 
-_Finding = tuple[int, str, str]
+Finding = tuple[int, str, str]
 """Sample of the shard (-1: all of it), what is wrong, and how in its case."""
 
 
-def exclusions_of(folder: Path, problems: Sequence[Problem]) -> list[dict[str, str]]:
-    """What `build --exclude` takes: the images that cannot be decoded.  problems: of `verify_deep`, for this folder."""
-    manifest = load_manifest(folder)
+def exclusions_of(place: Place, problems: Sequence[Problem]) -> list[dict[str, str]]:
+    """What `build --exclude` takes: the images that cannot be decoded.  problems: of `verify_deep`, for this split."""
+    manifest = manifest_at(place)
     return [
         {"source": manifest.source, "split": manifest.split, "key": key, "reason": _UNDECODABLE}
         for problem in problems
@@ -62,9 +63,9 @@ def verify_deep(folder: Path, progress: Progress | None = None, workers: int = 1
     problems = verify(folder, lambda hashed, _: advance(hashed), workers)
     wrong = {problem.shard for problem in problems}
     done += sum(int(manifest.shard_bytes[shard]) for shard in wrong if shard is not None)
-    contents = _Contents(folder, manifest)
+    contents = Contents(folder, manifest)
     tasks = (task for shard in range(manifest.num_shards) if shard not in wrong for task in contents.tasks(shard))
-    findings: list[_Finding] = []
+    findings: list[Finding] = []
     for shard, is_last, found in in_threads(lambda task: task(), tasks, workers):
         findings += found
         if is_last:
@@ -75,12 +76,12 @@ def verify_deep(folder: Path, progress: Progress | None = None, workers: int = 1
     return problems
 
 
-_Task = Callable[[], tuple[int, bool, list[_Finding]]]
+_Task = Callable[[], tuple[int, bool, list[Finding]]]
 """Gives the shard, whether this was the shard's last task, and what it found."""
 
 
 @final
-class _Contents:
+class Contents:
     """The samples of one split, compared with their rows."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -89,19 +90,20 @@ class _Contents:
         self._starts = np.cumsum(manifest.shard_samples) - manifest.shard_samples
 
     def tasks(self, shard: int) -> Iterator[_Task]:
+        """The work on one shard, in pieces."""
         num_samples = int(self.manifest.shard_samples[shard])
         yield lambda: (shard, num_samples == 0, self._in_headers(shard))
         for start in range(0, num_samples, _SAMPLES_A_TASK):
             stop = min(start + _SAMPLES_A_TASK, num_samples)
             yield partial(self._in_some, shard, start, stop, stop == num_samples)
 
-    def _in_some(self, shard: int, start: int, stop: int, is_last: bool) -> tuple[int, bool, list[_Finding]]:
+    def _in_some(self, shard: int, start: int, stop: int, is_last: bool) -> tuple[int, bool, list[Finding]]:
         return shard, is_last, self._in_images(shard, start, stop)
 
-    def problems_of(self, shard: int, findings: list[_Finding]) -> Iterator[Problem]:
+    def problems_of(self, shard: int, findings: Sequence[Finding]) -> Iterator[Problem]:
         """One problem for each kind of finding."""
         tar = self._tar(shard)
-        kinds: dict[str, list[_Finding]] = defaultdict(list)
+        kinds: dict[str, list[Finding]] = defaultdict(list)
         for finding in findings:
             kinds[finding[1]].append(finding)
         for what, found in kinds.items():
@@ -125,7 +127,7 @@ class _Contents:
 
     # ---- what the tar's headers and the manifest say
 
-    def _in_headers(self, shard: int) -> list[_Finding]:
+    def _in_headers(self, shard: int) -> list[Finding]:
         try:
             sidecar = self._sidecar(shard)
             members = list(scan(self._tar(shard)))
@@ -134,7 +136,7 @@ class _Contents:
         except (ShardError, OSError) as error:
             return [(-1, "cannot be read", str(error))]
 
-    def _in_sidecar(self, sidecar: Sidecar, shard: int) -> Iterator[_Finding]:
+    def _in_sidecar(self, sidecar: Sidecar, shard: int) -> Iterator[Finding]:
         manifest = self.manifest
         flags = sum(flag for name, flag in _MEMBER_FLAGS.items() if name in manifest.members)
         said = (int(manifest.shard_samples[shard]), int(manifest.shard_bytes[shard]), manifest.keys_digest[shard])
@@ -142,7 +144,7 @@ class _Contents:
         if said != found or sidecar.flags & flags != flags:
             yield -1, "the sidecar's header is not what the manifest says", f"{said} expected, {found} found"
 
-    def _in_members(self, sidecar: Sidecar, members: list[Member], file: BinaryIO) -> Iterator[_Finding]:
+    def _in_members(self, sidecar: Sidecar, members: list[Member], file: BinaryIO) -> Iterator[Finding]:
         by_offset: dict[int, list[Member]] = {}  # several where one is a hard link to another
         parts: dict[str, dict[str, Member]] = {}
         for member in members:
@@ -180,7 +182,7 @@ class _Contents:
 
     # ---- what the images say
 
-    def _in_images(self, shard: int, start: int, stop: int) -> list[_Finding]:
+    def _in_images(self, shard: int, start: int, stop: int) -> list[Finding]:
         findings = []
         try:
             sidecar = self._sidecar(shard)

@@ -5,8 +5,8 @@ which of them are lost and which still have the bytes that were written. A file 
 that file. Whether right files hold right samples is another question (`verify_images.py`).
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -31,7 +31,8 @@ Progress = Callable[[int, int], None]
 class Problem:
     """One file that is not what the manifest says."""
 
-    path: Path
+    path: Path | str
+    """A string where it is a URL."""
     what: str
     lost_samples: tuple[int, ...] = ()
     """Their indices in manifest order."""
@@ -42,6 +43,11 @@ class Problem:
     is_of_images: bool = False
     """The images themselves are at fault, not the file: raw data has the same damage, and no repair helps."""
 
+    @property
+    def name(self) -> str:
+        """Of the file, without its folder."""
+        return str(self.path).rpartition("/")[2]
+
 
 def verify(folder: Path, progress: Progress | None = None, workers: int = 1) -> list[Problem]:
     """Everything that is wrong with the files of the split in `folder`; empty when all is well.
@@ -50,7 +56,7 @@ def verify(folder: Path, progress: Progress | None = None, workers: int = 1) -> 
     InputError where there is no manifest to judge by.
     """
     manifest = load_manifest(folder)
-    files = _Files(folder, manifest)
+    files = Files(folder, manifest)
     total = int(manifest.shard_bytes.sum())
     problems: list[Problem] = []
     done = 0
@@ -59,7 +65,8 @@ def verify(folder: Path, progress: Progress | None = None, workers: int = 1) -> 
         done += int(manifest.shard_bytes[shard])
         if progress:
             progress(done, total)
-    return problems + list(_unknown_files(folder, manifest))
+    names = [path.name for path in folder.iterdir()]
+    return problems + [replace(problem, path=folder / problem.path) for problem in unknown_files(names, manifest)]
 
 
 def without_manifest(folder: Path) -> list[Problem]:
@@ -80,18 +87,21 @@ def without_manifest(folder: Path) -> list[Problem]:
 
 
 @final
-class _Files:
+class Files:
     """The files of one split, compared with its manifest."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, advice: str = "") -> None:
+        """advice: what to do about a file that is wrong, where it is not what one does in a folder of one's own."""
         self.folder = folder
         self.manifest = manifest
         self._starts = np.cumsum(manifest.shard_samples) - manifest.shard_samples
         built = manifest.encoder is not None
-        self._again = "`hjepa-shards repair` makes it again, or fetch it again" if built else "fetch it again"
-        self._index_again = self._again if built else "`hjepa-shards index` makes it again"
+        again = "`hjepa-shards repair` makes it again, or fetch it again" if built else "fetch it again"
+        self._again = advice or again
+        self._index_again = advice or (again if built else "`hjepa-shards index` makes it again")
 
     def problems_of(self, shard: int) -> list[Problem]:
+        """What is wrong with a shard and its index."""
         manifest = self.manifest
         tar = self.folder / manifest.shard_name(shard)
         index = tar.with_name(tar.name + ".index")
@@ -196,12 +206,11 @@ def _lost(tar: Path, rows: list[Row | None]) -> list[int]:
         return list(range(len(rows)))
 
 
-def _unknown_files(folder: Path, manifest: Manifest) -> Iterator[Problem]:
-    """Shards and sidecars that the manifest does not know, and what a killed build left."""
-    names = {manifest.shard_name(shard) for shard in range(manifest.num_shards)}
-    known = names | {f"{name}.index" for name in names}
-    for path in sorted([*folder.glob("*.tar"), *folder.glob("*.tar.index")]):
-        if path.name not in known:
-            yield Problem(path=path, what="is not in the manifest; remove it or build into another folder")
-    for path in sorted(folder.glob(".*.tmp")):
-        yield Problem(path=path, what="was left by a killed build; remove it")
+def unknown_files(names: Collection[str], manifest: Manifest) -> Iterator[Problem]:
+    """Shards and sidecars that the manifest does not know, and what a killed build left, among the files of a split."""
+    shards = {manifest.shard_name(shard) for shard in range(manifest.num_shards)}
+    known = shards | {f"{name}.index" for name in shards}
+    for name in sorted(name for name in names if name.endswith((".tar", ".tar.index")) and name not in known):
+        yield Problem(path=name, what="is not in the manifest; remove it or build into another folder")
+    for name in sorted(name for name in names if name.startswith(".") and name.endswith(".tmp")):
+        yield Problem(path=name, what="was left by a killed build; remove it")

@@ -1,4 +1,4 @@
-"""Devices by their names: what they can compute at best, and the speeds that the user wants of them.
+"""Devices by their names: what they can compute at best, and the project's targets for two of them.
 
 Peaks are of dense matrix products as PyTorch runs them by default: bf16 with sums in float32, fp32 without
 TF32. They are the makers' data sheets but for the H200's bf16, which was measured (the data sheet has 989): nothing can
@@ -28,7 +28,7 @@ class Machine:
     """FLOP/s at best, in fp16 too; where they have no hardware of their own that of fp32."""
     fp32: float
     target: tuple[int, int] | None = None
-    """Images/s in training that the user asks for, from and to: a wish, not a measurement."""
+    """The project's target: images/s in training, from and to."""
 
     def peak(self, precision: Precision) -> float:
         """FLOP/s at best."""
@@ -49,6 +49,25 @@ MACHINES = (
     Machine(name="M1 Max", pattern=r"M1 Max", bf16=10.4e12, fp32=10.4e12, target=(150, 200)),
 )
 """The first whose pattern is a word of the name is meant."""
+
+
+TARGETS_ARE = (
+    "The project's targets are images/s in training that it wants of an M1 Max and of an A100. They were set before "
+    "anything was measured, for no model in particular."
+)
+_SHORTEST_WORD = 4
+"""Letters of a name that means the device however it is written; l4 and a10 may mean much else."""
+
+
+def machines_named(text: str) -> list[Machine]:
+    """The known devices that a text speaks of, as "an A100", "imagenet100-m1max" or "2x rtx4090"."""
+
+    def is_named(machine: Machine) -> bool:
+        words = machine.name.replace(" ", "[ _-]?")
+        case = re.IGNORECASE if len(machine.name) >= _SHORTEST_WORD else 0
+        return re.search(rf"(?<![A-Za-z0-9]){words}(?![A-Za-z0-9])", text, case) is not None
+
+    return [machine for machine in MACHINES if is_named(machine)]
 
 
 def machine_called(name: str) -> Machine | None:

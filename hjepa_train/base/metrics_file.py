@@ -2,7 +2,9 @@
 
 A line is appended in one write, so a kill leaves at most one half-written line, always the last: reading
 drops it. On resume the file is cut back to the checkpoint's step, so each step is in it once, whatever was
-killed in between. JSON has no NaN: a number that is not finite is written as null.
+killed in between. A run that is stopped between two log points logs its last step too, without the numbers
+of a diagnosis; on resume that line goes, and the file is that of a run that was never stopped. JSON has
+no NaN: a number that is not finite is written as null.
 
 A line's keys:
     step, position              optimizer updates, samples since the run began
@@ -14,6 +16,7 @@ A line's keys:
     alarms, judged, proof       names of the alarms that fire, whether warm-up is over; the order proof, hex
     sources                     {name: {count, share, target, loss, passes}}; loss is of the steps since
                                 the last line, the rest of the run so far (target: what its weights say)
+    stopped                     true where there is a line only because the run was stopped there
 """
 
 import json
@@ -27,6 +30,7 @@ from hjepa_shards.base.atomic_files import write_atomically
 from hjepa_shards.base.regular_files import read_regular, regular_descriptor
 from hjepa_shards.errors import InputError
 
+STOPPED = "stopped"
 _MOST_BYTES = 1 << 32
 _MOST = 2**63
 _NUMBER = re.compile(
@@ -63,10 +67,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def truncate_metrics(path: Path, step: int) -> int:
-    """Keep only the rows up to and with `step`, to the byte. Returns the number of lines dropped."""
+    """Keep only the rows of log points up to and with `step`, to the byte. Returns the number of lines dropped."""
     if not path.exists():
         return 0
-    kept = [line for line, row in _lines(path) if row["step"] <= step]
+    kept = [line for line, row in _lines(path) if row["step"] <= step and not row.get(STOPPED)]
     num_lines = len(read_regular(path, _MOST_BYTES).splitlines())
     write_atomically(path, b"".join(line + b"\n" for line in kept))
     return num_lines - len(kept)

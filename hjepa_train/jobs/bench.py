@@ -80,7 +80,7 @@ class Bench:
     loader: LoaderSpeed
     """The loader alone, when nothing computes."""
     targets: Mapping[str, tuple[int, int]]
-    """Known device -> what the user asks of it, from and to."""
+    """Known device -> the project's target for it, from and to."""
     facts: Mapping[str, Any]
     """Hardware and versions."""
     config: Mapping[str, Any]
@@ -204,8 +204,12 @@ def drive(
     stop: int,
     *,
     waits: bool,
+    is_enough: Callable[[int], bool] = lambda num_steps: False,
 ) -> list[dict[str, float]]:
-    """The times of steps [0, stop) of a run of `num_steps`, with a loader of their own.  waits: as PhaseClock's."""
+    """The times of steps [0, stop) of a run of `num_steps`, with a loader of their own.
+
+    waits: as PhaseClock's.  is_enough: asked after each step with the number of steps done; true ends it.
+    """
     training, seed = config.training, config.run.seed
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
     prepare, clock = preparation(config, device), PhaseClock(device, waits=waits)
@@ -260,7 +264,7 @@ def drive(
                     peak_images_per_s=None,
                     probe=lambda step: ({}, False),
                     save=lambda step, loaded: None,
-                    stopping=clock.end_step,
+                    stopping=lambda: clock.end_step() or is_enough(len(clock.steps)),
                 ),
                 start=0,
                 stop=stop,
@@ -275,13 +279,14 @@ def drive(
 def _measured_peak(device: torch.device, autocast: Callable[[], Any]) -> tuple[float, str]:
     """(FLOP/s of the best of a few square matrix products, in words what was multiplied)."""
     side = 256
-    while side < _LARGEST_PRODUCT and _product_s(device, autocast, side) < _LONG_ENOUGH_S:
+    while side < _LARGEST_PRODUCT and product_s(device, autocast, side) < _LONG_ENOUGH_S:
         side *= 2
-    took_s = min(_product_s(device, autocast, side) for _ in range(_PRODUCTS))
+    took_s = min(product_s(device, autocast, side) for _ in range(_PRODUCTS))
     return 2 * side**3 / took_s, f"measured: the best of {_PRODUCTS} products of matrices of {side} by {side}"
 
 
-def _product_s(device: torch.device, autocast: Callable[[], Any], side: int) -> float:
+def product_s(device: torch.device, autocast: Callable[[], Any], side: int) -> float:
+    """The time of one product of square matrices, after a first one."""
     clock = PhaseClock(device, waits=True)
     with autocast():
         halves = torch.is_autocast_enabled(device.type)

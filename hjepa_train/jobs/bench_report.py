@@ -12,10 +12,12 @@ from statistics import fmean, quantiles
 from typing import Any
 
 from hjepa_shards.base.atomic_files import write_atomically
+from hjepa_shards.base.shown_text import significant
 from hjepa_shards.config import flatten
 from hjepa_shards.errors import InputError
 from hjepa_shards.reports.svg_bars import stacked_bar
 from hjepa_shards.reports.svg_curves import Curve, line_chart
+from hjepa_train.base.device_peaks import TARGETS_ARE
 from hjepa_train.base.phase_clock import PHASES
 from hjepa_train.jobs.bench import Bench
 from hjepa_train.reports.metric_charts import Chart
@@ -63,7 +65,7 @@ def write_bench(found: Bench, out: Path) -> Path:
         ],
         sections=[
             Section(heading="How fast", note=what_limits(found), charts=_charts(found), tables=[speed, phases]),
-            Section(heading="Targets", tables=[targets]),
+            Section(heading="Beside the targets", tables=[targets]),
             Section(heading="Machine", tables=[machine]),
             Section(heading="Configuration", text=[f"{key}: {value}" for key, value in flatten(found.config).items()]),
         ],
@@ -140,7 +142,8 @@ def _speed(found: Bench) -> TextTable:
         columns=("", "value"),
         rows=tuple(rows.items()),
         note=f"{what_limits(found)}.\nPeak: {found.peak / 1e9:,.1f} GFLOP/s, {found.peak_from}; "
-        f"{found.flops_per_image / 1e9:,.4g} GFLOP an image. The first {found.warm_up} steps of a pass do not count.",
+        f"{significant(found.flops_per_image / 1e9, 4)} GFLOP an image. The first {found.warm_up} steps of a pass do "
+        "not count.",
     )
 
 
@@ -170,10 +173,10 @@ def _targets(found: Bench) -> TextTable:
         for name, (low, high) in found.targets.items()
     ]
     return TextTable(
-        title="Beside the targets",
-        columns=("device", "target images/s", "training here, of the lower", "the loader here, of the upper"),
+        title="The project's targets",
+        columns=("device", "images/s", "training here, of the lower", "the loader here, of the upper"),
         rows=tuple(rows),
-        note=f"Targets of those devices, for no model in particular; what was measured is {found.hardware}.",
+        note=f"{TARGETS_ARE} What was measured here is {found.hardware}.",
     )
 
 
@@ -199,8 +202,15 @@ def _charts(found: Bench) -> list[Chart]:
             key=tuple((phase, index, percent(share)) for index, (phase, share) in enumerate(shares)),
         ),
         Chart(
-            title="time of each step, ms",
-            drawing=line_chart(lines, "time of each step", show=lambda ms: f"{ms:,.4g}", floor=0.0),
+            title="time of each step",
+            drawing=line_chart(
+                lines,
+                "time of each step",
+                x_name="step of the bench",
+                y_name="ms",
+                show=lambda ms: significant(ms, 4),
+                floor=0.0,
+            ),
             key=(("free", 0, ""), ("by phases (dashed)", 1, "")),
         ),
     ]

@@ -1,12 +1,12 @@
 """A run before it starts: everything checked, nothing trained, no image read, no memory taken.
 
 What follows from the configuration is exact (steps, samples of each source, parameters, FLOP an image). Memory is an
-estimate (memory_estimate.py). Hours are arithmetic on an assumed share of a device's peak, stated beside them, and
-not a measurement.
+estimate (memory_estimate.py). Hours on this machine are measured beside this (speed_here.py); on devices that the
+configuration names they are arithmetic on an assumed share of the peak, stated beside them, and not a measurement.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from hjepa_shards import Forecast, expected_mixture, forecast
+from hjepa_shards.base.progress_bar import rate
+from hjepa_shards.base.shown_text import significant
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_train.base.device import devices_here
-from hjepa_train.base.device_peaks import MACHINES, Machine
+from hjepa_train.base.device_peaks import TARGETS_ARE, Machine
 from hjepa_train.checkpoints.checkpoint_files import latest
 from hjepa_train.data.labelled_images import held_out_split
 from hjepa_train.data.shared_classes import require_shared_classes
@@ -26,12 +28,11 @@ from hjepa_train.evaluation.online_probes import require_probe
 from hjepa_train.objectives.base import Objective
 from hjepa_train.parallel.layout import recompute
 from hjepa_train.parallel.memory_estimate import Memory, memory_of_a_step
-from hjepa_train.reports.run_report import TextTable
+from hjepa_train.reports.text_table import NOTHING, TextTable
 from hjepa_train.training.config import RunConfig, build_parts
 
 ASSUMED_MFU = 0.4
 """Share of the peak that the hours assume; what a run really has is in its metrics.jsonl as `mfu`."""
-_TIMED = ("M1 Max", "A100", "H200")
 
 
 @final
@@ -42,6 +43,19 @@ class Part:
     name: str
     parameters: int
     trained: bool
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedHere:
+    """What was measured on this machine, or why nothing was."""
+
+    device: str
+    """Its short name, where it is a known one; else as its maker calls it."""
+    images_per_s: float | None
+    """None: not measured."""
+    how: str
+    """What was measured, or why nothing was."""
 
 
 @final
@@ -103,8 +117,37 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
 
 
 def as_tables(dry: DryRun) -> list[TextTable]:
-    """The tables that the command prints: run, model, memory, sources, hours."""
-    return [_run(dry), _model(dry), _memory(dry), _sources(dry), _hours(dry)]
+    """The tables that the command prints: run, model, memory, sources."""
+    return [_run(dry), _model(dry), _memory(dry), _sources(dry)]
+
+
+def hours_table(dry: DryRun, here: SpeedHere, machines: Sequence[Machine]) -> TextTable:
+    """How long the run takes: here, as it was measured, and on known devices, as their peaks would let it.
+
+    machines: those that the configuration is for.
+    """
+    if here.images_per_s is None:
+        rows = [(f"this machine ({here.device})", NOTHING, NOTHING, here.how)]
+    else:
+        speed = rate(here.images_per_s)
+        rows = [(f"this machine ({here.device})", speed, _hours_at(dry, here.images_per_s), here.how)]
+    for machine in machines:
+        peak = machine.peak(dry.config.training.precision)
+        assumed = ASSUMED_MFU * peak / dry.flops_per_image
+        how = f"assumed: {ASSUMED_MFU:.0%} of {significant(peak / 1e12, 4)} TFLOP/s ({dry.config.training.precision})"
+        rows.append((machine.name, rate(assumed), _hours_at(dry, assumed), how))
+        if machine.target:
+            low, high = machine.target
+            hours = " to ".join(dict.fromkeys(_hours_at(dry, speed) for speed in (high, low)))
+            rows.append((machine.name, f"{low:,} to {high:,}", hours, "the project's target"))
+    notes = ["Assumed: data always there; narrow models reach far less."] if machines else []
+    notes += [TARGETS_ARE] if any(machine.target for machine in machines) else []
+    return TextTable(
+        title="Hours on one device",
+        columns=("device", "images/s", "hours", "how it is known"),
+        rows=tuple(rows),
+        note=" ".join(notes),
+    )
 
 
 def _parts(objective: nn.Module) -> Iterator[Part]:
@@ -173,8 +216,8 @@ def _run(dry: DryRun) -> TextTable:
         "optimizer steps": f"{plan.steps:,} of {plan.global_batch:,} images",
         "on each rank": f"{plan.global_batch // plan.ranks:,} images, {dry.micro_batch:,} at once, "
         f"{training.precision}; {plan.ranks} rank{'s' * (plan.ranks > 1)}",
-        "GFLOP an image": f"{dry.flops_per_image / 1e9:,.4g} (forward, backward, targets)",
-        "PFLOP in the run": f"{dry.flops_per_image * plan.samples / 1e15:,.4g}",
+        "GFLOP an image": f"{significant(dry.flops_per_image / 1e9, 4)} (forward, backward, targets)",
+        "PFLOP in the run": significant(dry.flops_per_image * plan.samples / 1e15, 4),
         "memory of a rank": f"about {_size(dry.memory.total)}",
     }
     return TextTable(title=f"{dry.config.run.name}: what will run", columns=("", "value"), rows=tuple(facts.items()))
@@ -221,40 +264,6 @@ def _sources(dry: DryRun) -> TextTable:
     columns = ("source", "images", "share", "an epoch", "in the run", "passes", "never seen")
     note = "* as published; not built yet" if dry.not_built else ""
     return TextTable(title="Sources", columns=columns, rows=tuple(rows), note=note)
-
-
-def _hours(dry: DryRun) -> TextTable:
-    machines = [machine for name in _TIMED for machine in MACHINES if machine.name == name]
-    return TextTable(
-        title="Hours on one device",
-        columns=(
-            "device",
-            f"peak {dry.config.training.precision}",
-            "images/s at the peak",
-            f"at {ASSUMED_MFU:.0%}",
-            "hours",
-            "the user's target",
-            "hours at it",
-        ),
-        rows=tuple(_hours_on(machine, dry) for machine in machines),
-        note=f"Assumed, not measured: {ASSUMED_MFU:.0%} of the peak, data always there; narrow models reach far less. "
-        "The target is a wish for no model in particular.",
-    )
-
-
-def _hours_on(machine: Machine, dry: DryRun) -> tuple[str, ...]:
-    peak = machine.peak(dry.config.training.precision)
-    limit = peak / dry.flops_per_image
-    target = machine.target
-    return (
-        machine.name,
-        f"{peak / 1e12:,.4g} TFLOP/s",
-        f"{limit:,.0f}",
-        f"{limit * ASSUMED_MFU:,.0f}",
-        _hours_at(dry, limit * ASSUMED_MFU),
-        f"{target[0]:,} to {target[1]:,}" if target else "",
-        " to ".join(dict.fromkeys(_hours_at(dry, speed) for speed in target[::-1])) if target else "",
-    )
 
 
 def _hours_at(dry: DryRun, images_per_s: float) -> str:

@@ -38,6 +38,7 @@ from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.parallel.layout import ScaleConfig, lay_out
 from hjepa_train.parallel.rank_watchdog import RankWatchdog
 from hjepa_train.reports.run_log import RunLog
+from hjepa_train.reports.run_report import write_report
 from hjepa_train.training.config import CONFIG_FILE, RunConfig, TrainingConfig, build_parts
 from hjepa_train.training.nonfinite_guard import NonfiniteGuard
 from hjepa_train.training.optimizer import build_optimizer
@@ -59,7 +60,7 @@ def train(
     accept_mixture: bool = False,
     accept_content: bool = False,
 ) -> Path:
-    """Run `config` to its end, or to step `stop_after`. Returns the run's folder.
+    """Run `config` to its end, or to step `stop_after`, and write its report. Returns the run's folder.
 
     where: what to call the configuration in errors, usually its file.
     resume: None begins (refused where there are checkpoints), "auto" continues from the latest checkpoint or begins, a
@@ -246,7 +247,11 @@ def _train(
         saver.wait()
         if reached < num_steps:
             log.say(f"stopped after step {reached} of {num_steps}, saved; --resume auto continues")
-    if stop_vote.last and reached < stop:
+        report = on_first(lambda: write_report(folder))
+        told_to_leave = stop_vote.last and reached < stop
+        if told_to_leave:
+            log.say(f"report       {escape(str(report))}, {report.with_suffix('.html').name}")
+    if told_to_leave:
         leave(stop_vote.last)
 
 

@@ -107,7 +107,11 @@ class Alarms:
             "dimensions collapse": self._fell(values, "rankme", 0.7),
         }
         self._in_a_row = {name: self._in_a_row.get(name, 0) + 1 for name, is_so in wrong.items() if is_so}
-        return tuple(name for name, count in self._in_a_row.items() if count >= 3)
+        return self.on_at(step)
+
+    def on_at(self, step: int) -> tuple[str, ...]:
+        """The alarms that were on at the last log point, if warm-up is over at this step."""
+        return tuple(name for name, count in self._in_a_row.items() if count >= 3) if self.judges(step) else ()
 
     def judges(self, step: int) -> bool:
         """Whether warm-up is over."""

@@ -40,6 +40,8 @@ class _Signal:
     title: str
     key: str
     """of a row; `_l` at its end: one a level"""
+    unit: str
+    """what the vertical axis counts"""
     show: Callable[[float], str]
     limit: float | None = None
     limit_of_start: float | None = None
@@ -56,18 +58,39 @@ def _percent(value: float) -> str:
     return f"{100 * value:.3g}%"
 
 
-_LOSS = _Signal(title="loss", key="loss", show=_number)
+_LOSS = _Signal(title="loss", key="loss", unit="loss", show=_number)
 _SIGNALS = (
-    _Signal(title="ρ", key="rho_l", show=_number, limit=1.0, note="below 1: it uses the image"),
-    _Signal(title="gap", key="gap_l", show=_number, limit=0.03, note="above 0: it distinguishes images"),
-    _Signal(title="deviation between images", key="sd", show=_number, limit_of_start=0.2, floor=0.0),
-    _Signal(title="RankMe", key="rankme", show=_number, limit_of_start=0.7, floor=0.0),
-    _Signal(title="gradient norm", key="grad_norm", show=_number),
+    _Signal(
+        title="ρ",
+        key="rho_l",
+        unit="loss / loss of the position's mean",
+        show=_number,
+        limit=1.0,
+        note="below 1: it uses the image",
+    ),
+    _Signal(
+        title="gap",
+        key="gap_l",
+        unit="cosine to its own target minus another's",
+        show=_number,
+        limit=0.03,
+        note="above 0: it distinguishes images",
+    ),
+    _Signal(
+        title="deviation between images",
+        key="sd",
+        unit="standard deviation",
+        show=_number,
+        limit_of_start=0.2,
+        floor=0.0,
+    ),
+    _Signal(title="RankMe", key="rankme", unit="dimensions in use", show=_number, limit_of_start=0.7, floor=0.0),
+    _Signal(title="gradient norm", key="grad_norm", unit="norm", show=_number),
 )
 _PACE = (
-    _Signal(title="images/s", key="images_per_s", show=_number, floor=0.0),
-    _Signal(title="time spent waiting for data", key="data_wait", show=_percent, floor=0.0),
-    _Signal(title="learning rate", key="lr", show=_number),
+    _Signal(title="images/s", key="images_per_s", unit="images/s", show=_number, floor=0.0),
+    _Signal(title="time spent waiting for data", key="data_wait", unit="share of the time", show=_percent, floor=0.0),
+    _Signal(title="learning rate", key="lr", unit="learning rate", show=_number),
 )
 
 
@@ -75,7 +98,7 @@ def run_charts(rows: Sequence[Row]) -> dict[str, list[Chart]]:
     """By what they are about: "learning", "sources", "pace"."""
     total = [_curve(rows, "loss", "loss", 0)]
     levels = [_curve(rows, key, _level(key), number) for number, key in enumerate(_keys(rows, "loss_l"), start=1)]
-    loss = _chart("loss", total + levels, _number, bands=_bands(rows, None))
+    loss = _chart("loss", total + levels, _number, y_name="loss", bands=_bands(rows, None))
     return {
         "learning": _there([loss, *(_signal(rows, signal) for signal in _SIGNALS)]),
         "sources": _there([_shares(rows), _source_losses(rows)]),
@@ -86,7 +109,7 @@ def run_charts(rows: Sequence[Row]) -> dict[str, list[Chart]]:
 def compared_charts(runs: Mapping[str, Sequence[Row]]) -> list[Chart]:
     """One chart a signal and level, one line a run, over the images seen."""
     found: list[Chart | None] = []
-    levelled = _Signal(title="loss", key="loss_l", show=_number)
+    levelled = _Signal(title="loss", key="loss_l", unit="loss", show=_number)
     for signal in (_LOSS, levelled, *_SIGNALS, *_PACE):
         keys = [signal.key]
         if signal.key.endswith("_l"):
@@ -94,7 +117,17 @@ def compared_charts(runs: Mapping[str, Sequence[Row]]) -> list[Chart]:
         for key in keys:
             title = signal.title + (f", {_level(key)}" if key != signal.key else "")
             lines = [_curve(rows, key, name, number, "position") for number, (name, rows) in enumerate(runs.items())]
-            found.append(_chart(title, lines, signal.show, limit=signal.limit, note=signal.note, floor=signal.floor))
+            chart = _chart(
+                title,
+                lines,
+                signal.show,
+                x_name="images",
+                y_name=signal.unit,
+                limit=signal.limit,
+                note=signal.note,
+                floor=signal.floor,
+            )
+            found.append(chart)
     return _there(found)
 
 
@@ -106,7 +139,16 @@ def _signal(rows: Sequence[Row], signal: _Signal) -> Chart | None:
         first = next((value for line in lines for _, value in line.points if value is not None), None)
         limit = None if first is None else signal.limit_of_start * first
     bands = _bands(rows, signal.key.removesuffix("_l"))
-    return _chart(signal.title, lines, signal.show, limit=limit, bands=bands, note=signal.note, floor=signal.floor)
+    return _chart(
+        signal.title,
+        lines,
+        signal.show,
+        y_name=signal.unit,
+        limit=limit,
+        bands=bands,
+        note=signal.note,
+        floor=signal.floor,
+    )
 
 
 def _shares(rows: Sequence[Row]) -> Chart | None:
@@ -115,8 +157,8 @@ def _shares(rows: Sequence[Row]) -> Chart | None:
         for key, dashed in (("share", False), ("target", True)):
             points = [(_at(row), _of_source(row, name, key)) for row in rows]
             lines.append(Curve(name=f"{name}, {key}", points=points, colour=number, dashed=dashed))
-    chart = _chart("share of the images so far", lines, _percent, note="dashed: what the weights say")
-    return chart
+    note = "dashed: what the weights say"
+    return _chart("share of the images so far", lines, _percent, y_name="share of the images", note=note)
 
 
 def _source_losses(rows: Sequence[Row]) -> Chart | None:
@@ -124,7 +166,7 @@ def _source_losses(rows: Sequence[Row]) -> Chart | None:
         Curve(name=name, points=[(_at(row), _of_source(row, name, "loss")) for row in rows], colour=number)
         for number, name in enumerate(_sources(rows))
     ]
-    return _chart("loss of each source", lines, _number)
+    return _chart("loss of each source", lines, _number, y_name="loss")
 
 
 def _chart(
@@ -132,6 +174,8 @@ def _chart(
     lines: Sequence[Curve],
     show: Callable[[float], str],
     *,
+    y_name: str,
+    x_name: str = "step",
     limit: float | None = None,
     bands: Sequence[Band] = (),
     note: str = "",
@@ -139,10 +183,10 @@ def _chart(
 ) -> Chart | None:
     """None where there is nothing to draw."""
     lines = [line for line in lines if any(_is_number(value) for _, value in line.points)]
-    num_hidden = len(lines) - _MOST_LINES
-    if num_hidden > 0:
-        lines, note = lines[:_MOST_LINES], f"{note + '; ' if note else ''}and {num_hidden} more lines"
-    drawing = line_chart(lines, title, show=show, limit=limit, bands=bands, floor=floor)
+    left_out = len(lines) - _MOST_LINES
+    if left_out > 0:
+        lines, note = lines[:_MOST_LINES], f"{note + '; ' if note else ''}and {left_out} more lines"
+    drawing = line_chart(lines, title, x_name=x_name, y_name=y_name, show=show, limit=limit, bands=bands, floor=floor)
     key: list[tuple[str, int | None, str]] = [
         (line.name, line.colour, next(show(y) for _, y in reversed(line.points) if y is not None and math.isfinite(y)))
         for line in lines

@@ -3,6 +3,7 @@
 Sums stay on the device between log points, so that the host waits for the device only there.
 """
 
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Task
 from torch import Tensor
 
 from hjepa_shards import Loader
-from hjepa_shards.base.terminal import console
+from hjepa_shards.base.progress_bar import Words, bars_of, rate, time_left
 from hjepa_shards.config import flatten
 from hjepa_shards.errors import InputError
 from hjepa_train.base.distributed import all_reduce, world_size
@@ -107,29 +108,26 @@ class RunLog:
         """pixels: (mean, standard deviation) that images were normalised by.  silent: another rank speaks."""
         self._path, self._silent = folder / "metrics.jsonl", silent
         self._pixels = pixels
-        tensorboard = tensorboard and not silent
+        is_missing = importlib.util.find_spec("tensorboard") is None
         self._board_folder = folder / "tensorboard"
         self._thread_hook = threading.excepthook
         self._board = None
-        if tensorboard:
+        if tensorboard and not is_missing and not silent:
             threading.excepthook = self._say_nothing_of_the_board
             with self._on_board():
                 self._board = _board(self._board_folder, start)
-        self._progress = Progress(
-            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"),
-            BarColumn(bar_width=10),
-            TextColumn("{task.description}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=silent,
-        )
-        self._task = self._progress.add_task("", total=num_steps, completed=start)
+        self._num_steps, self._shown = num_steps, list[Words]()
+        self._progress = bars_of(self._words, silent=silent)
+        self._task = self._progress.add_task("step", total=num_steps, completed=start)
         self._progress.start()
-        self._num_steps = num_steps
         self._say_next = time.monotonic()
         self._alarms: set[str] = set()
         self._probed = ""
+        if tensorboard and is_missing:
+            self.say(
+                "[yellow]note[/yellow] tensorboard is not installed, so nothing is written for it: "
+                "pip install 'hjepa\\[train]'"
+            )
 
     def advance(self) -> None:
         self._progress.advance(self._task)
@@ -138,21 +136,13 @@ class RunLog:
         if self._silent:
             return
         append_metrics(self._path, row)
-        shown = [f"loss {row['loss']:.3f}"]
-        if "rho_l0" in row:
-            shown.append(f"ρ {row['rho_l0']:.2f} gap {row['gap_l0']:.2f}")
-        shown.append(f"{row['images_per_s']:,.0f}/s, waits {row['data_wait']:.0%}")
-        if "mfu" in row:
-            shown.append(f"MFU {row['mfu']:.0%}")
         for name in (key for key in row if key.startswith("knn_")):  # the last encoder's, until the next probe
             if row.get(name) is not None:
                 self._probed = f"k-NN {row[name]:.1f}"
-        if self._probed:
-            shown.append(self._probed)
-        self._progress.update(self._task, description=" ".join(shown))
+        self._shown = _words_of(row, self._probed)
         if not self._progress.console.is_terminal and time.monotonic() > self._say_next:
             self._say_next = time.monotonic() + _SAY_EVERY_S
-            self.say(f"step {row['step']}/{self._num_steps}  {'  '.join(shown)}")
+            self.say(f"step {row['step']}/{self._num_steps}  {'  '.join(words.text for words in self._shown)}")
         self._say_alarms(row["step"], set(row["alarms"]))
         if not self._board:
             return
@@ -184,6 +174,10 @@ class RunLog:
                 deviation_D = tokens_BND.flatten(0, 1).std(0)
                 if deviation_D.isfinite().all():
                     self._board.add_histogram(f"features/{name}: deviation of each dimension", deviation_D, step)
+
+    def _words(self, task: Task) -> list[Words]:
+        """The progress bar's."""
+        return [Words(f"{task.completed:,.0f}/{task.total:,.0f}"), *self._shown, Words(time_left(task), 1)]
 
     def _say_alarms(self, step: int, alarms: set[str]) -> None:
         """When they begin and when they are over: one may be on for thousands of log points."""
@@ -221,6 +215,23 @@ class RunLog:
         """Its thread also prints a traceback of what `_on_board` reports."""
         if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
             self._thread_hook(args)
+
+
+def has_tensorboard(folder: Path) -> bool:
+    """Whether a run writes for TensorBoard, and it is installed to read that."""
+    is_missing = importlib.util.find_spec("tensorboard") is None
+    return not is_missing and any((folder / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def _words_of(row: dict[str, Any], probed: str) -> list[Words]:
+    """What a row says at a glance; where a terminal is narrow, less of it."""
+    shown = [Words(f"loss {row['loss']:.3f}")]
+    if "rho_l0" in row:
+        shown.append(Words(f"ρ {row['rho_l0']:.2f} gap {row['gap_l0']:.2f}", 3))
+    shown.append(Words(f"{rate(row['images_per_s'])}/s, waits {row['data_wait']:.0%}", 2))
+    if "mfu" in row:
+        shown.append(Words(f"MFU {row['mfu']:.0%}", 5))
+    return [*shown, Words(probed, 4)] if probed else shown
 
 
 def _tag(name: str) -> str:

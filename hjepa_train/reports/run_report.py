@@ -20,7 +20,7 @@ from hjepa_shards.base.atomic_files import write_atomically
 from hjepa_shards.base.regular_files import read_regular
 from hjepa_shards.base.shown_text import counted, listed
 from hjepa_shards.errors import InputError
-from hjepa_train.base.metrics_file import read_metrics
+from hjepa_train.base.metrics_file import STOPPED, read_metrics
 from hjepa_train.checkpoints.checkpoint_files import latest, plain_facts, read_state
 from hjepa_train.reports.image_panels import last_pictures
 from hjepa_train.reports.metric_charts import run_charts
@@ -222,10 +222,15 @@ def last_values(run: Run) -> dict[str, float | None]:
 def alarm_steps(run: Run) -> dict[str, list[int]]:
     """Alarm -> the steps of the log points that it was on at."""
     fired: dict[str, list[int]] = {}
-    for row in run.metrics:
+    for row in _log_points(run):
         for name in row.get("alarms") or ():
             fired.setdefault(name, []).append(row["step"])
     return fired
+
+
+def _log_points(run: Run) -> list[dict[str, Any]]:
+    """Without the line that a run leaves when it is stopped between two of them, on which nothing was judged."""
+    return [row for row in run.metrics if not row.get(STOPPED)]
 
 
 def _shares(run: Run) -> TextTable:
@@ -246,7 +251,7 @@ def _shares(run: Run) -> TextTable:
         title="Sources",
         columns=("source", "images", "share", "target", "passes", "loss at start", "at end"),
         rows=tuple(rows),
-        note=f"At the last log point. Order proof after {count(last.get('position'))} images: "
+        note=f"After step {count(last['step'] + 1)}. Order proof after {count(last.get('position'))} images: "
         f"{last.get('proof', NOTHING)}",
     )
 
@@ -273,10 +278,10 @@ def _signals(run: Run) -> TextTable:
 
 def _alarms(run: Run) -> TextTable:
     fired = alarm_steps(run)
-    enough = sum(row.get("judged", True) for row in run.metrics) >= 3
+    points = _log_points(run)
+    enough = sum(row.get("judged", True) for row in points) >= 3
     rows = [
-        (name, count(steps[0]), count(steps[-1]), f"{len(steps)} of {len(run.metrics)}")
-        for name, steps in fired.items()
+        (name, count(steps[0]), count(steps[-1]), f"{len(steps)} of {len(points)}") for name, steps in fired.items()
     ]
     return TextTable(
         title="Alarms",

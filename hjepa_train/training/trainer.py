@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -17,6 +18,7 @@ from hjepa_shards import Batch as Loaded
 from hjepa_shards import Loader
 from hjepa_shards.base.keyed_random import derive_key
 from hjepa_train.base.distributed import average_gradients, gather, mean_over_ranks, rank, world_size
+from hjepa_train.base.metrics_file import STOPPED
 from hjepa_train.modules.learning_signals import Alarms
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.parallel.layout import compiled_graphs, uncompiled
@@ -111,17 +113,11 @@ def fit(learner: Learner, loader: Loader, schedule: Schedule, hooks: Hooks, *, s
         saving = (step + 1) % schedule.save_every == 0 or step + 1 == stop
         if world_size() > 1 and (logging or saving):  # the same on all ranks
             loader.merge_damage(gather(loader.damaged))
+        row_of_step = partial(
+            _row, step, loaded, metrics, lr, gradient_norm, hooks.alarms.judges(step), loader, losses, stopwatch
+        )
         if logging:
-            numbers = mean_over_ranks(to_floats(metrics)) | diagnosis
-            row = {"step": step, "position": loaded.next_position, **numbers, "lr": lr, **stopwatch.lap()}
-            row |= {
-                "grad_norm": gradient_norm.item(),
-                "sources": source_rows(loader, losses.take()),
-                "alarms": hooks.alarms.judge(step, diagnosis),
-                "judged": hooks.alarms.judges(step),
-                "proof": f"{loaded.with_proof_of_all(gather(loaded.proof)).proof:032x}",
-                **compiled_graphs(),
-            }
+            row = row_of_step(diagnosis, hooks.alarms.judge(step, diagnosis))
             probed, is_best = hooks.probe(step + 1)
             hooks.log.write(row | probed)
             if schedule.draws(step):
@@ -129,6 +125,10 @@ def fit(learner: Learner, loader: Loader, schedule: Schedule, hooks: Hooks, *, s
             stopwatch.lap()  # without the time that looking on took
             saving = saving or is_best
         told_to_stop = hooks.stopping()
+        if (told_to_stop or step + 1 == stop) and not logging:
+            if world_size() > 1 and not saving:
+                loader.merge_damage(gather(loader.damaged))
+            hooks.log.write(row_of_step({}, hooks.alarms.on_at(step)) | {STOPPED: True})
         if saving or told_to_stop:
             hooks.save(step + 1, loaded)
         if told_to_stop:
@@ -136,6 +136,32 @@ def fit(learner: Learner, loader: Loader, schedule: Schedule, hooks: Hooks, *, s
             break
     learner.guard.receive()
     return stop
+
+
+def _row(
+    step: int,
+    loaded: Loaded,
+    metrics: dict[str, torch.Tensor],
+    lr: float,
+    gradient_norm: torch.Tensor,
+    judged: bool,
+    loader: Loader,
+    losses: SourceLosses,
+    stopwatch: Stopwatch,
+    diagnosis: dict[str, float],
+    alarms: tuple[str, ...],
+) -> dict[str, Any]:
+    """A line of metrics.jsonl; by all ranks together."""
+    numbers = mean_over_ranks(to_floats(metrics)) | diagnosis
+    return {
+        **{"step": step, "position": loaded.next_position, **numbers, "lr": lr, **stopwatch.lap()},
+        "grad_norm": gradient_norm.item(),
+        "sources": source_rows(loader, losses.take()),
+        "alarms": alarms,
+        "judged": judged,
+        "proof": f"{loaded.with_proof_of_all(gather(loaded.proof)).proof:032x}",
+        **compiled_graphs(),
+    }
 
 
 def _diagnosis(objective: Objective, batch: Batch) -> dict[str, float]:

@@ -2,12 +2,19 @@
 
 import pytest
 
-from hjepa_shards.base.shown_text import counted, listed, proper, size
+from hjepa_shards.base.shown_text import counted, listed, proper, significant, size
 
 
 def test_sizes_are_read_by_people() -> None:
     shown = [size(n) for n in (0, 999, 1000, 1_500_000, 20_000_000_000, 3_400_000_000_000)]
     assert shown == ["0 B", "999 B", "1 kB", "1.5 MB", "20 GB", "3.4 TB"]
+
+
+def test_sizes_and_numbers_have_no_exponents() -> None:
+    assert [size(n) for n in (999.4, 999.6, 999_600, 999_999_999)] == ["999 B", "1 kB", "1 MB", "1 GB"]
+    shown = [significant(n) for n in (0, 0.00046, 0.5, 1.0, 12.345, 999.9, 1_234_567, -0.25)]
+    assert shown == ["0", "0.00046", "0.5", "1", "12.3", "1,000", "1,234,567", "-0.25"]
+    assert [significant(n, 4) for n in (22.7432, 267.65, 12_345.6)] == ["22.74", "267.6", "12,346"]
 
 
 def test_numbers_agree_with_their_nouns_and_long_lists_are_cut() -> None:

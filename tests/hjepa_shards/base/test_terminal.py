@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from collections.abc import Sequence
 
 import pytest
 import typer
@@ -14,11 +15,13 @@ from hjepa_shards.base.terminal import console, escape, run_app, say_error, visi
 from hjepa_shards.errors import InputError, ResumeMismatch, ShardError, TooMuchDamage
 
 
-def app_that_raises(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
-    monkeypatch.setattr("sys.argv", ["app"])
+def app_that_raises(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str] = ()
+) -> typer.Typer:
+    monkeypatch.setattr("sys.argv", ["app", *arguments])
     app = typer.Typer(pretty_exceptions_enable=False)
 
-    @app.command()
+    @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
     def command() -> None:
         raise error
 
@@ -31,36 +34,17 @@ def test_what_a_user_can_fix_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.delenv("HJEPA_TRACEBACK", raising=False)
     with pytest.raises(SystemExit) as left:
-        run_app(app_that_raises(kind("the disk [/is] full"), monkeypatch), interrupted="say it again")
+        run_app(app_that_raises(kind("the disk [/is] full"), monkeypatch), interrupted={})
     assert left.value.code == 2
     assert capsys.readouterr() == ("", "error: the disk [/is] full\n")
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyError):
-        run_app(app_that_raises(KeyError("x"), monkeypatch), interrupted="say it again")
+        run_app(app_that_raises(KeyError("x"), monkeypatch), interrupted={})
     monkeypatch.setenv("HJEPA_TRACEBACK", "1")
     with pytest.raises(InputError):
-        run_app(app_that_raises(InputError("x"), monkeypatch), interrupted="say it again")
-
-
-@pytest.mark.parametrize("unit", ["images", "bytes"])
-def test_a_progress_bar_takes_done_and_total(unit: str) -> None:
-    with progress_bar(unit) as start:
-        advance = start("x [y]")
-        advance(1, 10)
-        advance(10, 10)
-
-
-def test_no_bar_is_drawn_before_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
-    def failing() -> None:
-        with progress_bar("images") as start:
-            start("digits")
-            raise InputError("no such folder")
-
-    with pytest.raises(InputError):
-        failing()
-    assert "digits" not in capsys.readouterr().out
+        run_app(app_that_raises(InputError("x"), monkeypatch), interrupted={})
 
 
 HOSTILE = "a\x1b[31mred\x1b]0;title\x07\rb\u202etxt.exe\u2066\x9b2J\x7f\udc80\n[bold]c\u200f"
@@ -98,7 +82,7 @@ def test_what_the_machine_lacks_is_one_line_with_what_to_do(
 ) -> None:
     monkeypatch.delenv("HJEPA_TRACEBACK", raising=False)
     with pytest.raises(SystemExit) as left:
-        run_app(app_that_raises(error, monkeypatch), interrupted="say it again")
+        run_app(app_that_raises(error, monkeypatch), interrupted={})
     out, err = capsys.readouterr()
     assert (left.value.code, out, err.count("\n")) == (2, "", 1)
     assert said in err
@@ -107,3 +91,20 @@ def test_what_the_machine_lacks_is_one_line_with_what_to_do(
 def test_readable_text_stays_as_it_is() -> None:
     text = "Grüße 日本語 \u3000 e\u0301 👩\u200d🚀 → ×"
     assert visible(text) == text
+
+
+@pytest.mark.parametrize("arguments", [["build", "--raw", "x"], ["--raw=x", "build"], ["build"]])
+@pytest.mark.parametrize("left", [KeyboardInterrupt(), SystemExit(143)])
+def test_what_is_said_after_ctrl_c_is_what_is_true_of_the_command(
+    arguments: list[str],
+    left: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    app = app_that_raises(left, monkeypatch, arguments)
+    with pytest.raises(SystemExit):
+        run_app(app, interrupted={"build": "the same command continues", "x": "wrong"})
+    assert capsys.readouterr() == ("", "interrupted; the same command continues\n")
+    with pytest.raises(SystemExit):
+        run_app(app, interrupted={})
+    assert capsys.readouterr() == ("", "interrupted; nothing is half done; the same command begins again\n")

@@ -15,7 +15,7 @@ from PIL import Image
 from hjepa_shards.downloading.published_files import DOWNLOADS
 from hjepa_shards.shards.manifest import load_manifest
 from tests.conftest import Command
-from tests.hjepa_shards.small_downloads import ARCHIVE
+from tests.hjepa_shards.small_downloads import ARCHIVE, cifar10_archive, pinned
 from tests.hjepa_shards.storage.bad_server import Answer, Server, serving
 from tests.hjepa_shards.verifying.test_verify_split import flip
 
@@ -143,6 +143,105 @@ def test_a_file_that_is_not_there_is_one_line(server: Server, command: Command, 
     code, _, err = command("download", "cifar10", "--raw", tmp_path / "raw")
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith(f"error: {server.url(ARCHIVE)}: the file expected, answer 404")
+
+
+@pytest.fixture
+def two(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A server of all that can be downloaded, which is cifar10 and cifar100 here."""
+    data, unpacked_bytes = cifar10_archive(tmp_path / "other", images=2)
+    file = pinned(server, "100.tar.gz", data, unpacks_to=("cifar-10-batches-py",), unpacked_bytes=unpacked_bytes)
+    known = {"cifar10": DOWNLOADS["cifar10"], "cifar100": (file,)}
+    for name in set(DOWNLOADS) - set(known):
+        monkeypatch.delitem(DOWNLOADS, name)
+    monkeypatch.setitem(DOWNLOADS, "cifar100", known["cifar100"])
+    return server
+
+
+def test_several_sources_and_all_of_them_are_fetched_into_folders_of_their_own(
+    two: Server, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command("download", "cifar10", "cifar100", "digits", "cifar10")
+    assert (code, err) == (0, "")
+    assert [path for path, *_ in two.requests] == [f"/{ARCHIVE}", "/100.tar.gz"]
+    assert "digits: its images come with this program" in out
+    assert out.rstrip().endswith(
+        "next: hjepa-shards build cifar10 --raw data/raw/cifar10\n"
+        "      hjepa-shards build cifar100 --raw data/raw/cifar100"
+    )
+    for name in ("cifar10", "cifar100"):
+        assert (tmp_path / "data" / "raw" / name / "cifar-10-batches-py").is_dir()
+    code, out, err = command("download", "--all", "--raw", tmp_path / "big disk")
+    assert (code, err, len(two.requests)) == (0, "", 4)
+    said = " ".join(out.split())
+    assert (
+        "skipped, they cannot be downloaded automatically: imagenet, imagenet100; `hjepa-shards download imagenet`"
+        in said
+    )
+    assert f"build cifar10 --raw '{tmp_path}/big disk/cifar10'" in out
+    assert {path.name for path in (tmp_path / "big disk").iterdir()} == {"cifar10", "cifar100"}
+
+
+def test_one_that_fails_does_not_keep_the_others_back(two: Server, command: Command, tmp_path: Path) -> None:
+    del two.files[ARCHIVE]
+    code, out, err = command("download", "cifar10", "cifar100", "--raw", tmp_path / "raw")
+    assert code == 2
+    assert "there" in out
+    assert (tmp_path / "raw" / "cifar100" / "cifar-10-batches-py").is_dir()
+    first, last = err.splitlines()
+    assert first.startswith(f"error: {two.url(ARCHIVE)}: the file expected, answer 404")
+    assert last.startswith("error: 1 of 2 sources were not downloaded: cifar10;")
+    assert "build cifar100" in out
+    assert "build cifar10 " not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "names of sources or --all expected, neither found"),
+        (["cifar10", "--all"], "names of sources or --all expected, both found"),
+        (["cifar10", "cifar11"], "cifar11: cannot be downloaded; did you mean cifar10?"),
+        (["cifar10", "cifar100", "--split", "val"], "cifar10: split 'val' cannot be downloaded"),
+        (["cifar10", "--small"], "has no small edition"),
+        (["cifar10", "cifar100", "--small"], "has no small edition"),
+    ],
+)
+def test_what_is_wrong_with_the_last_source_is_said_before_the_first_is_fetched(
+    two: Server, command: Command, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    code, _, err = command("download", *arguments, "--raw", tmp_path / "raw")
+    assert (code, err.count("\n")) == (2, 1)
+    assert said in err
+    assert two.requests == []
+    assert not (tmp_path / "raw").exists()
+
+
+def test_force_fetches_again_what_is_there_and_keeps_the_old_until_the_new_is_right(
+    server: Server, command: Command, tmp_path: Path
+) -> None:
+    raw = tmp_path / "raw"
+    arguments = ["download", "cifar10", "--raw", raw]
+    command(*arguments)
+    batch = raw / "cifar-10-batches-py" / "test_batch"
+    right = batch.read_bytes()
+    batch.write_bytes(b"changed")
+    (batch.parent / "more").touch()
+    assert "there already" in command(*arguments)[1]
+    assert batch.read_bytes() == b"changed"
+    server.script = [Answer(status=404)]
+    code, out, _ = command(*arguments, "--force")
+    assert code == 2
+    assert "0 B in the end" in " ".join(out.split())
+    assert batch.read_bytes() == b"changed"
+    code, out, err = command(*arguments, "--force")
+    assert (code, err, len(server.requests)) == (0, "", 3)
+    assert batch.read_bytes() == right
+    assert not (batch.parent / "more").exists()
+    assert not list(raw.glob("*.gz"))
+    # an archive that is kept as it is is fetched again, too
+    (raw / ARCHIVE).write_bytes(b"something else")
+    assert command(*arguments, "--force", "--keep-archives")[0] == 0
+    assert (raw / ARCHIVE).read_bytes() == server.files[ARCHIVE]
 
 
 def test_what_is_not_fetched_from_here_is_explained(command: Command, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Curves: at the heights that their numbers say, gaps where there is none, and no text more than text."""
 
 import re
+from functools import partial
 from xml.etree import ElementTree
 
 import pytest
@@ -10,8 +11,11 @@ from hjepa_shards.reports.svg_curves import Band, Curve, line_chart
 NAN = float("nan")
 
 
+chart = partial(line_chart, x_name="step", y_name="loss")
+
+
 def drawn(lines: list[Curve], **settings: object) -> ElementTree.Element:
-    return ElementTree.fromstring(line_chart(lines, "label", show=lambda y: f"{y:g}", **settings))  # type: ignore[arg-type]
+    return ElementTree.fromstring(chart(lines, "label", show=lambda y: f"{y:g}", **settings))  # type: ignore[arg-type]
 
 
 def strokes(root: ElementTree.Element, kind: str = "s0") -> list[list[tuple[float, float]]]:
@@ -40,7 +44,7 @@ def test_values_that_are_none_or_not_finite_are_gaps_and_lonely_ones_dots() -> N
 
 @pytest.mark.parametrize("points", [[], [(0, None)], [(0, NAN), (1, float("inf"))]])
 def test_nothing_to_draw_is_no_chart(points: list[tuple[float, float | None]]) -> None:
-    assert line_chart([Curve(name="loss", points=points, colour=0)], "label", show=str) == ""
+    assert chart([Curve(name="loss", points=points, colour=0)], "label", show=str) == ""
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 1e-30, 1e30])
@@ -48,7 +52,7 @@ def test_one_value_is_a_dot_in_the_middle(value: float) -> None:
     root = drawn([Curve(name="loss", points=[(7, value)], colour=0)])
     (dot,) = root.iter("circle")
     assert dot.get("cx") == "56.50%"
-    assert 8 <= float(str(dot.get("cy"))) <= 158
+    assert 26 <= float(str(dot.get("cy"))) <= 176
     assert "7" in [text.text for text in root.iter("text")]
 
 
@@ -67,8 +71,20 @@ def test_the_numbers_of_the_axis_are_round_and_stand_at_their_height(low: float,
     assert 2 <= len(ticks) <= 5
     for value, y in ticks:
         assert float(f"{value:.2g}") == value
-        expected = 8 + 0.15 * (bottom + (top - bottom) * (value - low) / (high - low))
+        expected = 26 + 0.15 * (bottom + (top - bottom) * (value - low) / (high - low))
         assert y - 4 == pytest.approx(expected, abs=0.2)
+
+
+def test_both_axes_say_what_they_count_and_nothing_is_on_top_of_it() -> None:
+    root = drawn([Curve(name="a", points=[(0, 1.0), (400, 2.0)], colour=0)], x_name="images", y_name="images/s")
+    texts = {str(text.text): text for text in root.iter("text")}
+    above, below = texts["images/s"], texts["images"]
+    assert (above.get("x"), above.get("text-anchor")) == ("0%", "start")
+    assert (below.get("x"), below.get("text-anchor")) == ("56.5%", "middle")
+    height, letters = float(str(root.get("height"))), 12
+    numbers = [float(str(text.get("y"))) for name, text in texts.items() if name not in ("images", "images/s")]
+    assert float(str(above.get("y"))) + letters < min(numbers)
+    assert max(numbers) + letters < float(str(below.get("y"))) + 1 <= height
 
 
 def test_bands_are_over_their_stretch_of_the_axis() -> None:
@@ -106,6 +122,8 @@ def test_hostile_names_stay_text() -> None:
     svg = line_chart(
         [Curve(name=hostile, points=[(0, 1), (1, 2)], colour=0)],
         hostile,
+        x_name=hostile,
+        y_name=hostile,
         show=str,
         bands=[Band(start=0, stop=1, name=hostile)],
     )

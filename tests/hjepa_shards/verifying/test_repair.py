@@ -78,7 +78,7 @@ def test_unknown_files_are_left_and_named(split: Path) -> None:
     flip(split / "digits-train-000001.tar", 700)
     done = repair(split)
     assert done.repaired == ("digits-train-000001.tar",)
-    assert [problem.path.name for problem in done.left] == ["digits-train-000009.tar"]
+    assert [problem.name for problem in done.left] == ["digits-train-000009.tar"]
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ def test_files_that_the_manifest_does_not_know_are_named(split: Path) -> None:
     names = ["digits-train-000009.tar", "digits-train-000009.tar.index", ".digits-train-000002.tar.123.tmp"]
     for name in names:
         (split / name).write_bytes(b"")
-    assert [problem.path.name for problem in verify(split)] == names
+    assert [problem.name for problem in verify(split)] == names
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here whose first byte cannot be read")
@@ -263,7 +263,7 @@ def test_tars_without_a_manifest_are_named_with_what_to_do(split: Path, tmp_path
     (tmp_path / "just-begun" / ".journal").mkdir(parents=True)
 
     def said(problems: list[Problem]) -> dict[str, str]:
-        return {problem.path.name: problem.what for problem in problems}
+        return {problem.name: problem.what for problem in problems}
 
     found = said(without_manifest(tmp_path))
     assert list(found) == ["just-begun", "other", "train"]

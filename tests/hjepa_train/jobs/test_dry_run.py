@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import yaml
 from hjepa_shards.errors import InputError
 from hjepa_train import dry_run, load_run_config, train
 from hjepa_train.base.device import devices_here
+from hjepa_train.base.device_peaks import machines_named
 from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.cli import main
-from hjepa_train.jobs.dry_run import ASSUMED_MFU, as_tables
+from hjepa_train.jobs.dry_run import ASSUMED_MFU, SpeedHere, as_tables, hours_table
 from hjepa_train.training.config import build_parts
 from tests.conftest import Command, in_this_process
 from tests.hjepa_train.tiny import STEPS, tiny_run
@@ -48,7 +50,7 @@ def test_every_config_that_ships_is_a_run_that_could_begin(
     assert {entry.name: round(entry.epoch_draws) for entry in dry.plan.entries} == epoch
     assert set(dry.not_built) == set(epoch)
     assert dry.memory.total < 16 * 2**30
-    assert len(as_tables(dry)) == 5
+    assert len(as_tables(dry)) == 4
 
 
 def test_a_run_is_what_its_dry_run_said(shards: Path, tmp_path: Path) -> None:
@@ -68,16 +70,47 @@ def test_a_run_is_what_its_dry_run_said(shards: Path, tmp_path: Path) -> None:
 def test_hours_are_samples_times_flop_over_a_share_of_the_peak(shards: Path, tmp_path: Path) -> None:
     path = tiny_run(shards, tmp_path, training__precision="bf16", data__epoch_samples=8 * 10**6)
     dry = dry_run(load_run_config(path))
-    rows = {row[0]: row for row in as_tables(dry)[-1].rows}
-    for name, peak in {"M1 Max": 10.4e12, "A100": 312e12, "H200": 790e12}.items():
-        limit = peak / dry.flops_per_image
-        assert rows[name][2:4] == (f"{limit:,.0f}", f"{limit * ASSUMED_MFU:,.0f}")
-        hours = dry.plan.samples / (limit * ASSUMED_MFU) / 3600
-        assert rows[name][4] == (f"{hours:,.1f}" if hours >= 0.1 else "below 0.1")
     assert dry.plan.samples == 16 * 10**6
-    assert rows["M1 Max"][5:] == ("150 to 200", "22.2 to 29.6")
-    assert rows["A100"][5:] == ("800 to 1,000", "4.4 to 5.6")
-    assert rows["H200"][5:] == ("", "")
+    here = SpeedHere(device="cpu", images_per_s=250.0, how="measured: 3 steps of 16 images")
+    table = hours_table(dry, here, machines_named("an M1 Max, an A100 or an H200"))
+    own, *rows = table.rows
+    assert own == ("this machine (cpu)", "250", "17.8", "measured: 3 steps of 16 images")
+    assumed = {row[0]: row for row in rows if row[3].startswith("assumed")}
+    for name, peak in {"M1 Max": 10.4e12, "A100": 312e12, "H200": 790e12}.items():
+        speed = ASSUMED_MFU * peak / dry.flops_per_image
+        hours = dry.plan.samples / speed / 3600
+        shown = f"{hours:,.1f}" if hours >= 0.1 else "below 0.1"
+        assert assumed[name] == (name, f"{speed:,.0f}", shown, f"assumed: 40% of {peak / 1e12:g} TFLOP/s (bf16)")
+    targets = {row[0]: row[1:] for row in rows if row not in assumed.values()}
+    assert targets == {
+        "M1 Max": ("150 to 200", "22.2 to 29.6", "the project's target"),
+        "A100": ("800 to 1,000", "4.4 to 5.6", "the project's target"),
+    }
+    assert table.note.count("project's targets are") == 1
+
+
+def test_targets_are_shown_only_where_their_hardware_is_named(
+    shards: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = SpeedHere(device="cpu", images_per_s=None, how="not measured: no time")
+    monkeypatch.setattr("hjepa_train.jobs.speed_here.speed_here", lambda *_, **__: nothing)
+    path = tiny_run(shards, tmp_path)
+    _, out, _ = command("run", path, "--dry-run")
+    assert "│ this machine (cpu) │        – │     – │ not measured: no time │" in out
+    assert not any(word in out for word in ("M1 Max", "A100", "H200", "target's", "project"))
+    for change, named in (("# as on an A100", "A100"), ("# 8 x RTX-4090", "RTX 4090"), ("# imagenet100, rho_l4", "")):
+        path.write_text(f"{path.read_text().partition('#')[0]}{change}\n")
+        _, out, _ = command("run", path, "--dry-run")
+        found = [line.split("│")[1].strip() for line in out.splitlines() if "assumed:" in line]
+        assert found == ([named] if named else [])
+        assert (out.count("The project's targets are"), out.count("800 to 1,000")) == (
+            (1, 1) if "A100" in change else (0, 0)
+        )
+    assert "M1 Max" in command("run", path, "--dry-run", "--set", "run.name=tiny_m1max")[1]
+    known = SpeedHere(device="A100", images_per_s=700.0, how="measured: 9 steps of 16 images")
+    monkeypatch.setattr("hjepa_train.jobs.speed_here.speed_here", lambda *_, **__: known)
+    _, out, _ = command("run", path, "--dry-run")
+    assert [line.split("│")[1].strip() for line in out.splitlines() if "800 to 1,000" in line] == ["A100"]
 
 
 def test_more_ranks_and_micro_batches_need_less_memory_each(shards: Path, tmp_path: Path) -> None:
@@ -103,8 +136,9 @@ def test_the_command_prints_the_tables_and_makes_no_folder(shards: Path, tmp_pat
     path = tiny_run(shards, tmp_path)
     code, out, err = command("run", path, "--dry-run")
     assert (code, err) == (0, "")
-    for words in ("36 of 16 images", "predictor", "GFLOP an image", "activations of 16 images", "photos", "M1 Max"):
+    for words in ("36 of 16 images", "predictor", "GFLOP an image", "activations of 16 images", "photos"):
         assert words in out
+    assert re.search(r"│ this machine \(cpu\) │ +[\d.]+ │ below 0.1 │ measured: \d+ steps? of 16 images │", out)
     assert {inner.name for inner in tmp_path.iterdir()} == {"run.yaml"}
 
 

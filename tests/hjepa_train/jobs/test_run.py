@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hjepa_train import evaluate, load_run_config, train
 from hjepa_train.base.device import devices_here
 from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.checkpoints.checkpoint_files import latest, read_state
-from hjepa_train.cli import main
+from hjepa_train.cli import _AFTER_CTRL_C, app, main
 from tests.conftest import Command, in_this_process
 from tests.hjepa_shards.storage.bad_server import serving
 from tests.hjepa_train.checkpoints.test_checkpoint_files import sealed
@@ -46,7 +47,70 @@ def test_a_run_stopped_at_a_step_and_resumed_equals_the_uninterrupted_one(shards
     assert column(train(config, resume="auto")) == column(whole)
 
 
-def test_ctrl_c_saves_the_step_under_way_and_the_run_continues_from_there(shards: Path, tmp_path: Path) -> None:
+LOGGING = {"every_steps": 10, "images_every": 0, "tensorboard": False}
+
+
+def test_a_run_stopped_between_log_points_reports_its_last_step_and_resumes_as_if_never_stopped(
+    shards: Path, tmp_path: Path, command: Command
+) -> None:
+    whole = train(load_run_config(tiny_run(shards, tmp_path / "a", logging=LOGGING)))
+    path, run = tiny_run(shards, tmp_path / "b", logging=LOGGING), tmp_path / "b" / "tiny"
+    _, out, _ = command("run", path, "--stop-after", 17)
+    said = " ".join(out.split())
+    assert "stopped after step 17 of 36, saved" in said
+    assert f"After step 17. Order proof after {17 * 16} images" in said
+    assert f"{run / 'report.md'}, report.html" in out
+    *logged, last = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in logged] == [0, 10]
+    assert (last["step"], last["position"], last["stopped"]) == (16, 17 * 16, True)
+    assert last["loss"] != logged[-1]["loss"]
+    assert "rho_l0" not in last
+    assert {name: row["count"] for name, row in last["sources"].items()} == {"digits": 204, "photos": 68}
+    assert "After step 17." in (run / "report.md").read_text()
+    assert "2 of 2" not in (run / "report.md").read_text().partition("**Alarms**")[2]
+    assert "<dd>17</dd>" in (run / "report.html").read_text()
+    train(load_run_config(path), resume="auto", stop_after=21)  # a log point: no line of its own
+    assert [row.get("stopped") for row in read_metrics(run / "metrics.jsonl")] == [None] * 3
+    assert column(train(load_run_config(path), resume="auto")) == column(whole)
+    rows, expected = (read_metrics(folder / "metrics.jsonl") for folder in (run, whole))
+    assert [(row["alarms"], row["judged"], set(row)) for row in rows] == [
+        (row["alarms"], row["judged"], set(row)) for row in expected
+    ]
+
+
+def test_tensorboard_is_named_only_where_there_is_one(
+    shards: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = {"every_steps": 10, "images_every": 0, "tensorboard": True}
+    path = tiny_run(shards, tmp_path, logging=written)
+    assert f"tensorboard --logdir {tmp_path / 'tiny' / 'tensorboard'}\n" in command("run", path, "--stop-after", 1)[1]
+    resumed = ("run", path, "--resume", "auto", "--stop-after")
+    assert "--logdir" not in command(*resumed, 2, "--set", "logging.tensorboard=false")[1]
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    code, out, err = command(*resumed, 3)
+    assert (code, err) == (0, "")
+    assert "--logdir" not in out
+    assert "tensorboard is not installed, so nothing is written for it: pip install 'hjepa[train]'" in out
+
+
+def test_every_command_says_what_is_true_of_it_after_ctrl_c(
+    shards: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    assert set(_AFTER_CTRL_C) == {info.name for info in app.registered_commands}
+    monkeypatch.setattr("hjepa_train.training.config.load_run_config", interrupt)
+    path = tiny_run(shards, tmp_path)
+    continues = "interrupted; `hjepa-train run ... --resume auto` continues from the last checkpoint\n"
+    assert command("run", path) == (130, "", continues)
+    again = "interrupted; nothing is half done; the same command begins again\n"
+    assert command("run", path, "--dry-run") == command("bench", path) == (130, "", again)
+    monkeypatch.setattr("hjepa_train.jobs.evaluate.evaluate_all", interrupt)
+    assert command("eval", path)[2] == "interrupted; the same command continues after the last finished probe\n"
+
+
+def test_ctrl_c_saves_the_step_under_way_and_the_run_goes_on_from_there(shards: Path, tmp_path: Path) -> None:
     config, run = tiny_run(shards, tmp_path), tmp_path / "tiny"
     with forked("hjepa-train", "run", config, said=tmp_path / "said") as process:
         while process.poll() is None and not (run / "metrics.jsonl").exists():
@@ -60,6 +124,8 @@ def test_ctrl_c_saves_the_step_under_way_and_the_run_continues_from_there(shards
     reached = read_metrics(run / "metrics.jsonl")[-1]["step"] + 1
     assert saved.name == f"step-{reached:08}"  # every step is logged here
     assert reached < STEPS
+    assert f"<dd>{reached}</dd>" in (run / "report.html").read_text()
+    assert f"After step {reached}." in (run / "report.md").read_text()
     train(load_run_config(config), resume="auto", stop_after=reached + 2)
     assert [row[0] for row in column(run)] == list(range(reached + 2))
 

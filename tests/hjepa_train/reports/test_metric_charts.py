@@ -59,6 +59,21 @@ def test_every_signal_that_was_logged_is_a_chart() -> None:
     assert charts["share of the images so far"].drawing.count("dashed") == 2
 
 
+def test_every_chart_names_its_axes() -> None:
+    def names(chart: Chart) -> list[str]:
+        return re.findall(r'class="name"[^>]*>([^<]*)<', chart.drawing)
+
+    found = {title: names(chart) for title, chart in by_title([row(0), row(10)]).items()}
+    assert {x for _, x in found.values()} == {"step"}
+    assert found["loss"][0] == found["loss of each source"][0] == "loss"
+    assert found["images/s"][0] == "images/s"
+    assert found["RankMe"][0] == "dimensions in use"
+    assert all(y for y, _ in found.values())
+    compared = [names(chart) for chart in compared_charts({"a": [row(0), row(10)], "b": [row(0), row(10)]})]
+    assert {x for _, x in compared} == {"images"}
+    assert {y for y, _ in compared} >= {"loss", "images/s", "norm"}
+
+
 def test_what_was_never_logged_is_no_chart() -> None:
     charts = by_title([{"step": 0, "loss": 1.0, "sources": {"a": {"loss": 1.0}}, "rho_l0": None}, {"step": 10}])
     assert set(charts) == {"loss", "loss of each source"}
