@@ -261,7 +261,7 @@ def run_folder(folder: Path, *names: str) -> Target:
     [last] = sorted((folder / "runs" / "tiny" / "checkpoints").glob("step-*"))[-1:]
     commands = [
         ["hjepa-train", "run", str(path), "--resume", "auto"],
-        ["hjepa-train", "export", str(folder / "runs" / "tiny")],
+        ["hjepa-train", "export", str(folder / "runs" / "tiny"), "--to", "safetensors"],
     ]
     return Target([last / name for name in names], commands, sealed_checkpoint, afresh=folder / "runs")
 
