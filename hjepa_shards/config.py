@@ -82,7 +82,10 @@ def overridden(content: dict[str, Any], changes: Sequence[str], where: str) -> d
         *way, last = path.split(".")
         if not equals or "" in (*way, last):
             raise InputError(f"--set {change}: a key and a value expected, such as training.lr=1e-4")
-        value = values_of(text, f"--set {change}")
+        try:
+            value = values_of(text, f"--set {change}")
+        except InputError as error:
+            raise InputError(f"{error}; a YAML value expected, such as training.lr=1e-4") from error
         node: Any = content
         for key in way:
             node = _item(node, key, change, where)
