@@ -130,8 +130,6 @@ def rate(per_s: float) -> str:
 class _Line(ProgressColumn):
     """All of a bar in one column, which has the width of the terminal to itself."""
 
-    max_refresh = None
-
     def __init__(self, words: Callable[[Task], Sequence[Words]]) -> None:
         super().__init__()
         self._words = words

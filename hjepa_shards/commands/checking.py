@@ -71,7 +71,7 @@ def verify_command(
         write_exclusions(out, exclusions)
         console.print(f"{escape(str(out))}: {len(exclusions):,} images to exclude; `build --exclude` takes it")
         if unseen or unjudged:
-            console.print(f"{unseen + len(unjudged):,} other problems are not in it; mend them and verify again")
+            console.print(f"{unseen + len(unjudged):,} other problems are not in it; fix them and verify again")
     for error in unjudged[:-1]:
         say_error(f"error: {error}")
     if unjudged:
