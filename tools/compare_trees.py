@@ -147,8 +147,12 @@ def config_of(objective: str, scratch: Path) -> Path:
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """Digest of every file below, hidden ones too; the number of its rules is no part of a plan's."""
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Digest of every file below, hidden ones too.
+
+    What a tree notes for itself is none: the number of its rules in a plan, times and sizes of raw files.
+    """
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "raw.json")
+    files = {path.relative_to(folder).as_posix(): path for path in paths}
     content = {name: path.read_bytes() for name, path in files.items()}
     for name in content:
         if name.endswith("/plan.json"):
