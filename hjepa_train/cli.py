@@ -122,9 +122,9 @@ def _print_dry_run(dry: "DryRun", config: Path) -> None:
 def eval_command(
     folder: Annotated[Path, typer.Argument(help="runs/<name>")],
     source: Annotated[
-        list[str] | None, typer.Option(help="a built, labelled source (may be repeated) [default: the config's]")
+        list[str] | None, typer.Option(help="a built, labelled source (may be repeated) (default: the config's)")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="split to test on [default: test, else val]")] = None,
+    split: Annotated[str | None, typer.Option(help="split to test on (default: test, else val)")] = None,
     bank: Annotated[int | None, typer.Option(help="labelled images that the probes learn from")] = None,
     test: Annotated[int | None, typer.Option(help="images they are tested on")] = None,
     probe: Annotated[str, typer.Option(help="some of linear, knn, ridge, sgd, attentive")] = "linear,knn,ridge",
@@ -156,7 +156,7 @@ def eval_command(
 def report_command(
     folders: Annotated[list[Path], typer.Argument(help="runs/<name>; several are compared")],
     out: Annotated[
-        Path | None, typer.Option(help="folder for a comparison [default: `comparison` beside the first run]")
+        Path | None, typer.Option(help="folder for a comparison (default: `comparison` beside the first run)")
     ] = None,
 ) -> None:
     """One run: its tables, report.md and report.html written again. Several: side by side, also as a page and JSON."""
@@ -219,9 +219,9 @@ def bench_command(
 def export_command(
     folder: Annotated[Path, typer.Argument(help="runs/<name>")],
     to: Annotated[Literal["safetensors", "torch", "timm", "onnx"], typer.Option(help="for which programs")],
-    out: Annotated[Path | None, typer.Option(help="folder to make [default: RUN/export/<encoder>-<to>]")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to make (default: RUN/export/<encoder>-<to>)")] = None,
     encoder: Annotated[
-        str | None, typer.Option(help="which of the run's encoders [default: the target, where there is one]")
+        str | None, typer.Option(help="online or target (default: the target, where there is one)")
     ] = None,
     checkpoint: Annotated[str, typer.Option(help=_WHICH)] = "latest",
 ) -> None:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from hjepa_shards import cli as shards_cli
@@ -31,6 +32,19 @@ def test_every_command_is_understood(line: str) -> None:
     assert result.exit_code == 0, result.output
     for option in (argument for argument in arguments if argument.startswith("--")):
         assert option in result.output
+
+
+@pytest.mark.parametrize("app", [shards_cli.app, train_cli.app], ids=["hjepa-shards", "hjepa-train"])
+def test_help_shows_every_word_about_every_option(app: typer.Typer) -> None:
+    """Text in square brackets would be taken for markup, and vanish."""
+    commands = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(commands) >= 5
+    for name, command in commands.items():
+        shown = set(CliRunner().invoke(app, [name, "--help"], terminal_width=200).output.split())
+        for parameter in command.params:
+            text = " ".join((getattr(parameter, "help", None) or "").split())
+            assert parameter.name == "help" or text, f"{name} {parameter.name}: no word about it"
+            assert set(text.split()) <= shown, f"{name} {parameter.name}: {text}"
 
 
 def test_the_readme_is_one_page() -> None:

@@ -27,7 +27,7 @@ def download_command(
     all_sources: Annotated[bool, typer.Option("--all", help="every source that can be downloaded")] = False,
     raw: Annotated[
         Path | None,
-        typer.Option(help="folder for the raw data [default: data/raw/SOURCE]; of several sources the one above"),
+        typer.Option(help="folder for the raw data (default: data/raw/SOURCE); of several sources the one above"),
     ] = None,
     split: Annotated[list[str] | None, typer.Option(help="only this split (may be repeated)")] = None,
     small: Annotated[bool, typer.Option("--small", help="the images at 256x256 (places365)")] = False,
@@ -147,13 +147,13 @@ class _Download:
 
 def verify_raw_command(
     source: Annotated[str, typer.Argument(help="one of `hjepa-shards sources`")],
-    raw: Annotated[str | None, typer.Option(help="as `build` takes it [default: data/raw/SOURCE]")] = None,
+    raw: Annotated[str | None, typer.Option(help="as `build` takes it (default: data/raw/SOURCE)")] = None,
     split: Annotated[list[str] | None, typer.Option(help="only this split (may be repeated)")] = None,
     deep: Annotated[bool, typer.Option("--deep", help="decode every image, hash every published file")] = False,
     classes: Annotated[Path | None, typer.Option(help="file with one class a line")] = None,
     list_file: Annotated[Path | None, typer.Option("--list", help="file that names the images")] = None,
     no_classes: Annotated[bool, typer.Option("--no-classes", help="folder: as `build` takes it")] = False,
-    workers: Annotated[int | None, typer.Option(help="threads [default: cores]")] = None,
+    workers: Annotated[int | None, typer.Option(help="threads (default: cores)")] = None,
 ) -> None:
     """Is raw data what was published? Exit code 1 if anything is wrong, 2 if it cannot be decided."""
     from hjepa_shards.downloading.verify_raw import check_raw_files, check_raw_splits

@@ -41,11 +41,11 @@ def build_command(
     split: Annotated[list[str] | None, typer.Option(help="only this split (may be repeated)")] = None,
     pixels: Annotated[
         Literal["keep", "png", "jpeg"] | None,
-        typer.Option(help="how to store pixels [default: the source's]"),
+        typer.Option(help="how to store pixels (default: the source's)"),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="original bytes: --pixels keep")] = False,
     shorter_side: Annotated[int | None, typer.Option(help="scale larger images down to this")] = None,
-    quality: Annotated[int | None, typer.Option(help="of JPEG [default: 90]")] = None,
+    quality: Annotated[int | None, typer.Option(help="of JPEG (default: 90)")] = None,
     encoder: Annotated[
         Literal["turbo", "pillow", "pillow-simd"], typer.Option(help="what decodes and scales; their bytes differ")
     ] = "turbo",
@@ -72,7 +72,9 @@ def build_command(
     cluster: Annotated[
         str | None, typer.Option(help="do the work on this Ray cluster: auto, host:6379 or ray://host:10001")
     ] = None,
-    part: Annotated[str | None, typer.Option(help="i/n: only the i-th of n parts; `merge` puts them together")] = None,
+    part: Annotated[
+        str | None, typer.Option(help="i/n: only the i-th of n parts, from 1; `merge` puts them together")
+    ] = None,
 ) -> None:
     """Turn a raw dataset into shards. Killed? The same command continues. Exit code 3: images had to be excluded."""
     from hjepa_shards.building.build import BuildOptions, Part, build_part, build_splits
@@ -153,8 +155,10 @@ def repair_command(
 
 def index_command(
     folder: Annotated[Path, typer.Argument(help="folder with third-party *.tar")],
-    source: Annotated[str | None, typer.Option(help="name [default: the folder above]")] = None,
-    split: Annotated[str | None, typer.Option(help="name [default: this folder]")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="source to name in the manifest (default: the folder above)")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="split to name in the manifest (default: this folder)")] = None,
     image: _Image = None,
 ) -> None:
     """Make WebDataset tars usable: sidecars and a manifest beside them, the tars untouched. Exit codes as of build."""

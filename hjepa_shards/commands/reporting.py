@@ -25,9 +25,9 @@ def mix_command(
     strategy: Annotated[
         Literal["weighted", "balanced", "concat"], typer.Option(help="by weights, equally, or by size")
     ] = "weighted",
-    epoch_samples: Annotated[int | None, typer.Option(help="[default: all sizes together]")] = None,
+    epoch_samples: Annotated[int | None, typer.Option(help="samples of an epoch (default: all sizes together)")] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="side of the crops, pixels [default: 224, or less if all images are smaller]")
+        int | None, typer.Option(help="side of the crops, pixels (default: 224, or less if all images are smaller)")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace a file that is there")] = False,
 ) -> None:

@@ -59,8 +59,10 @@ def info_command(
 
 def plan_command(
     config: Annotated[Path, typer.Argument(help="mix.yaml: a run, or its data section alone")],
-    epochs: Annotated[int | None, typer.Option(help="[default: training.epochs, or 1]")] = None,
-    global_batch: Annotated[int | None, typer.Option(help="[default: training.global_batch, or 256]")] = None,
+    epochs: Annotated[int | None, typer.Option(help="epochs of the run (default: training.epochs, or 1)")] = None,
+    global_batch: Annotated[
+        int | None, typer.Option(help="images of a step on all ranks (default: training.global_batch, or 256)")
+    ] = None,
     ranks: Annotated[int, typer.Option(help="processes that share a global batch")] = 1,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="another value, such as data.epoch_samples=50000")

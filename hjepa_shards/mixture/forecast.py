@@ -152,9 +152,7 @@ def _warnings(mixture: Mixture, entries: Sequence[EntryForecast], epochs: int, r
                 "weight or train longer"
             )
         if entry.passes > _MANY_PASSES:
-            found.append(
-                f"{entry.name} is repeated {entry.passes:,.0f} times in the run; train shorter, or on more images"
-            )
+            found.append(f"{entry.name} is repeated {entry.passes:,.0f} times in the run; more images would teach more")
         elif entry.passes > 3 * epochs:
             found.append(
                 f"{entry.name} is repeated {entry.passes / epochs:.1f} times an epoch; a smaller weight repeats it less"

@@ -78,7 +78,7 @@ class DataConfig(Strict):
 
     root: Location
     """Folder of the built shards, or its URL (s3://, https://, ...): <root>/<source>/<split>/manifest.json. ~ and
-    $VARIABLES are written out."""
+    $VARIABLES are expanded."""
     cache: CacheConfig | None = None
     """Where whole shards of a URL are kept; None: samples are read by range, nothing is kept."""
     strategy: Literal["weighted", "balanced", "concat"] = "weighted"

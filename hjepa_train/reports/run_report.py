@@ -127,7 +127,7 @@ def _write_html(run: Run, sections: Mapping[str, Sequence[TextTable]]) -> None:
             ("images", count(last.get("position")), False),
             ("images/s", number(_summary(median, run.metrics, "images_per_s"), 1), False),
             ("loss", number(_first(row.get("loss") for row in reversed(run.metrics)), 3), False),
-            ("alarms at the end", ", ".join(firing) or "none", bool(firing)),
+            ("alarms at the end", ", ".join(firing) or ("none" if _is_judged(run) else "not judged yet"), bool(firing)),
         ],
         sections=[
             Section(heading=right[0], charts=charts["learning"] + charts["sources"], tables=right[1]),
@@ -276,10 +276,14 @@ def _signals(run: Run) -> TextTable:
     )
 
 
+def _is_judged(run: Run) -> bool:
+    """Whether alarms had log points enough to be judged by."""
+    return sum(row.get("judged", True) for row in _log_points(run)) >= 3
+
+
 def _alarms(run: Run) -> TextTable:
     fired = alarm_steps(run)
     points = _log_points(run)
-    enough = sum(row.get("judged", True) for row in points) >= 3
     rows = [
         (name, count(steps[0]), count(steps[-1]), f"{len(steps)} of {len(points)}") for name, steps in fired.items()
     ]
@@ -287,7 +291,11 @@ def _alarms(run: Run) -> TextTable:
         title="Alarms",
         columns=("alarm", "first at step", "last at step", "log points"),
         rows=tuple(rows),
-        note="" if fired else "None fired." if enough else "Not judged yet: that takes 3 log points after warm-up.",
+        note=""
+        if fired
+        else "None fired."
+        if _is_judged(run)
+        else "Not judged yet: that takes 3 log points after warm-up.",
     )
 
 

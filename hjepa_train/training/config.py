@@ -29,7 +29,7 @@ class RunSection(Strict):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the order of samples, crops, masks and weights."""
     folder: LocalPath = Path("runs")
-    """Where run folders are; ~ and $VARIABLES are written out."""
+    """Where run folders are; ~ and $VARIABLES are expanded."""
 
 
 class TrainingConfig(OptimConfig, ScaleConfig):
