@@ -78,7 +78,7 @@ def report_command(
     duplicates: Annotated[Path | None, typer.Option(help="what `duplicates --report` wrote")] = None,
     mix: Annotated[Path | None, typer.Option(help="mix.yaml: draw its shares")] = None,
     raw: Annotated[
-        list[str] | None, typer.Option(help="[source=]folder of raw data: show the images that were excluded")
+        list[str] | None, typer.Option(help="folder of raw data, or SOURCE=FOLDER: show the images that were excluded")
     ] = None,
 ) -> None:
     """Write one self-contained page: images, classes, sizes, exclusions, duplicates, provenance, shares."""
