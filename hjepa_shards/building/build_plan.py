@@ -24,7 +24,7 @@ from hjepa_shards.building.build_rules import RULES, require_rules
 from hjepa_shards.building.sample_list import Listing, Shuffled, in_order
 from hjepa_shards.building.shard_columns import Slice
 from hjepa_shards.building.shard_writer import Members
-from hjepa_shards.config import first_problem, flatten
+from hjepa_shards.config import first_problem, flatten, parse
 from hjepa_shards.errors import BuildMismatch, DecodeError, InputError
 from hjepa_shards.images.encode import EXTENSIONS, EncodeSettings, encode, encoder_identity
 from hjepa_shards.shards.manifest import shard_pattern
@@ -75,7 +75,9 @@ class BuildPlan:
         return shard_pattern(self.source, self.split) % shard
 
     def encode_settings(self) -> EncodeSettings:
-        return EncodeSettings.model_validate({key: self.settings[key] for key in self.settings if key != "image"})
+        """InputError for settings that no build has written."""
+        settings = {key: self.settings[key] for key in self.settings if key != "image"}
+        return parse(EncodeSettings, settings, f"{self.source} {self.split}: settings of the build")
 
 
 _PLANS = TypeAdapter(BuildPlan)

@@ -21,7 +21,7 @@ from hjepa_shards import Batch as Loaded
 from hjepa_shards import Mixture, load_mixture, open_loader
 from hjepa_shards.base.atomic_files import exclusive, write_atomically
 from hjepa_shards.base.terminal import escape
-from hjepa_shards.config import first_problem, flatten
+from hjepa_shards.config import first_problem, flatten, parse
 from hjepa_shards.errors import InputError, ResumeMismatch
 from hjepa_train.base import schedules
 from hjepa_train.base.device import choose_device
@@ -388,7 +388,7 @@ def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) 
 
 def _refuse_other_statistics(saved: checkpoint_files.Checkpoint, config: RunConfig, objective: Objective) -> None:
     """Where a loss depends on which images are together, as many must stay together."""
-    was = RunConfig.model_validate(saved.state["config"]).training
+    was = parse(TrainingConfig, saved.state["config"].get("training", {}), f"{saved.path}/state.json: training")
     world, before = world_size(), saved.state["recipe"]["world_size"]
     together, now = micro_batch_of(was, before) * before, micro_batch_of(config.training, world) * world
     if together != now and not objective.is_additive:

@@ -347,6 +347,7 @@ EDITS: dict[str, dict[str, Any]] = {
     "no ranks": {"recipe": {"world_size": 0}},
     "alarms of texts": {"alarms": {"reference": {"sd": "x"}}},
     "a config that is a text": {"config": "x"},
+    "a micro-batch that is a text": {"config": {"training": {"micro_batch": "x"}}},
     "a scale that is none": {"scaler": {"scale": "1"}},
 }
 
