@@ -321,7 +321,7 @@ def _chosen(source: str, splits: Sequence[str], small: bool) -> tuple[RemoteFile
     """The files of these splits. InputError where there is nothing to fetch."""
     edition = f"{source}-small" if small else source
     if edition not in DOWNLOADS:
-        known = ", ".join(name for name in DOWNLOADS if name in SOURCES)
+        known = ", ".join(sorted(DOWNLOADS.keys() & SOURCES.keys()))
         what = "has no small edition (places365 has)" if small and source in DOWNLOADS else "cannot be downloaded"
         nearest = difflib.get_close_matches(source, set(SOURCES) - {source}, n=1)
         advice = f"did you mean {nearest[0]}?" if nearest and source not in SOURCES else f"known: {known}"

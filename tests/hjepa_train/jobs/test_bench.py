@@ -1,5 +1,4 @@
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,13 @@ def measured(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Be
 
 
 def test_the_phases_add_up_to_a_free_step(measured: tuple[Bench, Path]) -> None:
-    """Within 20% of the fastest step of each way; other work on this machine slows steps, and not always all."""
+    """Within 20%; other work on this machine may slow one of the two ways, but not each time."""
     found, folder = measured
-    apart, fastest = [], [math.inf, math.inf]
-    for _ in range(6):
+    apart = []
+    for _ in range(10):
         assert len(found.step_s) == len(found.waited_s) == len(found.phases_s) == MEASURED
         assert all(set(step) == set(PHASES) for step in found.phases_s)
-        fastest[0] = min(fastest[0], *(sum(step.values()) for step in found.phases_s))
-        fastest[1] = min(fastest[1], *found.step_s)
-        apart.append(fastest[0] / fastest[1])
+        apart.append(min(sum(step.values()) for step in found.phases_s) / min(found.step_s))
         if 0.8 < apart[-1] < 1.2:
             return
         found = bench(load_run_config(folder / "run.yaml"), steps=MEASURED)
