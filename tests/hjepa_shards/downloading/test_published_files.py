@@ -201,7 +201,7 @@ def test_a_disk_that_is_too_small_is_reported_before_anything_is_fetched(
     ("source", "more", "said"),
     [
         ("cifar", {}, "did you mean cifar10?"),
-        ("mnist", {}, "known: cifar10, cifar100, places365, stl10, coco"),
+        ("mnist", {}, "known: cifar10, cifar100, coco, places365, stl10"),
         ("folder", {}, "cannot be downloaded"),
         ("imagenet", {}, "cannot be downloaded"),
         ("cifar10", {"splits": ["val"]}, "'val' cannot be downloaded; known: test, train"),
