@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from hjepa_shards.base.atomic_files import sync_folder, write_atomically, writing
 from hjepa_shards.base.regular_files import regular_descriptor
 from hjepa_shards.errors import InputError, ShardError
-from hjepa_shards.storage.retry import TRY_AGAIN_STATUS, Pace, Patience, TooSlowError, is_hopeless
+from hjepa_shards.storage.retry import TRY_AGAIN_STATUS, Pace, Patience, TooSlowError, is_hopeless, is_web_page
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all)."""
@@ -110,8 +110,7 @@ def digest_of(path: Path, algorithm: str, progress: Progress | None = None) -> s
 def _is_web_page(path: Path) -> bool:
     """Whether a file begins as HTML does."""
     with path.open("rb") as file:
-        first = file.read(1000)
-    return first.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html"))
+        return is_web_page(file.read(1000))
 
 
 class _Interrupted(Exception):

@@ -15,7 +15,7 @@ from fsspec.asyn import sync
 from fsspec.core import url_to_fs
 
 from hjepa_shards.errors import InputError, ShardError
-from hjepa_shards.storage.retry import Pace, Patience, is_hopeless, status_of
+from hjepa_shards.storage.retry import Pace, Patience, is_hopeless, is_web_page, status_of
 
 Result = TypeVar("Result")
 
@@ -25,7 +25,6 @@ _TRIES_OF_SHORT = 5
 """Of a part of which fewer bytes came."""
 _TRIES_OF_PARTS = 3
 """Of a part, for a proxy on the way may forget what was requested now and then."""
-_WEB_PAGES = (b"<!doctype html", b"<html")
 _BEYOND_THE_END = 416
 _LISTED_DEPTH = 4
 """<root>/<source>/<split>/<file>"""
@@ -85,8 +84,8 @@ def remote_bytes(url: str, num_bytes: int | None) -> Iterator[bytes]:
             with _opened_at(files, path, at) as file:
                 pace = Pace(PATIENCE)
                 while (num_bytes is None or at <= num_bytes) and (chunk := pace.read(file.read, _CHUNK_BYTES)):
-                    if at == 0:
-                        _refuse_web_page(url, chunk)
+                    if at == 0 and is_web_page(chunk):
+                        raise InputError(f"{url}: a file expected, a web page found (a login?); check the address")
                     yield chunk
                     at += len(chunk)
                     failures = failures if len(chunk) < PATIENCE.least_bytes_per_s else 0
@@ -293,9 +292,3 @@ def _advice(status: int | None, error: Exception) -> str:
     if status in (401, 403) or isinstance(error, PermissionError) or "redential" in type(error).__name__:
         return "check the credentials and the address, then run the same command again"
     return "check the address and the connection, then run the same command again"
-
-
-def _refuse_web_page(url: str, first: bytes) -> None:
-    """A login page, or a server's list of a folder, with 200 as if it were the file."""
-    if first[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEB_PAGES):
-        raise InputError(f"{url}: a file expected, a web page found (a login?); check the address")

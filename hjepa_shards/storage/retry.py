@@ -85,6 +85,14 @@ class Pace:
         return data
 
 
+def is_web_page(first: bytes) -> bool:
+    """Whether a file begins as HTML does: a login page, or a list of a folder, with 200 as if it were the file.
+
+    first: its first bytes, some hundred.
+    """
+    return first[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html"))
+
+
 def status_of(error: BaseException) -> int | None:
     """The HTTP status in an error of some library, or in one that caused it."""
     for one in _chain(error):

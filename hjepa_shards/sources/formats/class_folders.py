@@ -150,9 +150,7 @@ class Walk:
             more = f" and {len(kinds) - 8:,} more kinds" if len(kinds) > 8 else ""
             notes.append(f"files that are no images by their names, not read: {shown}{more}")
         if not _HEIC.isdisjoint(self._extensions):
-            notes.append(
-                "HEIC is not read: convert it to JPEG or PNG first (`pip install pillow-heif` lets Pillow open it)"
-            )
+            notes.append("HEIC is not read: convert it to JPEG or PNG first, with Pillow and pillow-heif for example")
         return tuple(notes)
 
     def _below(self, folder: str, top: str) -> Iterator[str]:

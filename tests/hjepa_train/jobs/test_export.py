@@ -20,7 +20,7 @@ from hjepa_train.checkpoints.checkpoint_files import latest, load
 from hjepa_train.cli import main
 from hjepa_train.training.config import build_parts
 from tests.conftest import Command, in_this_process
-from tests.hjepa_train.checkpoints.test_checkpoint_files import sealed
+from tests.hjepa_train.checkpoints.test_untrusted_checkpoints import sealed
 from tests.hjepa_train.tiny import tiny_run
 
 

@@ -23,7 +23,7 @@ from hjepa_train.checkpoints.checkpoint_files import latest, read_state
 from hjepa_train.cli import _AFTER_CTRL_C, app, main
 from tests.conftest import Command, in_this_process
 from tests.hjepa_shards.storage.bad_server import serving
-from tests.hjepa_train.checkpoints.test_checkpoint_files import sealed
+from tests.hjepa_train.checkpoints.test_untrusted_checkpoints import sealed
 from tests.hjepa_train.tiny import STEPS, tiny_run
 from tests.processes import forked
 
