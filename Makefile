@@ -32,7 +32,7 @@ wheel: $(SETUP)        ## sdist and wheel in dist/, tried in two empty environme
 
 coverage: $(SETUP)     ## the lines that no test reaches
 	OMP_NUM_THREADS=1 $(PY) -m coverage erase
-	OMP_NUM_THREADS=1 COVERAGE_CORE=sysmon $(PY) -m coverage run -m pytest -n 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest -n 4 --dist worksteal
 	$(PY) -m coverage combine -q
 	$(PY) -m coverage report
 

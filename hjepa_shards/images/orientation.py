@@ -41,8 +41,6 @@ def displayed_size(image: Image.Image, orientation: int) -> tuple[int, int]:
 
 def upright(image: Image.Image) -> Image.Image:
     """The image with its pixels loaded, turned as its EXIF says."""
-    image.load()
-    if image.format == "TIFF":
-        return image
+    image.load()  # which turns a TIFF, and takes the orientation out of its tags
     orientation = stored_orientation(image)
     return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])

@@ -1,5 +1,6 @@
 """Shards at a URL: the same batches and proof as from a folder, by range or through the cache, over any connection."""
 
+import gzip
 import json
 import random
 import shutil
@@ -193,8 +194,6 @@ def test_a_cached_shard_that_rots_is_read_from_the_origin_and_fetched_again(
 
 @pytest.mark.parametrize("form", [".zst", ".gz"])
 def test_compressed_shards_are_made_plain_on_admission(shards: Path, server: Server, tmp_path: Path, form: str) -> None:
-    import gzip
-
     expected = run_of(at(str(shards)), steps=3)
     for name in [name for name in server.files if name.endswith(".tar")]:
         plain = server.files.pop(name)
@@ -202,6 +201,15 @@ def test_compressed_shards_are_made_plain_on_admission(shards: Path, server: Ser
     with pytest.raises(InputError, match=r"compressed shards cannot be read by range; give the run a data.cache"):
         run_of(at(server.url()))
     assert run_of(at(server.url(), tmp_path / "cache"), steps=3) == expected
+
+
+def test_a_compressed_shard_that_is_larger_than_its_shard_could_be_is_cut(server: Server, tmp_path: Path) -> None:
+    """Of a server that sends without end no more than that is taken, however much room the cache has."""
+    for name in [name for name in server.files if name.endswith(".tar")]:
+        junk = np.random.default_rng(0).bytes(1 << 20)
+        server.files[name + ".gz"] = gzip.compress(server.files.pop(name) + junk)
+    with pytest.raises(ShardError, match="more bytes come than a shard of the manifest's size has"):
+        run_of(at(server.url(), tmp_path / "cache"), 1)
 
 
 def test_a_shard_that_is_gone_stops_the_run_and_is_not_replaced(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""The sidecar, byte for byte as DESIGN says, by a struct written here; every flipped bit is found."""
+"""The sidecar, byte for byte as docs/format.md says, by a struct written here; every flipped bit is found."""
 
 import struct
 import zlib
@@ -74,6 +74,17 @@ def test_a_sidecar_cut_short_is_refused(tmp_path: Path, length: int) -> None:
     path.write_bytes(packed()[:length])
     with pytest.raises(SidecarError, match=r"x\.index"):
         Sidecar(path)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["image", "text", "json"])
+def test_a_row_that_leads_out_of_its_shard_is_refused(tmp_path: Path, place: int) -> None:
+    """Its checksum is right: a third party wrote it."""
+    row = list(ROWS[0])
+    row[place] = 123456789012 - row[4 + 2 * place] + 1
+    path = tmp_path / "x.index"
+    path.write_bytes(packed([tuple(row)]))
+    with pytest.raises(SidecarError, match="members within the 123,456,789,012 bytes of the shard expected"):
+        Sidecar(path).row(0)
 
 
 def test_an_unknown_version_is_refused_by_its_number(tmp_path: Path) -> None:
