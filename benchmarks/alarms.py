@@ -2,7 +2,8 @@
 
     python benchmarks/alarms.py --raw data/raw/cifar10 [--parallel 2]
 
-The setting of configs/cifar10_cpu.yaml with a momentum of .98 and a sixth of its length, 25,024 images, without probes:
+The setting of configs/cifar10_cpu.yaml with a momentum of .99 and a third of its length, 50,048 images, without probes,
+and with networks that take an eighth of the time: an encoder of width 48 and depth 2, a predictor of 24 and 1.
 
     healthy       nothing broken; no alarm may fire
     no-target     no momentum, no stop-gradient, no regulariser
@@ -73,10 +74,12 @@ def run_one(variant: str, seed: int, shards: Path, runs: Path) -> None:
     sabotage(variant)
     settings = {
         **{"run.name": f"{variant}-{seed}", "run.seed": seed, "run.folder": runs, "data.root": shards},
-        **{"data.threads": 1, "data.epoch_samples": 25_024, "training.threads": 1, "training.epochs": 1},
+        **{"data.threads": 1, "data.epoch_samples": 50_048, "training.threads": 1, "training.epochs": 1},
         **{"logging.every_steps": 25, "logging.images_every": 0, "logging.tensorboard": False},
         **{f"objective.hjepa.{key}": value for key, value in OBJECTIVE[variant].items()},
-        **{"objective.hjepa.momentum": 0.98, "evaluation.during_every_epochs": 0},
+        **{"backbone.vit": "{width: 48, depth: 2, heads: 2, patch: 4}"},
+        **{"objective.hjepa.predictor": "{width: 24, depth: 1, heads: 2}", "objective.hjepa.momentum": 0.99},
+        **{"evaluation.during_every_epochs": 0},
     }
     train(load_run_config(CONFIG, [f"{key}={value}" for key, value in settings.items()]), resume="auto")
 

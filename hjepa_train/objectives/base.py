@@ -10,9 +10,10 @@ A loss in which images meet each other (`is_additive` False) brings together tho
 with as many images together, and a run continues with as many.
 
 How signals are made (training/diagnosis.py runs it at log points). They are functions of K images of the global batch,
-however these are split: `survey` gives sums over some of them, `observe` a row of numbers for each, which may use the
-sums over all, and `diagnose` makes scalars of all K rows. A family whose signals need no sums has no `survey`; one
-without signals has none of the three. Rows are gathered: an image's features may be in one, those of its patches not.
+however these are split: `survey` gives sums over some of them, and what it keeps of them for `observe`, which makes a
+row of numbers for each and has the sums over all; `diagnose` makes scalars of all K rows. A family whose signals need
+no sums has no `survey`; one without signals has none of the three. What is kept stays on its rank's device until all
+are seen: tokens, not activations. Rows are gathered: an image's features may be in one, those of its patches not.
 
 Axes: B images, C channels, H W pixels.
 """
@@ -126,20 +127,20 @@ class Objective(nn.Module, ABC):
         step: updates before this one.  is_finite: on the device; where it is false the step is to leave no trace.
         """
 
-    def survey(self, batch: Batch) -> dict[str, Tensor]:
-        """Sums over these images that `observe` needs of all K, in float32 or wider. None by default.
+    def survey(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(sums over these images, in float32 or wider; what `observe` is given of them again). None by default.
 
         In evaluation mode, without gradient, as `observe`; both change nothing and draw nothing.
         """
         del batch
-        return {}
+        return {}, {}
 
-    def observe(self, batch: Batch, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def observe(self, batch: Batch, kept: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What signals are made of: [B, ...] each, a row for each image. None by default.
 
-        sums: those of `survey`, over all K images.
+        kept: of these images, by `survey`.  sums: its sums over all K images.
         """
-        del batch, sums
+        del batch, kept, sums
         return {}
 
     def diagnose(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:

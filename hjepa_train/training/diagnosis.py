@@ -42,13 +42,16 @@ def diagnosis(objective: Objective, micro_batches: Sequence[Batch], loaded: Load
     chunks = [rows[call * at_once :][:at_once].tolist() for call in range(num_calls)]
     with looking_on(objective):
         sums: dict[str, Tensor] = {}
+        kept: list[dict[str, Tensor]] = []
         for batch, num in _batches(micro_batches, chunks):
-            for name, value in objective.survey(batch).items():
+            added, tokens = objective.survey(batch)
+            kept.append(tokens)
+            for name, value in added.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + (value if num else 0)
         sums = {name: all_reduce(value) for name, value in sums.items()}
         seen: dict[str, list[Tensor]] = {}
-        for batch, num in _batches(micro_batches, chunks):
-            for name, value in objective.observe(batch, sums).items():
+        for (batch, num), tokens in zip(_batches(micro_batches, chunks), kept, strict=True):
+            for name, value in objective.observe(batch, tokens, sums).items():
                 seen.setdefault(name, []).append(value[:num])
         if not seen:
             return {}

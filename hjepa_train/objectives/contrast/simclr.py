@@ -73,7 +73,7 @@ class Simclr(Objective):
         return features.to(wide), first_BP, second_BP
 
     @torch.no_grad()
-    def observe(self, batch: Batch, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def observe(self, batch: Batch, kept: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         features, first_BP, second_BP = self.embed(batch)
         return {"pooled": features[: len(first_BP)], "first": first_BP, "second": second_BP}
 

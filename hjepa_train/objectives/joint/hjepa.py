@@ -176,26 +176,26 @@ class HJepa(Objective):
         self.num_updates.fill_(step + 1)
 
     @torch.no_grad()
-    def survey(self, batch: Batch) -> dict[str, Tensor]:
-        """By position, of targets, of their directions and of context tokens."""
+    def survey(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Sums by position, of targets, of their directions and of context tokens; kept are targets and context."""
         masks = self.masking(batch.positions_B)
-        context_BKD = learning_signals.wide(self.encode_context(batch.images_BCHW, masks))
+        kept = {"context": self.encode_context(batch.images_BCHW, masks)}
+        context_BKD = learning_signals.wide(kept["context"])
         context, visible = learning_signals.sum_by_position(context_BKD, masks.context_BK, self.grid**2)
         sums = {"images": context.new_tensor(float(len(context_BKD))), "context": context, "visible": visible}
         for number, target in enumerate(self.targets(batch.images_BCHW)):
-            target_BND = learning_signals.wide(target)
+            kept[f"target_l{number}"] = target_BND = learning_signals.wide(target)
             sums[f"target_l{number}"] = target_BND.sum(0)
             sums[f"direction_l{number}"] = F.normalize(target_BND, dim=-1).sum(0)
-        return sums
+        return sums, kept
 
     @torch.no_grad()
-    def observe(self, batch: Batch, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def observe(self, batch: Batch, kept: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         masks = self.masking(batch.positions_B)
-        targets = [learning_signals.wide(target) for target in self.targets(batch.images_BCHW)]
-        context = self.encode_context(batch.images_BCHW, masks)
-        context_BKD = learning_signals.wide(context)
+        targets = [kept[f"target_l{number}"] for number in range(len(self.strides))]
+        context_BKD = learning_signals.wide(kept["context"])
         rows: dict[str, Tensor] = {}
-        for number, (predicted, target) in enumerate(zip(self.predictor(context, masks), targets, strict=True)):
+        for number, (predicted, target) in enumerate(zip(self.predictor(kept["context"], masks), targets, strict=True)):
             index_BMC = masks.levels[self.predictor.grid_of_level[number]].index_BMC
             loss_BMC, share_BMC = self._cell_losses(number, predicted, target, masks)
             rows[f"loss_l{number}"] = (loss_BMC * share_BMC).sum((1, 2))

@@ -115,7 +115,7 @@ def test_no_more_images_than_a_micro_batch_are_looked_at_together(monkeypatch: p
     monkeypatch.setattr(module, "MOST_IMAGES", 11)
     sizes: list[int] = []
 
-    def observe(self: Simclr, one: Batch, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def observe(self: Simclr, one: Batch, *_: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sizes.append(len(one.positions_B))
         return {"pooled": one.positions_B, "first": torch.zeros(len(one.positions_B), 2)}
 
