@@ -190,8 +190,8 @@ def _train(
                 log.say(f"[yellow]note[/yellow] {escape(difference)}: the order continues exactly, the bits may not")
             if not same_signals:
                 log.say(
-                    "[yellow]note[/yellow] alarms take their reference anew at the next log point: the one saved is of "
-                    "a single micro-batch's signals, which are those of the global batch now"
+                    "[yellow]note[/yellow] alarms take a new reference at the next log point: the saved one is of the "
+                    "signals of a single micro-batch; signals are those of the global batch now"
                 )
         elif resume:
             log.say(f"beginning at step 0 of {num_steps}: no checkpoint in {escape(str(folder))} yet")

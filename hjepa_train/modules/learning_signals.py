@@ -167,7 +167,7 @@ class Alarms:
         return {"rule": RULE, "reference": dict(self._reference), "in_a_row": dict(self._in_a_row)}
 
     def load_state_dict(self, state: dict[str, Any]) -> bool:
-        """Whether it goes on from there: a reference by another rule is left, and taken anew at the next log point."""
+        """Whether it goes on from there: a reference by another rule is left for that of the next log point."""
         if state.get("rule", 1) != RULE:
             return False
         self._reference, self._in_a_row = dict(state["reference"]), dict(state["in_a_row"])

@@ -378,10 +378,10 @@ def test_an_edited_state_is_one_line(begun: Path, tmp_path: Path, edit: dict[str
     assert "\n" not in str(refused.value)
 
 
-def test_alarms_of_a_run_whose_signals_were_those_of_a_micro_batch_take_their_reference_anew_and_say_so(
+def test_alarms_of_a_run_whose_signals_were_those_of_a_micro_batch_take_a_new_reference_and_say_so(
     begun: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    says = "alarms take their reference anew at the next log point"
+    says = "alarms take a new reference at the next log point"
     folder = Path(shutil.copytree(begun, tmp_path / "runs" / "tiny"))
     checkpoint = latest(folder / "checkpoints")
     assert checkpoint is not None

@@ -154,7 +154,7 @@ def test_alarms_continue_after_a_restart() -> None:
     assert resumed.judge(3, bad) == ("features shrink",)
 
 
-def test_a_reference_by_another_rule_is_taken_anew() -> None:
+def test_a_reference_by_another_rule_is_replaced() -> None:
     before = {"reference": {"sd": 5.0, "rankme": 200.0}, "in_a_row": {"features shrink": 2}}
     alarms = Alarms(warmup_steps=0)
     assert not alarms.load_state_dict(before)

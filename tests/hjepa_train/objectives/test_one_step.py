@@ -27,7 +27,7 @@ TERMS = [("none", "micro"), ("vicreg", "micro"), ("sigreg", "micro"), ("vicreg",
 Parallel = Literal["ddp", "fsdp"]
 DTYPES = [torch.float64, torch.float32]
 LOOKED_AT: list[tuple[int, int, Parallel]] = [(1, 256, "ddp"), (4, 256, "fsdp"), (2, 5, "fsdp")]
-"""Micro-batches of a rank, images to look at: of 5 one rank has 3, in two calls, the other 2, in one."""
+"""Micro-batches of a rank, images to look at: of 5 rank 0 has 2, in one call, the other 3, in two."""
 
 
 def build(anticollapse: str, statistics: str, dtype: torch.dtype) -> HJepa:
@@ -46,14 +46,15 @@ def build(anticollapse: str, statistics: str, dtype: torch.dtype) -> HJepa:
     return HJepa(backbone, config, image_size=IMAGE_SIZE, num_steps=NUM_STEPS, seed=0).to(dtype)
 
 
-def micro_batches(dtype: torch.dtype, step: int, num_micro: int) -> list[Batch]:
-    """This rank's consecutive slice of the global batch, in `num_micro` parts."""
+def micro_batches(dtype: torch.dtype, step: int, num_micro: int, number: int | None = None) -> list[Batch]:
+    """This rank's consecutive slice of the global batch, or slice `number`, in `num_micro` parts."""
+    number = rank() if number is None else number
     generator = torch.Generator().manual_seed(step)
     images = torch.randn(GLOBAL_BATCH, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator, dtype=torch.float64).to(dtype)
     positions = torch.arange(GLOBAL_BATCH) + step * GLOBAL_BATCH
     rows = GLOBAL_BATCH // world_size()
     size = rows // num_micro
-    starts = [rank() * rows + part * size for part in range(num_micro)]
+    starts = [number * rows + part * size for part in range(num_micro)]
     return [
         Batch(
             images_BCHW=images[start : start + size],
@@ -111,7 +112,7 @@ def signals(dtype: torch.dtype, num_micro: int, most: int, parallel: Parallel = 
         for parameter in hjepa.target.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     lay_out(hjepa, ScaleConfig(parallel=parallel))
-    batches = micro_batches(dtype, 1, num_micro)
+    batches = micro_batches(dtype, 1, num_micro, world_size() - 1 - rank())  # slices rotate among ranks
     positions_B = torch.cat([batch.positions_B for batch in batches])
     whole = replace(batches[0], positions_B=positions_B)
     with pytest.MonkeyPatch.context() as patch:
