@@ -179,7 +179,7 @@ def test_signals_are_their_definitions_written_with_loops(levels) -> None:
                 mass = cells.weight_BMC[b, m].sum().item()
                 for c, cell in enumerate(cells.index_BMC[b, m].tolist()):
                     share, own, mine = cells.weight_BMC[b, m, c].item() / mass, target[b, cell], predicted[b, m, c]
-                    mean = sum(target[other, cell] for other in others) / (num - 1)
+                    mean = target[others, cell].mean(0)
                     loss += share * F.smooth_l1_loss(mine, own).item()
                     by_position += share * F.smooth_l1_loss(mean, own).item()
                     to_others = sum(torch.cosine_similarity(mine, target[other, cell], dim=0) for other in others)
