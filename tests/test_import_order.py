@@ -17,7 +17,7 @@ _HOUSES = {
         base: lazy_names yaml_reader regular_files atomic_files thread_map keyed_random shown_text notebook_html
             terminal progress_bar machine_limits
         : config
-        storage: retry remote_files decompress http_download safe_unpack shard_cache build_output
+        storage: retry remote_files decompress http_download safe_unpack shard_cache scratch_folder build_output
         images: silent_decoders orientation png_chunks image_formats image_magic image_integrity deep_gray rgb_pixels
             downscale encode decode crop thumbnail
         shards: raw_sample class_names sample_table tar_headers tar sidecar manifest_content manifest sample_keys

@@ -24,7 +24,7 @@ from hjepa_train.cli import _AFTER_CTRL_C, app, main
 from tests.conftest import Command, in_this_process
 from tests.hjepa_shards.storage.bad_server import serving
 from tests.hjepa_train.checkpoints.test_untrusted_checkpoints import sealed
-from tests.hjepa_train.tiny import STEPS, tiny_run
+from tests.hjepa_train.tiny import PROBED, STEPS, tiny_run
 from tests.processes import forked
 
 
@@ -301,7 +301,7 @@ def test_wrong_values_on_the_command_line_are_refused(shards: Path, tmp_path: Pa
 
 
 def test_a_run_without_a_terminal_says_lines(shards: Path, tmp_path: Path, command: Command) -> None:
-    _, printed, _ = command("run", tiny_run(shards, tmp_path), "--stop-after", 12)
+    _, printed, _ = command("run", tiny_run(shards, tmp_path, evaluation=PROBED), "--stop-after", 12)
     line = rf"^step 0/{STEPS}  loss [\d.]+  ρ [\d.]+ gap -?[\d.]+  [\d,]+/s, waits \d+%  k-NN [\d.]+$"
     assert len(re.findall(line, printed, re.M)) == 1
     # a model as small as this predicts the position for most of the run: that is reported when it begins
