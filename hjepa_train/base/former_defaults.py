@@ -1,8 +1,8 @@
 """What the code did before it had a key of the configuration, or the default that a key had before today's.
 
 A run is saved with all its keys, so a default that changes later does not reach it. Runs from before that hold of
-backbone and objective what their YAML said, and no run holds keys that came after it: read by this table, they go on as
-they began.
+backbone and objective what their YAML said, and no run holds keys that came after it: read by this table, they continue
+as they began.
 """
 
 import copy
