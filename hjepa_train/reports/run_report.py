@@ -49,9 +49,9 @@ _SIGNAL_NAMES = {
     "rankme": "RankMe (centred)",
     "grad_norm": "gradient norm",
     **{
-        f"{kind}_{name}": f"{title} of the {name} encoder during the run, percent right"
+        f"{kind}_{name}": f"{title} of the {which} during the run, percent right"
         for kind, title in (("knn", "k-NN"), ("ridge", "ridge probe"))
-        for name in ("online", "target", "encoder")
+        for name, which in (("online", "online encoder"), ("target", "target encoder"), ("encoder", "encoder"))
     },
 }
 
