@@ -24,7 +24,8 @@ from hjepa_train.backbones.base import Backbone
 from hjepa_train.backbones.vit import ViT
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import restore
-from hjepa_train.training.config import CONFIG_FILE, RunConfig, build_parts, load_run_config
+from hjepa_train.training.config import RunConfig, build_parts
+from hjepa_train.training.saved_config import load_saved_config
 
 Form = Literal["safetensors", "torch", "timm", "onnx"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -45,7 +46,7 @@ def export(
     encoder: by default the last of the run's: the momentum target where there is one.
     InputError for an encoder that the run does not have, and where the form cannot hold its backbone.
     """
-    config = load_run_config(folder / CONFIG_FILE)
+    config = load_saved_config(folder)
     path = checkpoint_files.choose(folder / "checkpoints", which, config.training.keep_best)
     _, objective = build_parts(config, _ANY_LENGTH, str(folder))
     restore(checkpoint_files.load(path), objective)
