@@ -130,9 +130,9 @@ def _torch(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfi
 
 
 def _timm(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
-    """As timm's own hub has it: `timm.create_model("local-dir:OUT", pretrained=True)`, with `num_classes` or `in_chans`.
+    """As timm's own hub has it: `timm.create_model("local-dir:OUT", pretrained=True)`.
 
-    timm draws the head of that many classes, and sums the weights of the colours for a single channel.
+    With `num_classes` timm draws a head, with `in_chans=1` it adds up the weights of the colours.
     """
     if not isinstance(encoder, ViT):
         raise InputError(
