@@ -12,6 +12,7 @@ from hjepa_train.backbones.registry import build_backbone
 from hjepa_train.backbones.vit import VitConfig
 from hjepa_train.base import schedules
 from hjepa_train.data.augment import normalise
+from hjepa_train.modules.anticollapse import vicreg
 from hjepa_train.modules.block_masks import Masking
 from hjepa_train.objectives.base import Batch
 from hjepa_train.objectives.joint.hjepa import HJepa, HJepaConfig
@@ -88,6 +89,28 @@ def test_loss_equals_the_definition_written_with_loops(levels) -> None:
                 expected[b] += weights[level] * total / mass / 4
     np.testing.assert_allclose(metrics["loss_B"].numpy(), expected, rtol=1e-10)
     assert loss.item() == pytest.approx(expected.mean(), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("width", "weights", "given"),
+    [
+        (192, (0.25, 0.01), {}),
+        (196, (0.025, 0.001), {}),
+        (196, (0.5, 0.125), {"variance_weight": 0.5, "covariance_weight": 0.125}),
+    ],
+)
+def test_the_term_against_collapse_enters_by_the_weights_of_its_width(width, weights, given) -> None:
+    backbone = build_backbone("vit", VitConfig(width=width, depth=1, heads=2, patch=4), IMAGE_SIZE, seed=0)
+    config = HJepaConfig(**SETTINGS, **given)
+    hjepa = HJepa(backbone, config, image_size=IMAGE_SIZE, num_steps=NUM_STEPS, seed=0).double()
+    pixels = images(6).double()
+    with torch.no_grad():
+        loss, metrics = hjepa(batch(pixels))
+        masks = hjepa.masking(torch.arange(6))
+        variance, covariance = vicreg(hjepa.encode_context(pixels, masks), masks.context_BK, 64)
+    expected = metrics["loss_B"].mean().item() + weights[0] * variance.item() + weights[1] * covariance.item()
+    assert min(weights[0] * variance.item(), weights[1] * covariance.item()) > 1e-6 * expected
+    assert loss.item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_masked_pixels_do_not_reach_the_context_encoder() -> None:
