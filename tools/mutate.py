@@ -35,7 +35,7 @@ from rich.table import Table
 
 HERE = Path(__file__).resolve().parents[1]
 LIST = Path(__file__).with_name("mutations.yaml")
-TIMEOUT_S = 900
+TIMEOUT_S = 600
 """Of the tests of a mutation, on a busy machine too: one that has them wait forever is found."""
 _COMPILED = "hjepa_shards/**/*.so"
 """What git does not know and the tests need."""
