@@ -110,6 +110,19 @@ def _clear_leftovers(folder: Path) -> None:
 def _safetensors(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
     about = {key: json.dumps(value) for key, value in {**facts, "backbone": config.backbone}.items()}
     save_file(_weights(encoder), out / "model.safetensors", about)
+    _order_metadata(out / "model.safetensors")
+
+
+def _order_metadata(path: Path) -> None:
+    """Metadata by name: safetensors writes it in an order of chance. Tensors are in order already, by type and name."""
+    with path.open("r+b") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(num_bytes))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(ordered) <= num_bytes, "the same keys and values in another order"
+        file.seek(8)
+        file.write(ordered.ljust(num_bytes))
 
 
 def _torch(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
@@ -118,7 +131,10 @@ def _torch(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfi
 
 
 def _timm(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
-    """As timm's own hub has it: `timm.create_model("local-dir:OUT", pretrained=True)`."""
+    """As timm's own hub has it: `timm.create_model("local-dir:OUT", pretrained=True)`.
+
+    With `num_classes` timm draws a head, with `in_chans=1` it adds up the weights of the colours.
+    """
     if not isinstance(encoder, ViT):
         raise InputError(
             f"--to timm: the backbone vit expected, {', '.join(config.backbone)} found; say --to safetensors"
@@ -139,7 +155,12 @@ def _timm(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig
         "input_size": [3, size, size],
         "mean": facts["mean"],
         "std": facts["std"],
+        "crop_pct": config.evaluation.crop_share,
+        "crop_mode": "center",
+        "interpolation": "bilinear",  # of timm's, the nearest to what the loader does
         "num_classes": 0,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
         "tag": facts["run"],
     }
     content = {
