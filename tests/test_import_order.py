@@ -52,7 +52,8 @@ _HOUSES = {
         objectives.masked: mae
         objectives.contrast: simclr
         objectives: registry
-        data: augment micro_batches own_transform torch_dataset shared_classes labelled_images
+        data: augment micro_batches own_transform epoch_position torch_dataset lightning_callback shared_classes
+            labelled_images
         parallel: equal_ranks layout rank_watchdog memory_estimate
         checkpoints: sharded_metadata checkpoint_files sharded_files background_saver
         evaluation: linear_knn_probes ridge_probe sgd_probe attentive_probe finished_probes online_probes

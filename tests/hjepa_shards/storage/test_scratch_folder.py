@@ -1,4 +1,4 @@
-"""Folders for copies: nobody else's."""
+"""Folders for copies belong to one user."""
 
 import os
 from pathlib import Path
