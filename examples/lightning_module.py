@@ -1,10 +1,10 @@
-"""A mixture in Lightning: stopped in the middle of an epoch, continued exactly.
+"""A mixture in Lightning: epochs that go through it once, stopped in one of them, continued exactly.
 
     python examples/lightning_module.py [FOLDER]    # shards and checkpoints go there; by default data/examples
 
 Lightning and the DataLoader's worker are batches ahead of training, so what they have fetched says little about where
-training is. A batch does: it carries its position, and `MixtureDataset.state_dict(batch)` is the state after it. Two
-hooks of the module are all it takes. (pip install lightning)
+training is. `lightning_callback` sees each batch after its step: the next epoch begins after it, and so does a run that
+continues from a checkpoint. (pip install lightning)
 """
 
 import logging
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from hjepa_shards import DataConfig, Mixture, SourceConfig, build, load_mixture
-from hjepa_train import MixtureDataset
+from hjepa_train import MixtureDataset, lightning_callback
 
-STEPS, STOP_AFTER, BATCH = 40, 15, 64
+STEPS, STOP_AFTER, STEPS_PER_EPOCH, BATCH = 40, 15, 10, 64
 
 
 class DigitReader(lightning.LightningModule):
@@ -34,12 +34,13 @@ class DigitReader(lightning.LightningModule):
         self.head = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
         self.data = MixtureDataset(mixture, seed=0, global_batch=BATCH)
         self.losses: list[float] = []
+        self.positions: list[int] = []
 
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.data, batch_size=None, num_workers=1)  # its threads decode in one worker
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
-        self.batch = batch
+        self.positions.append(batch["next_position"])
         images = batch["images"].permute(0, 3, 1, 2) / 255
         loss = F.cross_entropy(self.head(images), batch["labels"])
         self.losses.append(loss.item())
@@ -47,12 +48,6 @@ class DigitReader(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["mixture"] = self.data.state_dict(self.batch)  # of the batch that was trained on
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.data.load_state_dict(checkpoint["mixture"])
 
 
 def main(folder: Path) -> None:
@@ -67,6 +62,8 @@ def main(folder: Path) -> None:
 
     same = first.losses + rest.losses == whole.losses
     print(f"loss {whole.losses[0]:.3f} at the start, {whole.losses[-1]:.3f} after {STEPS} steps")
+    in_order = whole.positions == list(range(BATCH, STEPS * BATCH + 1, BATCH))
+    print(f"{STEPS // STEPS_PER_EPOCH} epochs, their positions {'in order' if in_order else 'NOT in order'}")
     print(f"stopped after {STOP_AFTER}, continued: the losses are {'equal' if same else 'NOT equal'}")
 
 
@@ -74,6 +71,8 @@ def fit(model: DigitReader, steps: int, **options: Any) -> lightning.Trainer:
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_steps=steps,
+        limit_train_batches=STEPS_PER_EPOCH,
+        callbacks=[lightning_callback(model.data)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hjepa_shards.base.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from hjepa_train.data.lightning_callback import lightning_callback
     from hjepa_train.data.torch_dataset import MixtureDataset
     from hjepa_train.jobs.dry_run import dry_run
     from hjepa_train.jobs.evaluate import evaluate
@@ -26,12 +27,14 @@ __all__ = [
     "dry_run",
     "evaluate",
     "export",
+    "lightning_callback",
     "load_run_config",
     "train",
     "write_report",
 ]
 
 _HOMES = {
+    "data.lightning_callback": "lightning_callback",
     "data.torch_dataset": "MixtureDataset",
     "jobs.dry_run": "dry_run",
     "jobs.evaluate": "evaluate",

@@ -1,5 +1,6 @@
 """Programs that tests start and stop."""
 
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -92,15 +93,18 @@ class Forked:
 
 
 @contextmanager
-def forked(*words: object, said: Path, environment: Mapping[str, str] | None = None) -> Iterator[Forked]:
+def forked(
+    *words: object, said: Path, environment: Mapping[str, str] | None = None, namespace: str = ""
+) -> Iterator[Forked]:
     """A command in a process group of its own, forked from a process that has PyTorch already: seconds sooner.
 
     words: such as "hjepa-train", "run", config.  said: a folder for what it prints, after what is there.
+    namespace: a network namespace to run in.
     """
     said.mkdir(parents=True, exist_ok=True)
     multiprocessing.set_forkserver_preload(FORKED_WITH)
     process = multiprocessing.get_context("forkserver").Process(
-        target=_run_program, args=([str(word) for word in words], str(said), dict(environment or {}))
+        target=_run_program, args=([str(word) for word in words], str(said), dict(environment or {}), namespace)
     )
     process.start()
     try:
@@ -110,8 +114,11 @@ def forked(*words: object, said: Path, environment: Mapping[str, str] | None = N
         process.join()
 
 
-def _run_program(words: list[str], said: str, environment: dict[str, str]) -> None:
+def _run_program(words: list[str], said: str, environment: dict[str, str], namespace: str) -> None:
     os.setsid()
+    if namespace:
+        with open(f"/run/netns/{namespace}", "rb") as file:
+            assert not ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0), os.strerror(ctypes.get_errno())
     os.environ.update(environment)
     sys.argv = words
     for number, name in ((1, "out"), (2, "err")):

@@ -17,7 +17,7 @@ _HOUSES = {
         base: lazy_names yaml_reader regular_files atomic_files thread_map keyed_random shown_text notebook_html
             terminal progress_bar machine_limits
         : config
-        storage: retry remote_files decompress http_download safe_unpack shard_cache build_output
+        storage: retry remote_files decompress http_download safe_unpack shard_cache scratch_folder build_output
         images: silent_decoders orientation png_chunks image_formats image_magic image_integrity deep_gray rgb_pixels
             downscale encode decode crop thumbnail
         shards: raw_sample class_names sample_table tar_headers tar sidecar manifest_content manifest sample_keys
@@ -43,7 +43,8 @@ _HOUSES = {
         : cli __main__
     """,
     "hjepa_train": """
-        base: device distributed keyed_integers device_peaks metrics_file stop_signals phase_clock schedules
+        base: device launcher distributed keyed_integers device_peaks metrics_file stop_signals phase_clock schedules
+            former_defaults
         modules: layers ema flop_count learning_signals block_masks anticollapse
         backbones: base vit registry
         objectives: base
@@ -51,13 +52,14 @@ _HOUSES = {
         objectives.masked: mae
         objectives.contrast: simclr
         objectives: registry
-        data: augment micro_batches own_transform torch_dataset shared_classes labelled_images
-        parallel: layout rank_watchdog memory_estimate
+        data: augment micro_batches own_transform epoch_position torch_dataset lightning_callback shared_classes
+            labelled_images
+        parallel: equal_ranks layout rank_watchdog memory_estimate
         checkpoints: sharded_metadata checkpoint_files sharded_files background_saver
         evaluation: linear_knn_probes ridge_probe sgd_probe attentive_probe finished_probes online_probes
         reports: text_table metric_charts image_panels run_page run_report compare_runs run_log
-        training: optimizer config nonfinite_guard out_of_memory diagnosis trainer
-        jobs: run dry_run evaluate bench bench_report speed_here export
+        training: optimizer config saved_config nonfinite_guard out_of_memory diagnosis trainer
+        jobs: rank_facts resume_checks run dry_run evaluate bench bench_report speed_here export
         : cli __main__
     """,
 }

@@ -19,7 +19,8 @@ _HELD_A_THREAD = 3
 def num_cores() -> int:
     """Cores that this process may use: of those of the machine its share, where torchrun started several."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    started = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, cores // max(1, int(started))) if started.isdecimal() else cores  # a run says what is wrong with it
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

@@ -32,6 +32,8 @@ PLAIN = frozenset({int(Colour.GRAY), int(Colour.RGB)})
 """Colours that fast decoders get right."""
 _SHRINKS = np.array([1, 1, 2, 2, 4, 4, 4, 4, 8])
 """By how many times a crop is larger than needed. Other scales of the inverse DCT are slower than none."""
+_SURELY_NO_BOMB = 1 << 22
+"""Pixels. To look further takes 50 microseconds, to decode as many 10 milliseconds."""
 
 
 def decode(data: bytes, colour: int, orientation: int, shrink: int = 1) -> NDArray[np.uint8]:
@@ -44,12 +46,14 @@ def decode(data: bytes, colour: int, orientation: int, shrink: int = 1) -> NDArr
     codec = codec_of(data)
     if plain and codec == Codec.JPEG:
         with contextlib.suppress(ValueError):
+            height, width = map(int, simplejpeg.decode_jpeg_header(data)[:2])
+            refuse_bomb(data, height, width)
             if shrink == 1:
                 return simplejpeg.decode_jpeg(data, colorspace="RGB")
-            height, width = map(int, simplejpeg.decode_jpeg_header(data)[:2])
             least_height, least_width = -(-height // shrink), -(-width // shrink)
             return simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=least_height, min_width=least_width)
     if plain and codec == Codec.PNG and is_whole(data):  # libspng shows flipped bits without a word
+        refuse_bomb(data, int.from_bytes(data[16:20]), int.from_bytes(data[20:24]))
         with contextlib.suppress(RuntimeError, ValueError):
             return pyspng.load(data, "RGB")
     if plain and codec == Codec.WEBP:
@@ -58,6 +62,16 @@ def decode(data: bytes, colour: int, orientation: int, shrink: int = 1) -> NDArr
             return pixels.astype(np.uint8, copy=False)
     with opened(data) as image:
         return np.asarray(shown(data, image).rgb)
+
+
+def refuse_bomb(data: bytes, height: int, width: int) -> None:
+    """DecodeError for an image that would fill memory or take minutes, before a fast decoder does as its header says.
+
+    height, width: as there. A sidecar is no proof of them: it may be a third party's too.
+    """
+    if height * width > _SURELY_NO_BOMB:
+        with opened(data):
+            pass
 
 
 def fitted(crops: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

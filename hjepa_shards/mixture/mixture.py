@@ -100,6 +100,10 @@ class DataConfig(Strict):
     threads: int = Field(default=0, ge=0, le=4096)
     """Decoding threads; 0 is one a core."""
 
+    def epoch_of(self, sizes: Sequence[int]) -> int:
+        """Positions in an epoch.  sizes: samples of each entry. Raises nothing."""
+        return self.epoch_samples or (len(sizes) * max(sizes) if self.strategy == "balanced" else sum(sizes))
+
     @field_validator("pixel_std")
     @classmethod
     def _divides(cls, deviations: tuple[float, float, float]) -> tuple[float, float, float]:
@@ -223,7 +227,7 @@ def mixture_of_manifests(config: DataConfig, manifests: Sequence[Manifest], wher
         if manifest.num_samples == 0:
             raise InputError(f"{where}: {source.entry_name} has no samples; take it out of the mixture")
     sizes = [manifest.num_samples for manifest in manifests]
-    epoch_samples = config.epoch_samples or (len(sizes) * max(sizes) if config.strategy == "balanced" else sum(sizes))
+    epoch_samples = config.epoch_of(sizes)
     staircase = make_staircase(_written(sources), epoch_samples)
     return Mixture(
         config=config,

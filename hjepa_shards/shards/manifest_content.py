@@ -61,6 +61,8 @@ class Columns(BaseModel, strict=True):
             raise ValueError("columns of one length expected")
         if max(sum(self.samples), sum(self.bytes)) >= _MOST_IN_ALL:
             raise ValueError(f"fewer than {_MOST_IN_ALL:,} samples and bytes in all expected")
+        if any(samples * 512 > size for samples, size in zip(self.samples, self.bytes, strict=True)):
+            raise ValueError("for each sample a tar header of 512 bytes expected, shards with fewer bytes found")
         return self
 
 

@@ -7,7 +7,6 @@ no locks: two builds at once write the same bytes twice.
 """
 
 import contextlib
-import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO, final
 from hjepa_shards.base.atomic_files import create_atomically, exclusive, shared, whole_file, write_atomically, writing
 from hjepa_shards.errors import InputError
 from hjepa_shards.storage.remote_files import file_system
+from hjepa_shards.storage.scratch_folder import scratch_folder
 
 JOURNAL = ".journal"
 
@@ -73,7 +73,7 @@ class Target(ABC):
     @property
     @abstractmethod
     def scratch(self) -> Path:
-        """A local folder, not made yet, for what a source unpacks before it can be read. It stays after a kill."""
+        """A local folder, perhaps not made, for what a source unpacks before it can be read. It stays after a kill."""
 
     def write(self, name: str, data: bytes) -> None:
         """`data` as the whole content of a file."""
@@ -233,7 +233,7 @@ class RemoteTarget(Target):
     @property
     def scratch(self) -> Path:
         name = "".join(letter if letter.isalnum() else "-" for letter in self.where)
-        return Path(os.environ.get("HJEPA_SCRATCH") or tempfile.gettempdir()) / f"hjepa-build-{name}"
+        return scratch_folder(f"hjepa-build-{name}")
 
     @contextmanager
     def _explained(self, what: str, *but: type[Exception]) -> Iterator[None]:

@@ -8,7 +8,6 @@ rank then holds the gradient of the *sum* of the ranks' losses, and `average_gra
 their mean, which is what a single process would have computed on the joined batch.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hjepa_shards.errors import InputError, ShardError
+from hjepa_train.base import launcher
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -27,23 +27,22 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 _LOST = re.compile("gloo|NCCL|Connection (closed|reset)|Broken pipe|[Tt]imed out")
+_IN_USE = re.compile("EADDRINUSE|address already in use", re.IGNORECASE)
 
 
 @contextmanager
 def joined(device: torch.device, timeout_s: float) -> Iterator[torch.device]:
     """Together with the other ranks that torchrun started, by its environment variables. Gives this rank's device.
 
-    timeout_s: how long the ranks wait for each other. InputError where one does not come or is lost.
+    timeout_s: how long the ranks wait for each other. InputError where one does not come or is lost, where a variable
+    is missing or wrong, and where the port at which they meet is in use.
     """
+    started = launcher.num_started()
     device = _own(device)
-    if _initialised() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _initialised() or started == 1:
         yield device
         return
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise InputError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} is set, {', '.join(missing)} not; start with torchrun, or unset it"
-        )
+    port = launcher.require_meeting_point()
     is_whole = False
     try:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -52,10 +51,16 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[torch.device]:
         dist.barrier()  # none leaves while another may still ask it
         is_whole = True
     except RuntimeError as error:
+        if not dist.is_initialized() and _IN_USE.search(str(error)):
+            raise InputError(
+                f"MASTER_PORT={port}: a free port of this machine expected, where the ranks meet; another program uses "
+                "it, perhaps another run; end that, or choose another port (torchrun --master-port, or MASTER_PORT of "
+                "all ranks)"
+            ) from error
         if not isinstance(error, dist.DistError) and not _LOST.search(str(error)):
             raise
         raise InputError(
-            f"rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']} lost the others, or did not meet them within "
+            f"rank {launcher.rank_started()} of {started} lost the others, or did not meet them within "
             f"{timeout_s:.0f} s ({_first_sentence(error)}); look at what the others say, then continue with "
             "--resume auto"
         ) from error
@@ -66,7 +71,7 @@ def joined(device: torch.device, timeout_s: float) -> Iterator[torch.device]:
 
 def is_first() -> bool:
     """Whether this is the process that writes and speaks: rank 0, or one alone. Outside of `joined` too."""
-    return int(os.environ.get("RANK", "0")) == 0 if not _initialised() else dist.get_rank() == 0
+    return dist.get_rank() == 0 if _initialised() else launcher.num_started() == 1 or launcher.rank_started() == 0
 
 
 def rank() -> int:
@@ -113,6 +118,26 @@ def on_first(work: Callable[[], Value]) -> Value:
     if shared[1]:
         raise SystemExit(2)
     return shared[0]
+
+
+def on_all(work: Callable[[], Value]) -> Value:
+    """What `work` gives on this rank, once it has succeeded on all.
+
+    An error of its that a user can fix ends all ranks: those that had none say which rank had it, and what.
+    """
+    error: Exception | None = None
+    value: Any = None
+    try:
+        value = work()
+    except (InputError, ShardError) as raised:
+        error = raised
+    said = gather(str(error) if error else None)
+    if error:
+        raise error
+    for number, text in enumerate(said):
+        if text is not None:
+            raise InputError(f"rank {number} cannot begin: {text}")
+    return value
 
 
 def on_the_side(timeout_s: float) -> dist.ProcessGroup:
@@ -219,13 +244,13 @@ class _Rows(torch.autograd.Function):
 
 def _own(device: torch.device) -> torch.device:
     """This rank's own GPU, where the run is on GPUs."""
-    if device.type == "mps" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if device.type == "mps" and launcher.num_started() > 1:
         raise InputError(
             "torchrun: one process expected on MPS, which has no way to add over several; or `device: cpu`"
         )
     if device.type != "cuda":
         return device
-    number, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    number, found = launcher.local_rank(), torch.cuda.device_count()
     if number >= found:
         raise InputError(f"torchrun: at most {found} processes expected on this machine, one a GPU; {number + 1} found")
     torch.cuda.set_device(number)

@@ -30,6 +30,8 @@ from hjepa_shards.base.atomic_files import write_atomically
 from hjepa_shards.base.regular_files import read_regular, regular_descriptor
 from hjepa_shards.errors import InputError
 
+METRICS_FILE = "metrics.jsonl"
+"""In a run's folder."""
 STOPPED = "stopped"
 _MOST_BYTES = 1 << 32
 _MOST = 2**63

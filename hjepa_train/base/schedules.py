@@ -17,6 +17,13 @@ def learning_rate(step: int, num_steps: int, *, peak: float, warmup_steps: int) 
     return peak * _half_cosine((step - warmup_steps) / max(1, num_steps - warmup_steps))
 
 
+def warmup_steps(num_steps: int, epochs: float | None, *, epoch_samples: int, global_batch: int) -> int:
+    """Steps of the warm-up of a run.  epochs: its length; None for a tenth of the run."""
+    if epochs is None:
+        return max(1, num_steps // 10)
+    return min(num_steps, math.ceil(epochs * epoch_samples / global_batch))
+
+
 def weight_decay(step: int, num_steps: int) -> float:
     """0.04 to 0.4 by a half cosine in runs of 50,000 steps and more (I-JEPA), 0.05 all along in shorter ones."""
     if num_steps < 50_000:

@@ -1,6 +1,6 @@
 """What happens to pixels on the device: flip, colour jitter, grayscale, blur, normalisation.
 
-Every draw is keyed by (seed, purpose, position, view) and every mean is an exact integer, so an image comes out the
+Every draw is keyed by (seed, purpose, position, view) and every mean is of integers, so an image comes out the
 same in any batch, on any rank, and its first view whether there are others or not. Cropping has happened before, while
 decoding. Order and ranges are SimCLR's (arXiv 2002.05709, appendix A), without its change of hue, and with jitter in
 every image instead of four in five.
@@ -21,6 +21,8 @@ GRAY = (299, 587, 114)
 """ITU-R 601 luma, in thousandths"""
 BLUR_PIXELS = (0.1, 2.0)
 """range of the standard deviation of a blur"""
+_STEPS = 2**16
+"""Of a gray level, in which grays are added up."""
 
 
 def augment(
@@ -71,15 +73,23 @@ def normalise(images_BCHW: Tensor, *, mean: tuple[float, float, float], std: tup
 
 
 def _jitter(images_BCHW: Tensor, factors_B3: Tensor) -> Tensor:
-    """uint8 to float in [0, 255]. Contrast keeps the image's mean gray, saturation each pixel's."""
+    """uint8 to float in [0, 255], to which each of the three changes is clamped, as torchvision's ColorJitter does.
+
+    Contrast keeps the mean gray of the brightened image, saturation each pixel's gray.
+    """
     brightness, contrast, saturation = factors_B3[..., None, None, None].unbind(1)
-    gray = _constant(images_BCHW.device, *GRAY)
-    total_B = (images_BCHW.sum((2, 3), dtype=torch.int64)[..., None, None] * gray).sum((1, 2, 3))
-    mean_B111 = (total_B / (1000 * images_BCHW[0, 0].numel()))[:, None, None, None]
-    images = (contrast * (images_BCHW - mean_B111) + mean_B111) * brightness
-    images = images.clamp(0, 255)
+    images = (images_BCHW * brightness).clamp_(0, 255)
+    mean_B111 = _mean_gray(images)
+    images = images.sub_(mean_B111).mul_(contrast).add_(mean_B111).clamp_(0, 255)
     pixel = _luma(images)
-    return (saturation * (images - pixel) + pixel).clamp(0, 255)
+    return images.sub_(pixel).mul_(saturation).add_(pixel).clamp_(0, 255)
+
+
+def _mean_gray(images_BCHW: Tensor) -> Tensor:
+    """[B, 1, 1, 1]: in integers of 1/_STEPS gray levels, so that no order of summing changes it."""
+    whole_B1HW = (_luma(images_BCHW) * _STEPS).round_().to(torch.int32)
+    total_B111 = whole_B1HW.sum((2, 3), keepdim=True, dtype=torch.int64)
+    return total_B111 / (_STEPS * images_BCHW[0, 0].numel())
 
 
 @cache

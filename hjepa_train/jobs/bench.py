@@ -9,7 +9,6 @@ or logged.
 
 import datetime
 import math
-import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ from hjepa_shards.errors import InputError
 from hjepa_train.base.device import choose_device
 from hjepa_train.base.device_peaks import MACHINES, device_name, machine_of
 from hjepa_train.base.distributed import joined
+from hjepa_train.base.launcher import num_started
 from hjepa_train.base.phase_clock import PHASES, PREPARE, WAIT, PhaseClock, mark_borders
 from hjepa_train.checkpoints.checkpoint_files import recipe_facts
 from hjepa_train.data.micro_batches import page_locked
@@ -136,7 +136,7 @@ def bench(
     InputError as from `train`, under torchrun, and where the run has fewer steps than a pass.
     """
     where, training, seed = where or config.run.name, config.training, config.run.seed
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_started() > 1:
         raise InputError(
             "bench: one process expected, torchrun's ranks found; a run logs images_per_s of all its ranks"
         )

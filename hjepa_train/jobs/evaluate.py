@@ -42,7 +42,8 @@ from hjepa_train.evaluation.linear_knn_probes import chance, checked, knn_probe,
 from hjepa_train.evaluation.ridge_probe import ridge_probe
 from hjepa_train.evaluation.sgd_probe import sgd_probe
 from hjepa_train.reports.run_report import read_evaluations, write_report
-from hjepa_train.training.config import CONFIG_FILE, RunConfig, build_parts, load_run_config
+from hjepa_train.training.config import RunConfig, build_parts
+from hjepa_train.training.saved_config import load_saved_config
 
 Probe = Literal["linear", "knn", "ridge", "sgd", "attentive"]
 PROBES: tuple[Probe, ...] = get_args(Probe)
@@ -78,7 +79,7 @@ def evaluate(
     changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in run_report.py.
     InputError for what is not there (labels, classes in common, a checkpoint, a probe), ShardError for damaged shards.
     """
-    config = load_run_config(folder / CONFIG_FILE)
+    config = load_saved_config(folder)
     settings = parse(
         EvaluationConfig,
         config.evaluation.model_dump() | {key: value for key, value in changes.items() if value is not None},
@@ -140,7 +141,7 @@ def evaluate_all(folder: Path, sources: Sequence[str], *, split: str | None = No
 
     sources: none for the configuration's own. how: as `evaluate` takes it.
     """
-    config = load_run_config(folder / CONFIG_FILE)
+    config = load_saved_config(folder)
     for source in sources:
         require_shared_classes(
             config.data, source, held_out_split(config.data, source, split or config.evaluation.split)

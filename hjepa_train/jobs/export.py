@@ -24,7 +24,8 @@ from hjepa_train.backbones.base import Backbone
 from hjepa_train.backbones.vit import ViT
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import restore
-from hjepa_train.training.config import CONFIG_FILE, RunConfig, build_parts, load_run_config
+from hjepa_train.training.config import RunConfig, build_parts
+from hjepa_train.training.saved_config import load_saved_config
 
 Form = Literal["safetensors", "torch", "timm", "onnx"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -45,7 +46,7 @@ def export(
     encoder: by default the last of the run's: the momentum target where there is one.
     InputError for an encoder that the run does not have, and where the form cannot hold its backbone.
     """
-    config = load_run_config(folder / CONFIG_FILE)
+    config = load_saved_config(folder)
     path = checkpoint_files.choose(folder / "checkpoints", which, config.training.keep_best)
     _, objective = build_parts(config, _ANY_LENGTH, str(folder))
     restore(checkpoint_files.load(path), objective)
@@ -109,6 +110,19 @@ def _clear_leftovers(folder: Path) -> None:
 def _safetensors(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
     about = {key: json.dumps(value) for key, value in {**facts, "backbone": config.backbone}.items()}
     save_file(_weights(encoder), out / "model.safetensors", about)
+    _order_metadata(out / "model.safetensors")
+
+
+def _order_metadata(path: Path) -> None:
+    """Metadata by name: safetensors writes it in an order of chance. Tensors are in order already, by type and name."""
+    with path.open("r+b") as file:
+        num_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(num_bytes))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(ordered) <= num_bytes, "the same keys and values in another order"
+        file.seek(8)
+        file.write(ordered.ljust(num_bytes))
 
 
 def _torch(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
@@ -117,7 +131,10 @@ def _torch(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfi
 
 
 def _timm(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
-    """As timm's own hub has it: `timm.create_model("local-dir:OUT", pretrained=True)`."""
+    """As timm's own hub has it: `timm.create_model("local-dir:OUT", pretrained=True)`.
+
+    With `num_classes` timm draws a head, with `in_chans=1` it adds up the weights of the colours.
+    """
     if not isinstance(encoder, ViT):
         raise InputError(
             f"--to timm: the backbone vit expected, {', '.join(config.backbone)} found; say --to safetensors"
@@ -138,7 +155,12 @@ def _timm(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig
         "input_size": [3, size, size],
         "mean": facts["mean"],
         "std": facts["std"],
+        "crop_pct": config.evaluation.crop_share,
+        "crop_mode": "center",
+        "interpolation": "bilinear",  # of timm's, the nearest to what the loader does
         "num_classes": 0,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
         "tag": facts["run"],
     }
     content = {

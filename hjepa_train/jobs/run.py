@@ -5,9 +5,8 @@ runs/<name>/  config.yaml  metrics.jsonl  report.md  report.html  pictures.png  
 """
 
 import contextlib
-import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -21,21 +20,25 @@ from hjepa_shards import Batch as Loaded
 from hjepa_shards import Mixture, load_mixture, open_loader
 from hjepa_shards.base.atomic_files import exclusive, write_atomically
 from hjepa_shards.base.terminal import escape
-from hjepa_shards.config import first_problem, flatten, parse
-from hjepa_shards.errors import InputError, ResumeMismatch
+from hjepa_shards.config import first_problem
+from hjepa_shards.errors import InputError
 from hjepa_train.base import schedules
 from hjepa_train.base.device import choose_device
 from hjepa_train.base.device_peaks import images_per_s_at_peak
-from hjepa_train.base.distributed import StopVote, gather, joined, on_first, rank, world_size
-from hjepa_train.base.metrics_file import truncate_metrics
+from hjepa_train.base.distributed import StopVote, gather, joined, on_all, on_first, rank, world_size
+from hjepa_train.base.metrics_file import METRICS_FILE, read_metrics, truncate_metrics
 from hjepa_train.base.stop_signals import interrupts, leave
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import Saver, restore
 from hjepa_train.data.micro_batches import page_locked, to_micro_batches
 from hjepa_train.evaluation.online_probes import OnlineProbes, find_labels
+from hjepa_train.jobs.rank_facts import ADVICE as RANKS_ADVICE
+from hjepa_train.jobs.rank_facts import rank_facts
+from hjepa_train.jobs.resume_checks import as_begun, refuse_other_statistics, refuse_other_steps, refuse_uneven_ranks
 from hjepa_train.modules.learning_signals import Alarms
 from hjepa_train.objectives.base import Batch, Objective
-from hjepa_train.parallel.layout import ScaleConfig, lay_out
+from hjepa_train.parallel.equal_ranks import require_same, require_same_weights, share_weights
+from hjepa_train.parallel.layout import lay_out
 from hjepa_train.parallel.rank_watchdog import RankWatchdog
 from hjepa_train.reports.run_log import RunLog
 from hjepa_train.reports.run_report import write_report
@@ -43,6 +46,7 @@ from hjepa_train.training.config import CONFIG_FILE, RunConfig, TrainingConfig, 
 from hjepa_train.training.nonfinite_guard import NonfiniteGuard
 from hjepa_train.training.optimizer import build_optimizer
 from hjepa_train.training.out_of_memory import micro_batch_of, reporting_full_memory, smaller_steps
+from hjepa_train.training.saved_config import resolved, with_values
 from hjepa_train.training.trainer import Hooks, Learner, Schedule, fit
 
 _HALVES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -68,29 +72,22 @@ def train(
     accept_mixture, accept_content: continue with other weights or sources, with other pixels in the same order.
     InputError, ResumeMismatch for what the user can fix, ShardError for damaged shards.
     """
-    folder = config.run.folder / config.run.name
-    mixture = load_mixture(config.data, where or config.run.name)
+    folder, where = config.run.folder / config.run.name, where or config.run.name
+    arguments = {"stop_after": stop_after, "accept_mixture": accept_mixture, "accept_content": accept_content}
     with (
         joined(choose_device(config.training.device), config.training.ranks_timeout_s) as device,
         contextlib.ExitStack() as held,
     ):
+        whole, mixture = on_all(lambda: (resolved(config, where), load_mixture(config.data, where)))
+        require_same(rank_facts(whole, mixture, device, **arguments), RANKS_ADVICE)
+        refuse_uneven_ranks(config.training, world_size())
         found = on_first(lambda: _take(folder, resume, held))
-        saved = checkpoint_files.load(found) if found else None
+        saved = on_all(lambda: _saved(found)) if found else None
+        kept: dict[str, Any] = {}
         if saved:
-            _require_whole_state(saved)
-            _refuse_other_recipe(saved.state["config"], config, saved.path)
-        _train(
-            config,
-            mixture,
-            folder,
-            where or config.run.name,
-            device,
-            saved,
-            resume,
-            stop_after,
-            accept_mixture,
-            accept_content,
-        )
+            require_same({"checkpoint": checkpoint_files.identity(saved.path)}, f"let all of them read {saved.path}")
+            kept = on_first(lambda: as_begun(saved, config, where))
+        _train(with_values(whole, kept), mixture, folder, where, device, saved, kept, resume, **arguments)
     return folder
 
 
@@ -109,7 +106,9 @@ def _train(
     where: str,
     device: torch.device,
     saved: checkpoint_files.Checkpoint | None,
+    kept: Mapping[str, Any],
     resume: str | None,
+    *,
     stop_after: int | None,
     accept_mixture: bool,
     accept_content: bool,
@@ -118,18 +117,21 @@ def _train(
     if training.threads:
         torch.set_num_threads(training.threads)
     num_steps = mixture.make_plan(seed).num_steps(training.epochs, training.global_batch)
+    if saved:
+        refuse_other_steps(saved, config, mixture)
     objective = objective_of(config, num_steps, where, device)
     optimizer = build_optimizer(objective, training)
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
     alarms, same_signals = Alarms(warmup_steps=_warmup_steps(config, mixture, num_steps)), True
     if saved:
-        _refuse_other_statistics(saved, config, objective)
+        refuse_other_statistics(saved, config, objective)
         restore(saved, objective, optimizer)
         same_signals = alarms.load_state_dict(saved.state["alarms"])
         try:
             scaler.load_state_dict(saved.state.get("scaler", {}))
         except (KeyError, RuntimeError) as error:
             raise checkpoint_files.damaged(saved.path, f"state.json: its loss scale is not whole: {error}") from error
+    require_same_weights(objective)
     recipe = checkpoint_files.recipe_facts(device=device, world_size=world_size(), eager=not training.compile)
     start = saved.step if saved else 0
     stop = min(num_steps, stop_after or num_steps)
@@ -172,9 +174,10 @@ def _train(
             keep_best=training.keep_best,
             say=lambda text: log.say(text),
         )
-        on_first(lambda: _begin_files(folder, config, start))
+        log_points = on_first(lambda: _begin_files(folder, config, start))
         log = RunLog(
             folder,
+            log_points=log_points,
             num_steps=num_steps,
             start=start,
             tensorboard=config.logging.tensorboard,
@@ -186,6 +189,10 @@ def _train(
             log.say(f"[yellow]note[/yellow] {escape(text)}")
         if saved:
             log.say(f"continuing from {escape(str(saved.path))}: step {start} of {num_steps}")
+            for key, value in kept.items():
+                log.say(f"[yellow]note[/yellow] {key}: {escape(str(value))}, as the code had it when this run began")
+            if lost := _lost_log_points(folder, saved, log_points):
+                log.say(f"[yellow]note[/yellow] {escape(lost)}")
             for difference in checkpoint_files.compare_recipe(saved.state["recipe"], recipe):
                 log.say(f"[yellow]note[/yellow] {escape(difference)}: the order continues exactly, the bits may not")
             if not same_signals:
@@ -215,6 +222,7 @@ def _train(
                 "scaler": scaler.state_dict(),
                 "recipe": recipe,
                 "probe": probes.at(step),
+                "log_points": log.log_points,
             }
             saver.save(step, state)
 
@@ -264,7 +272,8 @@ def objective_of(config: RunConfig, num_steps: int, where: str, device: torch.de
     """What a run trains, on its device, laid out over its ranks."""
     with reporting_full_memory(f"{device}: its memory is full with the weights alone; choose a smaller backbone"):
         _, objective = build_parts(config, num_steps, where)
-        lay_out(objective.to(device), config.training)
+        share_weights(objective.to(device))
+        lay_out(objective, config.training)
     return objective
 
 
@@ -300,10 +309,13 @@ def schedule_of(config: RunConfig, mixture: Mixture, num_steps: int) -> Schedule
 
 
 def _warmup_steps(config: RunConfig, mixture: Mixture, num_steps: int) -> int:
-    epochs = config.training.warmup_epochs
-    if epochs is None:
-        return max(1, num_steps // 10)
-    return min(num_steps, math.ceil(epochs * mixture.epoch_samples / config.training.global_batch))
+    training = config.training
+    return schedules.warmup_steps(
+        num_steps,
+        training.warmup_epochs,
+        epoch_samples=mixture.epoch_samples,
+        global_batch=training.global_batch,
+    )
 
 
 def _checkpoint_to_resume(folder: Path, resume: str | None) -> Path | None:
@@ -349,60 +361,18 @@ class _State(BaseModel, strict=True):
     recipe: _Recipe
     alarms: _Alarms
     scaler: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    log_points: int | None = Field(default=None, ge=0, lt=2**53)
+    """None in a state from before they were counted."""
 
 
-def _require_whole_state(saved: checkpoint_files.Checkpoint) -> None:
-    """CheckpointError where the state of a checkpoint is not one that a run has written."""
+def _saved(path: Path) -> checkpoint_files.Checkpoint:
+    """The checkpoint at `path`. CheckpointError where it is damaged, or its state not one that a run has written."""
+    saved = checkpoint_files.load(path)
     try:
         _State.model_validate(saved.state)
     except ValidationError as error:
-        raise checkpoint_files.damaged(saved.path, f"state.json: {first_problem(error)}") from error
-
-
-def _refuse_other_recipe(saved: dict[str, Any], config: RunConfig, where: Path) -> None:
-    """What decides the numbers must be as it was; the mixture has rules of its own (mixture/resume_state.py)."""
-    free = {
-        f"training.{name}"
-        for name in (
-            *(
-                "device",
-                "threads",
-                "ranks_timeout_s",
-                "save_every_steps",
-                "keep_checkpoints",
-                "keep_best",
-                "micro_batch",
-            ),
-            *ScaleConfig.model_fields,
-        )
-    }
-    decides = ("backbone.", "objective.", "training.", "data.image_size", "data.augmentation.", "data.pixel_")
-    with contextlib.suppress(ValidationError):  # keys of a later version: they are named below
-        saved = RunConfig.model_validate(saved).model_dump(mode="json")  # keys that it did not know yet: their defaults
-    before, now = flatten(saved), flatten(config.model_dump(mode="json"))
-    differences = [
-        f"{key}: {before.get(key)} saved, {now.get(key)} here"
-        for key in dict.fromkeys([*before, *now])
-        if key.startswith(decides) and key not in free and before.get(key) != now.get(key)
-    ]
-    if differences:
-        raise ResumeMismatch(
-            f"{where}: this run began with other settings: {'; '.join(differences)}; restore those settings, or "
-            "choose another run.name"
-        )
-
-
-def _refuse_other_statistics(saved: checkpoint_files.Checkpoint, config: RunConfig, objective: Objective) -> None:
-    """Where a loss depends on which images are together, as many must stay together."""
-    was = parse(TrainingConfig, saved.state["config"].get("training", {}), f"{saved.path}/state.json: training")
-    world, before = world_size(), saved.state["recipe"]["world_size"]
-    together, now = micro_batch_of(was, before) * before, micro_batch_of(config.training, world) * world
-    if together != now and not objective.is_additive:
-        raise ResumeMismatch(
-            f"{saved.path}: this run began with other settings: its statistics are those of {together} images "
-            f"(micro-batches of all ranks), {now} here; set `training.micro_batch: {together // world}`, or another "
-            "number of ranks"
-        )
+        raise checkpoint_files.damaged(path, f"state.json: {first_problem(error)}") from error
+    return saved
 
 
 @contextlib.contextmanager
@@ -421,8 +391,22 @@ def _run_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _begin_files(folder: Path, config: RunConfig, start: int) -> None:
-    for name in ("metrics.jsonl", _SKIPPED):
+def _begin_files(folder: Path, config: RunConfig, start: int) -> int:
+    """The run's folder as it was at step `start`. Returns the number of log points that are there."""
+    for name in (METRICS_FILE, _SKIPPED):
         truncate_metrics(folder / name, start - 1)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomically(folder / CONFIG_FILE, text.encode())
+    return len(read_metrics(folder / METRICS_FILE)) if (folder / METRICS_FILE).exists() else 0
+
+
+def _lost_log_points(folder: Path, saved: checkpoint_files.Checkpoint, found: int) -> str:
+    """What is missing in a run's log, '' where nothing is. Training does not read it, so it goes on."""
+    expected = saved.state.get("log_points")
+    if found >= (1 if expected is None else expected):
+        return ""
+    return (
+        f"{folder / METRICS_FILE}: {'log points' if expected is None else f'{expected:,} log points'} before step "
+        f"{saved.step:,} expected, {found or 'none'} found; training continues exactly, but the report and its curves "
+        "lack them: if there is a copy of the file, stop, put it back and resume again"
+    )

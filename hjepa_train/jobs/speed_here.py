@@ -5,7 +5,6 @@ step would take long, fewer images make a step; where that would not help, or th
 why nothing was measured. No run folder is made, and PyTorch's generators and threads are left as they were.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from hjepa_shards.base.machine_limits import memory
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_train.base.device import choose_device
 from hjepa_train.base.device_peaks import device_name, machine_of
+from hjepa_train.base.launcher import num_started
 from hjepa_train.jobs.bench import drive, product_s
 from hjepa_train.jobs.dry_run import DryRun, SpeedHere
 from hjepa_train.jobs.run import autocast_of, objective_of
@@ -66,7 +66,7 @@ def speed_here(dry: DryRun, *, where: str) -> SpeedHere:
 
 def _too_much(dry: DryRun, device: torch.device) -> str:
     """Why this run is not to be measured here; '' where nothing speaks against it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if num_started() > 1:
         return "a run of several ranks logs the images_per_s of all of them"
     if dry.not_built:
         return f"{', '.join(dry.not_built)} {'is' if len(dry.not_built) == 1 else 'are'} not built yet"

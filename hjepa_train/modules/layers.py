@@ -131,7 +131,8 @@ def sincos_positions(side: int, width: int, *, extent: int) -> Tensor:
     """[side * side, width] sines and cosines of the centres of cells, in units of a grid of extent x extent.
 
     A table for another resolution or a coarser level is this table on other centres, so both share one
-    geometry.
+    geometry. The first half of a row is of the cell's row, the second of its column; MAE and I-JEPA have them the other
+    way round (docs/decisions.md).
     """
     assert width % 4 == 0
     scale = extent / side

@@ -17,10 +17,20 @@ from hjepa_shards.base.atomic_files import write_atomically
 from hjepa_shards.config import Strict, flatten, load_yaml, parse
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.registry import BACKBONES
+from hjepa_train.base.former_defaults import with_missing_keys
 from hjepa_train.objectives.registry import OBJECTIVES
 from hjepa_train.reports.metric_charts import compared_charts
 from hjepa_train.reports.run_page import Section, write_page
-from hjepa_train.reports.run_report import Run, alarm_steps, digits_of, last_values, read_run, signals
+from hjepa_train.reports.run_report import (
+    Run,
+    alarm_steps,
+    alarms_judged,
+    digits_of,
+    last_values,
+    read_run,
+    signals,
+    without_alarms,
+)
 from hjepa_train.reports.text_table import NOTHING, TextTable, as_markdown, count, number, percent
 
 _NAME = "comparison"
@@ -97,9 +107,11 @@ def _training_table(runs: Mapping[str, Run]) -> TextTable:
         rows.append((f"loss of {source}", *(number(one.get("loss"), 3) for one in had)))
     fired = [alarm_steps(run) for run in runs.values()]
     if not any(fired):
-        rows.append(("alarms", *("none" for _ in runs)))
+        rows.append(("alarms", *map(without_alarms, runs.values())))
+    judged = [alarms_judged(run) for run in runs.values()]
     for alarm in dict.fromkeys(name for steps in fired for name in steps):
-        rows.append((f"alarm: {alarm}", *(_span(steps.get(alarm)) for steps in fired)))
+        spans = (_span(steps.get(alarm), alarm in names) for steps, names in zip(fired, judged, strict=True))
+        rows.append((f"alarm: {alarm}", *spans))
     return TextTable(title="At the last log point", columns=("", *runs), rows=tuple(rows), note=_CAUTION)
 
 
@@ -153,7 +165,7 @@ def _facts(name: str, run: Run) -> dict[str, Any]:
 
 def _settings(run: Run) -> dict[str, Any]:
     """The run's configuration, flat; what a backbone or an objective leaves to its defaults is filled in."""
-    content = load_yaml(run.folder / "config.yaml")
+    content = with_missing_keys(load_yaml(run.folder / "config.yaml"))
     for section, rooms in (("backbone", BACKBONES), ("objective", OBJECTIVES)):
         content = content | {section: _filled(content.get(section), rooms)}
     flat = flatten(content)
@@ -190,8 +202,9 @@ def _differences(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, list[An
     return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
 
-def _span(steps: Sequence[int] | None) -> str:
-    return f"steps {count(steps[0])} to {count(steps[-1])}" if steps else "no"
+def _span(steps: Sequence[int] | None, is_judged: bool) -> str:
+    """is_judged: whether the run's objective has that alarm."""
+    return f"steps {count(steps[0])} to {count(steps[-1])}" if steps else "no" if is_judged else "not one of its alarms"
 
 
 def _named(runs: Sequence[Run]) -> dict[str, Run]:

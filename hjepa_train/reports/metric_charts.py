@@ -14,11 +14,12 @@ from markupsafe import Markup
 from hjepa_shards.reports.svg_curves import Band, Curve, line_chart
 
 Row = Mapping[str, Any]
-_JUDGED_ON = {
+JUDGED_ON = {
     "predicts the position, not the image": ("rho", "gap"),
     "features shrink": ("sd",),
     "dimensions collapse": ("rankme",),
 }
+"""Alarm -> the signals that it needs; any of them will do."""
 _MOST_LINES = 16
 
 
@@ -204,7 +205,7 @@ def _bands(rows: Sequence[Row], kind: str | None) -> list[Band]:
     for index, row in enumerate(rows):
         stop = _at(rows[index + 1]) if index + 1 < len(rows) else _at(row)
         for name in row.get("alarms") or ():
-            if kind is not None and kind not in _JUDGED_ON.get(name, ()):
+            if kind is not None and kind not in JUDGED_ON.get(name, ()):
                 continue
             if (last := next((b for b in bands if b.name == name and b.stop == _at(row)), None)) is not None:
                 bands[bands.index(last)] = Band(start=last.start, stop=stop, name=name)

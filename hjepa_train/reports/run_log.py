@@ -21,7 +21,7 @@ from hjepa_shards.base.progress_bar import Words, bars_of, rate, time_left
 from hjepa_shards.config import flatten
 from hjepa_shards.errors import InputError
 from hjepa_train.base.distributed import all_reduce, world_size
-from hjepa_train.base.metrics_file import append_metrics
+from hjepa_train.base.metrics_file import METRICS_FILE, STOPPED, append_metrics
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.reports.image_panels import FILE as PICTURES
 from hjepa_train.reports.image_panels import draw, look, save_pictures
@@ -103,9 +103,14 @@ class RunLog:
         tensorboard: bool,
         pixels: tuple[Sequence[float], Sequence[float]],
         silent: bool = False,
+        log_points: int = 0,
     ) -> None:
-        """pixels: (mean, standard deviation) that images were normalised by.  silent: another rank speaks."""
-        self._path, self._silent = folder / "metrics.jsonl", silent
+        """pixels: (mean, standard deviation) that images were normalised by.  silent: another rank speaks.
+
+        log_points: lines of metrics.jsonl that are there already; the attribute counts on from them.
+        """
+        self._path, self._silent = folder / METRICS_FILE, silent
+        self.log_points = log_points
         self._pixels = pixels
         is_missing = importlib.util.find_spec("tensorboard") is None
         self._board_folder = folder / "tensorboard"
@@ -135,6 +140,7 @@ class RunLog:
         if self._silent:
             return
         append_metrics(self._path, row)
+        self.log_points += not row.get(STOPPED)
         for name in (key for key in row if key.startswith("knn_")):  # the last encoder's, until the next probe
             if row.get(name) is not None:
                 self._probed = f"k-NN {row[name]:.1f}"

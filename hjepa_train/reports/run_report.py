@@ -23,7 +23,7 @@ from hjepa_shards.errors import InputError
 from hjepa_train.base.metrics_file import STOPPED, read_metrics
 from hjepa_train.checkpoints.checkpoint_files import latest, plain_facts, read_state
 from hjepa_train.reports.image_panels import last_pictures
-from hjepa_train.reports.metric_charts import run_charts
+from hjepa_train.reports.metric_charts import JUDGED_ON, run_charts
 from hjepa_train.reports.run_page import Section, write_page
 from hjepa_train.reports.text_table import NOTHING, TextTable, as_markdown, count, number, percent
 
@@ -49,9 +49,9 @@ _SIGNAL_NAMES = {
     "rankme": "RankMe (centred)",
     "grad_norm": "gradient norm",
     **{
-        f"{kind}_{name}": f"{title} of the {name} encoder during the run, percent right"
+        f"{kind}_{name}": f"{title} of the {which} during the run, percent right"
         for kind, title in (("knn", "k-NN"), ("ridge", "ridge probe"))
-        for name in ("online", "target", "encoder")
+        for name, which in (("online", "online encoder"), ("target", "target encoder"), ("encoder", "encoder"))
     },
 }
 
@@ -127,7 +127,7 @@ def _write_html(run: Run, sections: Mapping[str, Sequence[TextTable]]) -> None:
             ("images", count(last.get("position")), False),
             ("images/s", number(_summary(median, run.metrics, "images_per_s"), 1), False),
             ("loss", number(_first(row.get("loss") for row in reversed(run.metrics)), 3), False),
-            ("alarms at the end", ", ".join(firing) or ("none" if _is_judged(run) else "not judged yet"), bool(firing)),
+            ("alarms at the end", ", ".join(firing) or without_alarms(run), bool(firing)),
         ],
         sections=[
             Section(heading=right[0], charts=charts["learning"] + charts["sources"], tables=right[1]),
@@ -228,6 +228,19 @@ def alarm_steps(run: Run) -> dict[str, list[int]]:
     return fired
 
 
+def alarms_judged(run: Run) -> list[str]:
+    """The alarms whose signals the run has: all of H-JEPA's, some or none of another objective's."""
+    kinds = {kind for kind, _ in signals(run).values()}
+    return [name for name, needed in JUDGED_ON.items() if kinds.intersection(needed)]
+
+
+def without_alarms(run: Run) -> str:
+    """What to say in place of alarms where none is on."""
+    if not alarms_judged(run):
+        return "this objective has none"
+    return "none" if _is_judged(run) else "not judged yet"
+
+
 def _log_points(run: Run) -> list[dict[str, Any]]:
     """Without the line that a run leaves when it is stopped between two of them, on which nothing was judged."""
     return [row for row in run.metrics if not row.get(STOPPED)]
@@ -267,12 +280,16 @@ def _signals(run: Run) -> TextTable:
         values = [row.get(key) for row in run.metrics]
         start, end = (number(_first(column), digits_of(key)) for column in (values, reversed(values)))
         rows.append((name, start, end, _ALARM_WHEN.get(kind, NOTHING)))
-    cap = _first(row.get("rankme_cap") for row in run.metrics)
+    cap, first = _first(row.get("rankme_cap") for row in run.metrics), run.metrics[0]["step"]
+    notes = [
+        f"RankMe is at most {number(cap, 0)} here." if cap is not None else "",
+        f"The log begins at step {count(first)}, what was before it is missing: start is that step's." if first else "",
+    ]
     return TextTable(
         title="Signals",
         columns=("", "start", "end", "alarm when"),
         rows=tuple(rows),
-        note=f"RankMe is at most {number(cap, 0)} here." if cap is not None else "",
+        note=" ".join(filter(None, notes)),
     )
 
 
@@ -291,12 +308,21 @@ def _alarms(run: Run) -> TextTable:
         title="Alarms",
         columns=("alarm", "first at step", "last at step", "log points"),
         rows=tuple(rows),
-        note=""
-        if fired
-        else "None fired."
-        if _is_judged(run)
-        else "Not judged yet: that takes 3 log points after warm-up.",
+        note=_about_alarms(run, bool(fired)),
     )
+
+
+def _about_alarms(run: Run, any_fired: bool) -> str:
+    """Never that all is well where nothing was judged."""
+    judged = alarms_judged(run)
+    if any_fired and len(judged) == len(JUDGED_ON):
+        return ""
+    if not judged:
+        return "This objective has no alarms: they judge signals that it does not have, so nothing was judged here."
+    alone = "" if len(judged) == len(JUDGED_ON) else f" Judged for this objective: {', '.join(judged)}; no other alarm."
+    if any_fired:
+        return alone.strip()
+    return ("None fired." if _is_judged(run) else "Not judged yet: that takes 3 log points after warm-up.") + alone
 
 
 def read_evaluations(path: Path) -> list[dict[str, Any]]:

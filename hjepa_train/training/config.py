@@ -97,8 +97,8 @@ def load_run_config(path: Path, changes: Sequence[str] = ()) -> RunConfig:
     changes: `training.lr=1e-4`, in place of what is there.
     """
     config = parse(RunConfig, overridden(load_yaml(path), changes, str(path)), str(path))
-    _room(config.backbone, BACKBONES, f"{path}: backbone")
-    _room(config.objective, OBJECTIVES, f"{path}: objective")
+    room(config.backbone, BACKBONES, f"{path}: backbone")
+    room(config.objective, OBJECTIVES, f"{path}: objective")
     return config
 
 
@@ -107,8 +107,8 @@ def build_parts(config: RunConfig, num_steps: int, where: str) -> tuple[Backbone
 
     where: what to call the configuration in errors.
     """
-    backbone_name, backbone_config, _ = _room(config.backbone, BACKBONES, f"{where}: backbone")
-    name, objective_config, objective = _room(config.objective, OBJECTIVES, f"{where}: objective")
+    backbone_name, backbone_config, _ = room(config.backbone, BACKBONES, f"{where}: backbone")
+    name, objective_config, objective = room(config.objective, OBJECTIVES, f"{where}: objective")
     if config.data.augmentation.views != objective.num_views:
         raise InputError(
             f"{where}: data.augmentation.views: {objective.num_views} expected, for {name} takes this many crops of an "
@@ -122,10 +122,13 @@ def build_parts(config: RunConfig, num_steps: int, where: str) -> tuple[Backbone
         raise InputError(f"{where}: {error}") from error
 
 
-def _room(
+def room(
     chosen: dict[str, dict[str, Any]], rooms: dict[str, tuple[type[Strict], Any]], where: str
 ) -> tuple[str, Strict, Any]:
-    """(name, its parsed configuration, what builds it)."""
+    """(name, its parsed configuration, what builds it) of a section that names one of `rooms`.
+
+    where: what to call the section in errors. InputError for a name or a key that is not known.
+    """
     ((name, content),) = chosen.items()
     if name not in rooms:
         raise InputError(f"{where}: unknown name `{name}`; known: {', '.join(rooms)}")

@@ -15,9 +15,10 @@ import pytest
 from hjepa_train import load_run_config, train
 from hjepa_train.base.metrics_file import read_metrics
 from tests.hjepa_train.tiny import tiny_run
-from tests.processes import no_network_namespaces, running
+from tests.processes import Forked, forked, no_network_namespaces, running
 
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")
+Program = subprocess.Popen[bytes] | Forked
 NODES = tuple(f"hjepa-{letter}-{os.getpid()}" for letter in "ab")
 
 
@@ -45,7 +46,26 @@ def nodes() -> Iterator[None]:
 
 
 @contextmanager
-def two_nodes(config: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+def two_nodes(config: Path) -> Iterator[list[Program]]:
+    """A rank on each, forked there with what torchrun gives to it."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: [kill(node) for node in NODES])
+        yield [
+            stack.enter_context(
+                forked(
+                    *("hjepa-train", "run", config, "--resume", "auto"),
+                    said=config.parent / f"said-{number}",
+                    environment={"GLOO_SOCKET_IFNAME": "hjepa0", "MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29511"}
+                    | {"RANK": str(number), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"},
+                    namespace=node,
+                )
+            )
+            for number, node in enumerate(NODES)
+        ]
+
+
+@contextmanager
+def two_nodes_by_torchrun(config: Path) -> Iterator[list[Program]]:
     """The same command on both, as it is typed on a cluster."""
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "hjepa0", "OMP_NUM_THREADS": "1"}
     commands = [
@@ -73,7 +93,7 @@ def kill(node: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def wait_for_step(processes: list[subprocess.Popen[bytes]], config: Path, step: int) -> None:
+def wait_for_step(processes: list[Program], config: Path, step: int) -> None:
     journal, deadline = config.parent / "tiny" / "metrics.jsonl", time.monotonic() + 120
     while not (journal.exists() and any(row["step"] >= step for row in read_metrics(journal))):
         assert [process.poll() for process in processes] == [None, None]
@@ -89,7 +109,7 @@ def test_a_node_that_is_lost_ends_the_other_in_time_and_the_run_continues_from_i
     del nodes
     lasting = {"training__epochs": 60, "training__ranks_timeout_s": 8, "training__parallel": parallel}
     config = tiny_run(shards, tmp_path, training__save_every_steps=3, **lasting)
-    with two_nodes(config) as processes:
+    with (two_nodes_by_torchrun if how == "cut off" else two_nodes)(config) as processes:
         wait_for_step(processes, config, 5)
         began = time.monotonic()
         if how == "killed":

@@ -20,7 +20,7 @@ from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.checkpoints.checkpoint_files import is_sharded, latest, read_state
 from hjepa_train.jobs.export import export
 from tests.hjepa_shards.loader.test_elastic import damage
-from tests.hjepa_train.tiny import STEPS, tiny_run
+from tests.hjepa_train.tiny import PROBED, STEPS, tiny_run
 from tests.processes import Forked, forked, free_port, no_network_namespaces, start_ranks
 
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")
@@ -76,7 +76,7 @@ EXACT = {"levels": 2, "momentum": 0.8, "statistics": "exact", "predictor": {"wid
 @pytest.fixture(scope="module")
 def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the run logs as one process in whole batches."""
-    config = tiny_run(shards, tmp_path_factory.mktemp("alone"))
+    config = tiny_run(shards, tmp_path_factory.mktemp("alone"), evaluation=PROBED)
     train(load_run_config(config))
     return rows(config)
 
@@ -100,7 +100,7 @@ def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
 def test_any_number_of_ranks_trains_as_one_and_continues_as_any_other(
     shards: Path, tmp_path: Path, alone: list[dict[str, Any]], changes: dict[str, Any]
 ) -> None:
-    config = tiny_run(shards, tmp_path, **changes)
+    config = tiny_run(shards, tmp_path, evaluation=PROBED, **changes)
     assert train_ranks(config, 2, stop_after=9) == []
     assert train_ranks(config, 4, stop_after=13) == []
     train(load_run_config(config), resume="auto", stop_after=25)

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from hjepa_shards.errors import InputError
 from hjepa_shards.sources.formats.tar_patterns import TAR_SUFFIXES
 from hjepa_shards.storage.decompress import inflated, is_compressed
 from hjepa_shards.storage.remote_files import is_remote, remote_bytes, remote_info
+from hjepa_shards.storage.scratch_folder import scratch_folder
 
 _CHUNK_BYTES = 1 << 20
 _RESERVED_SHARE = 0.02
@@ -141,12 +141,12 @@ def make_copies(archives: Sequence[Archive], scratch: Path) -> None:
 
 
 def default_scratch(owner: object, archives: Sequence[Archive]) -> Path:
-    """A folder for copies where no builder gives one: below HJEPA_SCRATCH or the system's folder for temporary files.
+    """A folder for copies where no builder gives one (scratch_folder.py).
 
     It is removed when `owner` goes; after a kill it is found again.
     """
     digest = hashlib.blake2b(repr([archive.copy for archive in archives]).encode(), digest_size=8).hexdigest()
-    folder = Path(os.environ.get("HJEPA_SCRATCH") or tempfile.gettempdir()) / f"hjepa-{digest}"
+    folder = scratch_folder(f"hjepa-{digest}")
     weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
     return folder
 

@@ -14,6 +14,7 @@ from hjepa_shards.storage.remote_files import is_remote, remote_glob
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tar.xz")
 MAX_TARS = 1_000_000
 """Named by one pattern: a slip such as {0..9999999999} ends here."""
+_BETWEEN = re.compile(r"::(?![^\[\]]*\])")  # not within an IPv6 address: http://[::1]/x.tar
 
 
 def is_pattern(raw: str) -> bool:
@@ -36,7 +37,7 @@ def expand(pattern: str) -> list[str]:
     InputError where a star finds nothing or the braces are not right.
     """
     locations: dict[str, None] = {}
-    for part in pattern.split("::"):
+    for part in _BETWEEN.split(pattern):
         for text in _braced(part, pattern):
             found = [text] if "*" not in text else remote_glob(text) if is_remote(text) else glob.glob(text)
             if not found:

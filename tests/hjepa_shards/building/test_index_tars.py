@@ -77,6 +77,7 @@ def test_samples_without_a_readable_image_are_excluded_by_name(tmp_path: Path) -
         ({"a.jpg": JPEG, "a.cls": b"cat"}, "a.cls: a class number"),
         ({"a.jpg": JPEG, "a.cls": b"cat"}, "an index has no place for class names: `hjepa-shards build webdataset`"),
         ({"a.jpg": JPEG, "a.cls": b"1.5"}, "a.cls: a class number"),
+        ({"a.jpg": JPEG, "a.cls": b"-2"}, "a.cls: a class number"),
         ({"a.jpg": JPEG, "a.cls": b"true"}, "a.cls: a class number"),
         ({"a.jpg": JPEG, "a.cls": b"\xff"}, "a.cls: a class number"),
         ({"a.txt": b"x"}, "no images"),

@@ -1,6 +1,10 @@
 """The fast decoders agree with Pillow, the reference; a crop lands in its slot."""
 
 import io
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -9,6 +13,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from hjepa_shards.duplicates.perceptual_hash import small_pixels
 from hjepa_shards.errors import DecodeError
 from hjepa_shards.images.decode import crop_into, decode, fitted
 from hjepa_shards.images.encode import KEEP, encode
@@ -72,6 +77,41 @@ def test_truncated_images_are_decode_errors(codec: str) -> None:
     data = saved(scene(), codec)
     with pytest.raises(DecodeError):
         decode(data[: len(data) * 2 // 3], inspect(data).colour, 1)
+
+
+def jpeg_bomb() -> bytes:
+    """Some hundred bytes that ask for 1.2 GB."""
+    data = bytearray(simplejpeg.encode_jpeg(np.zeros((64, 64, 3), np.uint8)))
+    size_at = data.index(b"\xff\xc0") + 5
+    data[size_at : size_at + 4] = struct.pack(">HH", 20000, 20000)
+    return bytes(data)
+
+
+def png_bomb() -> bytes:
+    """Fifty kilobytes that are 1.2 GB: all rows are there, of one bit a pixel."""
+    head = struct.pack(">IIBBBBB", 20000, 20000, 1, 0, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(bytes(20000 * 2501), 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize("shrink", [1, 8])
+@pytest.mark.parametrize("bomb", [jpeg_bomb, png_bomb])
+def test_a_bomb_is_refused_before_memory_is_taken_whatever_its_sidecar_says(
+    bomb: Callable[[], bytes], shrink: int
+) -> None:
+    data = bomb()
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecodeError, match="a decompression bomb: 20000 x 20000 pixels"):
+            decode(data, Colour.RGB, 1, shrink)
+        if bomb is jpeg_bomb:
+            with pytest.raises(DecodeError, match="a decompression bomb"):
+                small_pixels(data, 640, 480, Colour.RGB, 1)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
 
 
 def test_odd_images_decode_as_pillow_does(real_data: Path) -> None:

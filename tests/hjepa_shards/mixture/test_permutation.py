@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -78,18 +80,17 @@ def test_full_shuffle_mixes_all_shards() -> None:
     assert len(set(shards.tolist())) > 200
 
 
-def test_passes_generations_seeds_and_names_are_other_permutations() -> None:
-    def samples(order: EntryOrder, pass_: int = 0) -> tuple[int, ...]:
+@pytest.mark.parametrize(
+    ("sizes", "settings"),
+    [([50, 50], OrderSettings()), ([1] * 100, OrderSettings(window=1))],
+    ids=["samples of a window", "shards"],
+)
+def test_passes_generations_seeds_and_names_are_other_permutations(sizes: list[int], settings: OrderSettings) -> None:
+    def samples(seed: int = 3, pass_: int = 0, **changes: Any) -> tuple[int, ...]:
+        order = EntryOrder(entry(sizes, **changes), seed, settings)
         return tuple(order.draws(pass_ * 100, pass_ * 100 + 100).sample.tolist())
 
-    plain = OrderSettings()
-    orders = [
-        samples(EntryOrder(entry([50, 50]), 3, plain)),
-        samples(EntryOrder(entry([50, 50]), 3, plain), pass_=1),
-        samples(EntryOrder(entry([50, 50], generation=1), 3, plain)),
-        samples(EntryOrder(entry([50, 50], name="photos"), 3, plain)),
-        samples(EntryOrder(entry([50, 50]), 4, plain)),
-    ]
+    orders = [samples(), samples(pass_=1), samples(generation=1), samples(name="photos"), samples(seed=4)]
     assert len(set(orders)) == len(orders)
 
 
@@ -110,8 +111,15 @@ def test_a_replacement_comes_from_the_same_window(sizes: list[int], order: Order
     tried = [made.replacement(draw, attempt) for attempt in range(1, MAX_ATTEMPTS + 1)]
     assert set(tried) <= allowed
     assert tried == [EntryOrder(entry(sizes), 3, order).replacement(draw, a) for a in range(1, 17)]
-    if len(allowed) > 100:
-        assert len(set(tried)) > 8
+
+
+def test_attempts_are_other_samples_of_a_late_window_too() -> None:
+    order = EntryOrder(entry([10] * 40), 3, OrderSettings(window=16))  # two windows of 200 samples
+    for draw in (5, 250, 399, 400 + 350):
+        first = draw // 200 * 200
+        tried = {order.replacement(draw, attempt) for attempt in range(1, MAX_ATTEMPTS + 1)}
+        assert tried <= set(order.draws(first, first + 200).sample.tolist())
+        assert len(tried) > 8
 
 
 def test_starting_far_into_large_data_opens_one_window() -> None:

@@ -32,6 +32,12 @@ def test_a_stair_has_the_weights_of_its_beginning() -> None:
     assert make_staircase([0.5, 0.5], STAIR) is None
 
 
+def test_a_weight_too_small_for_a_stair_is_drawn_all_the_same() -> None:
+    staircase = make_staircase([{0: 1e-9, 1: 0}, 1], STAIR)
+    assert staircase
+    assert [staircase.weights(position) for position in (0, STAIR)] == [(1, 1_000_000), (0, 1)]
+
+
 def test_every_source_has_what_its_weights_ask_for_after_every_stair(rising: Mixture) -> None:
     plan, epochs = rising.make_plan(SEED), np.arange(0, 700_001, STAIR) / EPOCH
     a, b = np.interp(epochs, [0, 2, 5], [0.1, 0.7, 0]), 0.3

@@ -46,6 +46,9 @@ CHANGES: dict[str, Change] = {
     "a count beyond all computers": in_shards("bytes", 2**60),
     "a count that is true": in_shards("samples", True),
     "other totals": lambda m: m.update(num_samples=m["num_samples"] + 1),
+    "more samples than headers have room": lambda m: m.update(
+        num_samples=10**12, shards={**m["shards"], "samples": [10**12] + [0] * (m["num_shards"] - 1)}
+    ),
     "a source that is a path": lambda m: m.update(source="../../etc"),
     "a split with controls": lambda m: m.update(split="train\x1b[2J"),
     "a class that is a number": lambda m: m.update(class_names=[1, 2]),

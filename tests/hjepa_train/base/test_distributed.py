@@ -14,6 +14,7 @@ from hjepa_train.base.distributed import (
     gather,
     gather_rows,
     joined,
+    mean_over_ranks,
     rank,
     world_size,
 )
@@ -65,6 +66,7 @@ def rank_main(number: int, folder: str) -> None:
         "row gradient": row.grad,
         "averages": [p.grad for p in parameters],
         "frozen": frozen.grad,
+        "means": mean_over_ranks({"loss": 1.0 + 2 * number, "norm": 5.0}),
     }
     torch.save(found, f"{folder}/{number}.pt")
     dist.destroy_process_group()
@@ -86,6 +88,7 @@ def test_two_ranks_sum_values_and_gradients_and_average_parameters(tmp_path: Pat
         assert found["averages"][0].tolist() == [1, 2]
         assert found["averages"][1].tolist() == [0.5, 0.5, 0.5]
         assert found["frozen"] is None
+        assert found["means"] == {"loss": 2, "norm": 5}
 
 
 def damage_main(number: int, folder: str) -> None:

@@ -43,13 +43,30 @@ def test_jitter_equals_its_formula_written_with_loops() -> None:
     luma = np.array([0.299, 0.587, 0.114])
     for b in range(4):
         brightness, contrast, saturation = (1 - j + 2 * j * draw / 2**31 for draw in draws[b].tolist())
-        pixels = images[b].numpy().astype(np.float64)
+        pixels = np.clip(brightness * images[b].numpy().astype(np.float64), 0, 255)
         mean = (pixels @ luma).mean()
-        pixels = np.clip(brightness * (mean + contrast * (pixels - mean)), 0, 255)
+        pixels = np.clip(mean + contrast * (pixels - mean), 0, 255)
         gray = (pixels @ luma)[..., None]
         pixels = np.clip(gray + saturation * (pixels - gray), 0, 255)
         np.testing.assert_allclose(found[b].permute(1, 2, 0).numpy(), pixels, atol=1e-3)
     assert not torch.allclose(found, images.permute(0, 3, 1, 2).float(), atol=5)
+
+
+def test_jitter_is_torchvisions_with_the_same_factors_in_the_same_order() -> None:
+    from torchvision.transforms.v2 import functional as theirs  # seconds, for this test alone
+
+    images, positions, j = photos(12), torch.arange(12) + 40, 0.8
+    images[0], images[1, :16] = 255, 0
+    found = augment(images, positions, seed=2, horizontal_flip=False, color_jitter=j, **IDENTITY)
+    factors = 1 - j + 2 * j * draw_integers(derive_key(2, "jitter"), positions, 3) / 2**31
+    clamped = 0.0
+    for image, jittered, (brightness, contrast, saturation) in zip(images, found, factors.tolist(), strict=True):
+        expected = theirs.to_dtype(image.permute(2, 0, 1), torch.float32, scale=True)
+        clamped += (expected * brightness > 1).float().mean().item()
+        expected = theirs.adjust_brightness(expected, brightness)
+        expected = theirs.adjust_saturation(theirs.adjust_contrast(expected, contrast), saturation)
+        assert (jittered - expected).abs().max() < 5e-4, "their red is 0.2989, ours 0.299"
+    assert clamped > 1, "images"
 
 
 def test_an_image_is_the_same_in_every_batch() -> None:

@@ -56,3 +56,10 @@ def test_a_class_that_the_bank_lacks_is_never_right() -> None:
     bank = torch.eye(4).repeat(5, 1)
     accuracy, _ = ridge_probe(bank, torch.arange(20) % 4, torch.eye(4), torch.tensor([0, 1, 2, 7]))
     assert accuracy == 75
+
+
+def test_the_held_out_tenth_is_a_keyed_tenth_and_the_rest_has_nothing_of_it() -> None:
+    held, rest = held_out_tenth(205, 0, torch.device("cpu"))
+    assert len(held) == 20
+    assert sorted([*held.tolist(), *rest.tolist()]) == list(range(205))
+    assert held.tolist() != held_out_tenth(205, 1, torch.device("cpu"))[0].tolist()

@@ -7,7 +7,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from hjepa_shards.errors import InputError
 from hjepa_train import export, load_run_config, train
+from hjepa_train.backbones.vit import ViT
 from hjepa_train.checkpoints.checkpoint_files import latest, load
 from hjepa_train.cli import main
 from hjepa_train.training.config import build_parts
@@ -55,6 +56,42 @@ def test_timm_loads_the_folder_by_its_name_alone(run: Path, tmp_path: Path, enco
     config = timm.data.resolve_model_data_config(theirs)
     assert list(config["input_size"]) == [3, 16, 16]
     assert list(config["mean"]) == list(load_run_config(run / "config.yaml").data.pixel_mean)
+
+
+def test_timm_takes_other_classes_and_channels_and_knows_the_crop(shards: Path, tmp_path: Path) -> None:
+    import timm
+
+    evaluation = {"source": "digits", "bank": 150, "test": 50, "crop_share": 0.625}
+    run = train(load_run_config(tiny_run(shards, tmp_path, evaluation=evaluation)), stop_after=1)
+    out = export(run, "timm")
+    classifier = timm.create_model(f"local-dir:{out}", pretrained=True, num_classes=10).eval()
+    gray = timm.create_model(f"local-dir:{out}", pretrained=True, in_chans=1).eval()
+    with torch.no_grad():
+        expected = features(run, "target")
+        pooled = classifier.forward_head(classifier.forward_features(images()), pre_logits=True)
+        torch.testing.assert_close(pooled, expected, rtol=1e-5, atol=1e-5)
+        assert classifier(images()).shape == (5, 10)
+        one = images()[:, :1]
+        three = timm.create_model(f"local-dir:{out}", pretrained=True).eval()(one.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(gray(one), three, rtol=1e-4, atol=1e-4)
+    config = timm.data.resolve_model_data_config(classifier)
+    assert (config["crop_pct"], config["crop_mode"]) == (0.625, "center")
+
+
+def test_an_export_has_the_same_bytes_each_time(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exported(form: Literal["safetensors", "timm"], name: str) -> bytes:
+        return (export(run, form, tmp_path / f"{form}-{name}") / "model.safetensors").read_bytes()
+
+    first = {form: exported(form, "first") for form in ("safetensors", "timm")}
+    given = ViT.state_dict
+
+    def backwards(self: ViT, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        return dict(reversed(given(self, *args, **kwargs).items()))
+
+    monkeypatch.setattr(ViT, "state_dict", backwards)
+    assert {form: exported(form, "again") for form in ("safetensors", "timm")} == first
+    header = json.loads(first["safetensors"][8 : 8 + int.from_bytes(first["safetensors"][:8], "little")])
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"]), "not an order that this process drew"
 
 
 def test_onnxruntime_gives_the_same_features_for_any_batch(run: Path, tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ from hjepa_train.base.device import devices_here
 from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.checkpoints.checkpoint_files import latest, read_state
 from hjepa_train.cli import _AFTER_CTRL_C, app, main
+from hjepa_train.training.saved_config import resolved
 from tests.conftest import Command, in_this_process
 from tests.hjepa_shards.storage.bad_server import serving
 from tests.hjepa_train.checkpoints.test_untrusted_checkpoints import sealed
-from tests.hjepa_train.tiny import STEPS, tiny_run
+from tests.hjepa_train.tiny import PROBED, STEPS, tiny_run
 from tests.processes import forked
 
 
@@ -185,7 +186,9 @@ def test_a_finished_run_has_the_files_and_facts_that_its_folder_promises(shards:
     newest = latest(run / "checkpoints")
     assert newest
     assert read_state(newest)["loader"]["position"] == 16 * STEPS
-    assert load_run_config(run / "config.yaml") == load_run_config(tmp_path / "run.yaml")
+    written = load_run_config(run / "config.yaml")
+    assert written == resolved(load_run_config(tmp_path / "run.yaml"), "run.yaml")
+    assert written.objective["hjepa"]["num_blocks"] == 4, "what was left to its default too"
 
 
 def test_the_untrained_row_is_the_encoder_that_the_run_began_with(shards: Path, tmp_path: Path) -> None:
@@ -280,7 +283,7 @@ def test_values_are_set_on_the_command_line(shards: Path, tmp_path: Path, comman
     code, _, said = command("run", path, *arguments, "--stop-after", 1)
     assert code == 0, said
     config = load_run_config(tmp_path / "other" / "config.yaml")
-    assert config == load_run_config(path, changes)
+    assert config == resolved(load_run_config(path, changes), "run.yaml")
     assert (config.training.lr, config.data.sources[1].weight) == (1e-4, {0: 0.25, 2: 0})
 
 
@@ -301,7 +304,7 @@ def test_wrong_values_on_the_command_line_are_refused(shards: Path, tmp_path: Pa
 
 
 def test_a_run_without_a_terminal_says_lines(shards: Path, tmp_path: Path, command: Command) -> None:
-    _, printed, _ = command("run", tiny_run(shards, tmp_path), "--stop-after", 12)
+    _, printed, _ = command("run", tiny_run(shards, tmp_path, evaluation=PROBED), "--stop-after", 12)
     line = rf"^step 0/{STEPS}  loss [\d.]+  ρ [\d.]+ gap -?[\d.]+  [\d,]+/s, waits \d+%  k-NN [\d.]+$"
     assert len(re.findall(line, printed, re.M)) == 1
     # a model as small as this predicts the position for most of the run: that is reported when it begins

@@ -1,5 +1,6 @@
-"""Attention in half precision on a CPU: gradients of our own, beside PyTorch's in float64."""
+"""Attention in half precision on a CPU: our gradients beside PyTorch's in float64; positions beside MAE's."""
 
+import math
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hjepa_train.modules.layers import Attention
+from hjepa_train.modules.layers import Attention, sincos_positions
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -82,3 +83,15 @@ def test_no_probabilities_are_kept_for_the_backward_pass(half: torch.dtype) -> N
         attention(tokens)
     assert (2, 2, 17, 12) in kept
     assert not any(shape[-2:] == (17, 17) for shape in kept)
+
+
+def test_positions_are_maes_with_the_halves_swapped() -> None:
+    """MAE and I-JEPA: `meshgrid(w, h)`, so that the first half is of the column; sines before cosines in both."""
+    ours = sincos_positions(3, 8, extent=3)
+    for row in range(3):
+        for column in range(3):
+            theirs = []
+            for centre in (column, row):
+                angles = [centre / 10000 ** (k / 2) for k in range(2)]
+                theirs += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+            assert ours[3 * row + column].tolist() == pytest.approx(theirs[4:] + theirs[:4], abs=1e-7)

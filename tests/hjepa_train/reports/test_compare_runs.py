@@ -93,6 +93,20 @@ def test_another_objective_and_one_of_another_version_are_shown_too(tmp_path: Pa
     assert not any(key.startswith("training") for key in rows)
 
 
+def test_a_run_without_alarms_is_not_shown_as_one_whose_alarms_were_silent(tmp_path: Path) -> None:
+    silent = [{"step": step, "loss": 1.0, "sd": 0.5, "rankme": 9.0} for step in range(3)]
+    firing = [row | {"alarms": ["features shrink"]} for row in silent]
+    without = [{"step": step, "loss": 1.0} for step in range(3)]
+    runs = [
+        run_at(tmp_path / name, rows=rows)
+        for name, rows in (("silent", silent), ("mae", without), ("young", silent[:2]), ("firing", firing))
+    ]
+    _, (_, training, _) = compare(runs[:3])
+    assert rows_of(training)["alarms"] == ("none", "this objective has none", "not judged yet")
+    _, (_, training, _) = compare(runs)
+    assert rows_of(training)["alarm: features shrink"] == ("no", "not one of its alarms", "no", "steps 0 to 2")
+
+
 def test_numbers_of_training_are_those_of_each_runs_last_log_point(tmp_path: Path) -> None:
     sources = {"digits": {"count": 9, "share": 0.3, "target": 0.25, "loss": 0.5, "passes": 1.0}}
     one = run_at(
@@ -114,7 +128,7 @@ def test_numbers_of_training_are_those_of_each_runs_last_log_point(tmp_path: Pat
     assert rows["loss, level 1"] == ("0.100", "–")
     assert rows["ρ: loss / loss of predicting the position's mean, level 0"] == ("0.500", "–")
     assert (rows["share of digits"], rows["loss of digits"]) == (("30.00%", "–"), ("0.500", "–"))
-    assert rows["alarm: features shrink"] == ("steps 9 to 9", "no")
+    assert rows["alarm: features shrink"] == ("steps 9 to 9", "not one of its alarms")
     assert "None of them was evaluated yet" in probes.note
     facts = json.loads((out / "comparison.json").read_text())
     assert facts["runs"][0]["final"] == {"loss": 1.25, "loss_l1": 0.1, "rho_l0": 0.5}

@@ -20,7 +20,7 @@ from hjepa_train.objectives.base import Batch, Objective, Sketch
 from hjepa_train.objectives.joint.hjepa import HJepa, HJepaConfig
 from hjepa_train.objectives.masked.mae import Mae, MaeConfig
 from hjepa_train.reports.image_panels import draw, last_pictures, look, main_axes, save_pictures
-from tests.hjepa_train.tiny import tiny_run
+from tests.hjepa_train.tiny import PROBED, tiny_run
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 VIT = VitConfig(width=24, depth=3, heads=2, patch=2)
@@ -225,7 +225,8 @@ def test_metrics_and_weights_are_bit_for_bit_the_same_with_pictures_and_without(
 
 
 def test_a_run_draws_at_its_log_points_and_at_its_end(shards: Path, tmp_path: Path) -> None:
-    path = tiny_run(shards, tmp_path, logging__every_steps=5, logging__images_every=2, logging__tensorboard=True)
+    drawn = {"logging__every_steps": 5, "logging__images_every": 2, "logging__tensorboard": True}
+    path = tiny_run(shards, tmp_path, evaluation=PROBED, **drawn)
     run = train(load_run_config(path))
     board = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0, "histograms": 0})
     board.Reload()

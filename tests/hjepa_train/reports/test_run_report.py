@@ -118,6 +118,41 @@ def test_alarms_that_were_not_judged_yet_are_not_called_silent(run_folder: Path)
     assert "None fired" not in text
 
 
+OBJECTIVES = {
+    "mae": ((), "This objective has no alarms: ", "this objective has none"),
+    "simclr": (("rankme",), "None fired. Judged for this objective: dimensions collapse; no other alarm.", "none"),
+    "hjepa": (("rho_l0", "gap_l0", "sd", "rankme"), "None fired.", "none"),
+}
+
+
+@pytest.mark.parametrize(("kept", "note", "at_the_end"), OBJECTIVES.values(), ids=OBJECTIVES)
+def test_an_objective_without_alarms_is_not_said_to_have_silent_ones(
+    tmp_path: Path, kept: tuple[str, ...], note: str, at_the_end: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    for step in range(1, 4):
+        row = metrics_row(step)
+        signals = {"rho_l0", "gap_l0", "sd", "rankme"} - set(kept)
+        append_metrics(tmp_path / "metrics.jsonl", {key: value for key, value in row.items() if key not in signals})
+    said = write_report(tmp_path).read_text().partition("**Alarms**")[2].partition("##")[0].strip()
+    assert said.startswith(note)
+    assert ("None fired" in said) == bool(kept)
+    page = (tmp_path / "report.html").read_text()
+    assert f"<dt>alarms at the end</dt><dd>{at_the_end}</dd>" in page
+    assert note in page
+    assert note.split(".")[0] in shown(as_rich(did_it_run_right(read_run(tmp_path))[2]))
+
+
+def test_a_log_whose_beginning_is_gone_says_where_it_begins(run_folder: Path) -> None:
+    words = "The log begins at step 10, what was before it is missing: start is that step's."
+    assert words in write_report(run_folder).read_text()
+    rows = read_metrics(run_folder / "metrics.jsonl")
+    (run_folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(row | {"step": row["step"] - 10}) + "\n" for row in rows)
+    )
+    assert "The log begins" not in write_report(run_folder).read_text()
+
+
 def test_the_report_leaves_no_probed_row_out(run_folder: Path) -> None:
     text = write_report(run_folder).read_text()
     rows = markdown_rows(text)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -6,7 +8,7 @@ from hjepa_train.backbones.registry import build_backbone
 from hjepa_train.backbones.vit import VitConfig
 from hjepa_train.objectives.joint.hjepa import HJepa, HJepaConfig
 from hjepa_train.objectives.joint.predictor import PredictorConfig
-from hjepa_train.training.optimizer import OptimConfig, build_optimizer, set_rates
+from hjepa_train.training.optimizer import OptimConfig, build_optimizer, set_rates, update
 
 
 def objective() -> HJepa:
@@ -41,16 +43,39 @@ def test_set_rates_moves_every_rate_and_only_decay_that_exists() -> None:
     assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.25, 0.3), (0.25, 0.0)]
 
 
-def test_a_step_is_that_of_adamw_written_out() -> None:
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.6, 0.8)])
+def test_steps_are_those_of_adamw_in_loops(betas: tuple[float, float]) -> None:
     module = torch.nn.Linear(2, 1, dtype=torch.float64)
-    before = module.weight.detach().clone()
-    optimizer = build_optimizer(module, OptimConfig(betas=(0.9, 0.99)))
+    optimizer = build_optimizer(module, OptimConfig(betas=betas))
+    numbers = [*module.weight.flatten().tolist(), module.bias.item()]
+    first, second = [0.0] * 3, [0.0] * 3
+    for step, gradients in enumerate(([3.0, -2.0, 1.0], [-1.0, 0.5, 0.0], [0.2, 0.1, -4.0]), start=1):
+        lr, weight_decay = 0.1 / step, 0.5 * step
+        set_rates(optimizer, lr=lr, weight_decay=weight_decay)
+        module.weight.grad = torch.tensor([gradients[:2]], dtype=torch.float64)
+        module.bias.grad = torch.tensor(gradients[2:], dtype=torch.float64)
+        update(optimizer, torch.tensor(True))
+        for i, gradient in enumerate(gradients):
+            first[i] = betas[0] * first[i] + (1 - betas[0]) * gradient
+            second[i] = betas[1] * second[i] + (1 - betas[1]) * gradient**2
+            if i < 2:  # the bias does not decay
+                numbers[i] -= lr * weight_decay * numbers[i]
+            size = math.sqrt(second[i] / (1 - betas[1] ** step)) + 1e-8
+            numbers[i] -= lr * first[i] / (1 - betas[0] ** step) / size
+    assert [*module.weight.flatten().tolist(), module.bias.item()] == pytest.approx(numbers, rel=1e-10)
+
+
+def test_nothing_moves_where_the_gradient_is_not_finite() -> None:
+    module = torch.nn.Linear(2, 1)
+    optimizer = build_optimizer(module, OptimConfig())
     set_rates(optimizer, lr=0.1, weight_decay=0.5)
-    module(torch.tensor([[3.0, -2.0]], dtype=torch.float64)).sum().backward()
-    optimizer.step()
-    # first step: both moments are bias-corrected to the gradient, so the update is its sign
-    expected = before * (1 - 0.1 * 0.5) - 0.1 * torch.tensor([[1.0, -1.0]])
-    torch.testing.assert_close(module.weight.detach(), expected, atol=1e-7, rtol=0)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    for is_finite in (False, True):
+        module.weight.grad, module.bias.grad = torch.ones(1, 2), torch.ones(1)
+        update(optimizer, torch.tensor(is_finite))
+        assert all(torch.equal(before[name], value) != is_finite for name, value in module.state_dict().items())
+    moments = [state["exp_avg"] for state in optimizer.state.values()]
+    assert all(torch.allclose(moment, torch.full_like(moment, 0.1)) for moment in moments), "of one step"
 
 
 @pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"weight_decay": -0.1}, {"betas": (0.9, 1.0)}, {"momentum": 0.9}])

@@ -11,20 +11,26 @@ from hjepa_train.base.metrics_file import read_metrics
 from tests.hjepa_train.tiny import tiny_run
 
 
-def losses(shards: Path, folder: Path, **changes: Any) -> list[float]:
+def rows(shards: Path, folder: Path, **changes: Any) -> list[dict[str, Any]]:
     run = train(load_run_config(tiny_run(shards, folder, **changes)), stop_after=20)
-    return [row["loss"] for row in read_metrics(run / "metrics.jsonl")]
+    return read_metrics(run / "metrics.jsonl")
+
+
+def losses(shards: Path, folder: Path, **changes: Any) -> list[float]:
+    return [row["loss"] for row in rows(shards, folder, **changes)]
 
 
 @pytest.mark.parametrize("anticollapse", [{"anticollapse": "none"}, {"statistics": "exact"}])
-def test_twenty_steps_in_micro_batches_have_the_losses_of_whole_batches(
+def test_twenty_steps_in_micro_batches_have_the_losses_and_gradients_of_whole_batches(
     shards: Path, tmp_path: Path, anticollapse: dict[str, str]
 ) -> None:
     objective = {"hjepa": {"levels": 2, "momentum": 0.8, "predictor": {"width": 16, "depth": 1, "heads": 2}}}
     objective["hjepa"] |= anticollapse
-    whole = losses(shards, tmp_path / "whole", objective__hjepa=objective["hjepa"])
-    parts = losses(shards, tmp_path / "parts", objective__hjepa=objective["hjepa"], training__micro_batch=4)
-    assert parts == pytest.approx(whole, abs=1e-5)
+    whole = rows(shards, tmp_path / "whole", objective__hjepa=objective["hjepa"])
+    parts = rows(shards, tmp_path / "parts", objective__hjepa=objective["hjepa"], training__micro_batch=4)
+    assert [row["loss"] for row in parts] == pytest.approx([row["loss"] for row in whole], abs=1e-5)
+    norms = [[row["grad_norm"] for row in table] for table in (parts, whole)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3), "AdamW would not notice gradients that are a multiple"
 
 
 def test_a_generator_that_was_moved_changes_nothing(shards: Path, tmp_path: Path) -> None:

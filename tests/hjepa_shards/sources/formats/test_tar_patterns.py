@@ -25,6 +25,10 @@ from hjepa_shards.sources.formats.tar_patterns import expand, is_pattern, tars_i
         ("{b,a}/{1..2}.tar", ["a/1.tar", "a/2.tar", "b/1.tar", "b/2.tar"]),
         ("{a,b{1..2}}.tar", ["a.tar", "b1.tar", "b2.tar"]),
         ("b.tar::a-{0..1}.tar::b.tar", ["a-0.tar", "a-1.tar", "b.tar"]),
+        (
+            "http://[::1]:80/{a,b}.tar::http://[fe80::2]/c.tar",
+            ["http://[::1]:80/a.tar", "http://[::1]:80/b.tar", "http://[fe80::2]/c.tar"],
+        ),
         ("s3://bucket/x-{0..1}.tar?v=1", ["s3://bucket/x-0.tar?v=1", "s3://bucket/x-1.tar?v=1"]),
     ],
 )

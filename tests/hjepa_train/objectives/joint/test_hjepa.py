@@ -12,7 +12,9 @@ from hjepa_train.backbones.registry import build_backbone
 from hjepa_train.backbones.vit import VitConfig
 from hjepa_train.base import schedules
 from hjepa_train.data.augment import normalise
+from hjepa_train.modules.anticollapse import vicreg
 from hjepa_train.modules.block_masks import Masking
+from hjepa_train.modules.layers import sincos_positions
 from hjepa_train.objectives.base import Batch
 from hjepa_train.objectives.joint.hjepa import HJepa, HJepaConfig
 from hjepa_train.objectives.joint.predictor import PredictorConfig
@@ -88,6 +90,52 @@ def test_loss_equals_the_definition_written_with_loops(levels) -> None:
                 expected[b] += weights[level] * total / mass / 4
     np.testing.assert_allclose(metrics["loss_B"].numpy(), expected, rtol=1e-10)
     assert loss.item() == pytest.approx(expected.mean(), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("width", "weights", "given"),
+    [
+        (192, (0.25, 0.01), {}),
+        (196, (0.025, 0.001), {}),
+        (196, (0.5, 0.125), {"variance_weight": 0.5, "covariance_weight": 0.125}),
+    ],
+)
+def test_the_term_against_collapse_enters_by_the_weights_of_its_width(width, weights, given) -> None:
+    backbone = build_backbone("vit", VitConfig(width=width, depth=1, heads=2, patch=4), IMAGE_SIZE, seed=0)
+    config = HJepaConfig(**SETTINGS, **given)
+    hjepa = HJepa(backbone, config, image_size=IMAGE_SIZE, num_steps=NUM_STEPS, seed=0).double()
+    pixels = images(6).double()
+    with torch.no_grad():
+        loss, metrics = hjepa(batch(pixels))
+        masks = hjepa.masking(torch.arange(6))
+        variance, covariance = vicreg(hjepa.encode_context(pixels, masks), masks.context_BK, 64)
+    expected = metrics["loss_B"].mean().item() + weights[0] * variance.item() + weights[1] * covariance.item()
+    assert min(weights[0] * variance.item(), weights[1] * covariance.item()) > 1e-6 * expected
+    assert loss.item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_predictions_are_requested_at_the_centres_of_each_levels_cells() -> None:
+    hjepa = build().double()
+    predictor, masks = hjepa.predictor, hjepa.masking(torch.arange(3))
+    seen = []
+    predictor.blocks[0].register_forward_pre_hook(lambda block, inputs: seen.append(inputs))
+    context = torch.randn(3, 16, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        predictor.level_embedding.copy_(torch.arange(3.0)[:, None] + 1)
+        predictor(context, masks)
+        [(tokens, visible)] = seen
+        for b in range(3):
+            for m in range(4):
+                expected, real = [], [True] * 16
+                for k, cell in enumerate(masks.context_BK[b].tolist()):
+                    expected.append(predictor.project(context[b, k]) + sincos_positions(8, 16, extent=8)[cell])
+                for level, stride in enumerate((1, 2, 4)):
+                    table = sincos_positions(8 // stride, 16, extent=8)
+                    for cell in masks.levels[level].index_BMC[b, m].tolist():
+                        expected.append(table[cell] + predictor.mask_token + level + 1)
+                    real += (masks.levels[level].weight_BMC[b, m] > 0).tolist()
+                torch.testing.assert_close(tokens[4 * b + m], torch.stack(expected), rtol=1e-10, atol=1e-10)
+                assert visible[4 * b + m].tolist() == real
 
 
 def test_masked_pixels_do_not_reach_the_context_encoder() -> None:

@@ -1,3 +1,5 @@
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from hjepa_train import evaluate, load_run_config, train
 from hjepa_train.backbones.registry import build_backbone
 from hjepa_train.backbones.vit import VitConfig
 from hjepa_train.base.metrics_file import read_metrics
+from hjepa_train.modules.layers import sincos_positions
 from hjepa_train.objectives.base import Batch
 from hjepa_train.objectives.masked.mae import Mae, MaeConfig
 from hjepa_train.training.optimizer import OptimConfig, build_optimizer
@@ -94,6 +97,40 @@ def test_the_targets_are_the_pixels_of_hidden_patches(normalise: bool) -> None:
     patch = one.images_BCHW[1, :, 4 * down : 4 * down + 4, 4 * across : 4 * across + 4].flatten()
     expected = (patch - patch.mean()) / (patch.var() + 1e-6).sqrt() if normalise else patch
     torch.testing.assert_close(wanted[1, 5], expected)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_loss_is_the_papers_in_loops(normalise: bool) -> None:
+    """Of hidden patches alone, each requested of the decoder at its own position, beside all visible tokens."""
+    mae, one = build(normalise_patches=normalise).double(), batch(3)
+    pixels, positions = one.images_BCHW.double(), sincos_positions(6, 32, extent=6).double()
+    with torch.no_grad():
+        loss, report = mae(replace(one, images_BCHW=pixels))
+        visible, hidden = mae.masks(one.positions_B)
+        encoded = mae.backbone.encode(mae.backbone.embed(pixels).take(visible)).tokens_BND
+        expected = []
+        for b in range(3):
+            tokens = (mae.mask_token + positions).clone()
+            for k, cell in enumerate(visible[b].tolist()):
+                tokens[cell] = mae.project(encoded[b, k]) + positions[cell]
+            tokens = tokens[None]
+            for block in mae.blocks:
+                tokens = block(tokens)
+            said = mae.head(mae.norm(tokens))[0].tolist()
+            total = 0.0
+            for cell in hidden[b].tolist():
+                down, across = 4 * (cell // 6), 4 * (cell % 6)
+                patch = [
+                    pixels[b, c, down + i, across + j].item() for c in range(3) for i in range(4) for j in range(4)
+                ]
+                if normalise:
+                    mean = sum(patch) / 48
+                    variance = sum((value - mean) ** 2 for value in patch) / 47
+                    patch = [(value - mean) / math.sqrt(variance + 1e-6) for value in patch]
+                total += sum((a - w) ** 2 for a, w in zip(said[cell], patch, strict=True)) / 48
+            expected.append(total / 27)
+    assert report["loss_B"].tolist() == pytest.approx(expected, rel=1e-10)
+    assert loss.item() == pytest.approx(sum(expected) / 3, rel=1e-10)
 
 
 def test_micro_batches_add_up_to_the_whole_step() -> None:
