@@ -36,7 +36,7 @@ JOBS = [(variant, seed) for variant in ("healthy", "regulariser") for seed in SE
 JOBS += [("no-target", 0), ("swapped", 0)]
 OBJECTIVE: dict[str, dict[str, Any]] = {
     "healthy": {},
-    "regulariser": {"level_weights": [0.0]},
+    "regulariser": {"level_weights": [1e-30]},  # 0 is refused; AdamW's epsilon makes nothing of gradients as small
     "no-target": {"anticollapse": "none", "momentum": 0.99},
     "swapped": {"momentum": 0.99},
 }

@@ -1,19 +1,24 @@
 """Conformance checks: what every loader, every backbone and every objective must do, whatever it is."""
 
 import json
+import pickle
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from hjepa_shards import Batch as Loaded
 from hjepa_shards.loader.loader import Loader
 from hjepa_shards.mixture.sample_order import add_proofs
 from hjepa_train.backbones.base import Backbone
-from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.objectives.base import Batch, Objective, rows_of
+from hjepa_train.training.diagnosis import diagnosis
 
 
 def assert_backbone_contract(build: Callable[[], Backbone], image_size: int) -> None:
@@ -80,8 +85,8 @@ def assert_objective_contract(build: Callable[[], Objective], batch: Batch) -> N
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained.values())
     assert all(isinstance(encoder, Backbone) for encoder in objective.encoders().values())
 
-    diagnosis = objective.diagnose(batch)
-    assert all(value.ndim == 0 and not value.requires_grad for value in diagnosis.values())
+    assert_looking_on_leaves_no_trace(objective, batch)
+    assert_signals_are_those_of_any_split(objective, batch)
 
     # the state is the whole memory
     with torch.no_grad():
@@ -103,6 +108,56 @@ def assert_objective_contract(build: Callable[[], Objective], batch: Batch) -> N
         each.before_step([batch])
         losses.append(each(batch)[0])
     assert torch.equal(losses[0], losses[1])
+
+
+def loaded_of(batch: Batch, start: int, stop: int) -> Loaded:
+    """What `batch` may have been made of: a rank's part of the global batch at [start, stop)."""
+    positions = batch.positions_B.cpu().numpy()
+    return Loaded(
+        images=np.zeros((len(positions), 1, 1, 3), np.uint8),
+        labels=positions,
+        entries=positions * 0,
+        samples=positions,
+        positions=positions,
+        valid=np.ones(len(positions), np.bool_),
+        position=start,
+        next_position=stop,
+        proof=0,
+    )
+
+
+def signals_of(objective: Objective, batch: Batch, micro_batch: int | None = None) -> dict[str, float]:
+    """What a log point shows of a global batch, consecutive positions, on one rank."""
+    size = len(batch.positions_B)
+    at_once = micro_batch or size
+    micro_batches = [rows_of([batch], range(first, min(first + at_once, size))) for first in range(0, size, at_once)]
+    start = int(batch.positions_B[0])
+    return diagnosis(objective, micro_batches, loaded_of(batch, start, start + size))
+
+
+def assert_signals_are_those_of_any_split(objective: Objective, batch: Batch, *micro_batches: int) -> None:
+    """To 1e-6, or 1e-10 in float64."""
+    expected = signals_of(objective, batch)
+    tolerance = 1e-10 if next(objective.parameters()).dtype == torch.float64 else 1e-6
+    for micro_batch in micro_batches or (1, len(batch.positions_B) - 1):
+        assert signals_of(objective, batch, micro_batch) == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+def assert_looking_on_leaves_no_trace(objective: Objective, batch: Batch) -> None:
+    """No generator, no buffer or parameter, no part's mode and no gradient is another after signals were taken."""
+
+    def state() -> tuple[Any, ...]:
+        tensors = [*objective.parameters(), *objective.buffers(), *(p.grad for p in objective.parameters())]
+        generators = random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state().tolist()
+        modes = [part.training for part in objective.modules()]
+        return [None if one is None else one.detach().clone() for one in tensors], generators, modes
+
+    tensors, *others = state()
+    signals_of(objective, batch)
+    tensors_after, *others_after = state()
+    assert others_after == others
+    for before, after in zip(tensors, tensors_after, strict=True):
+        assert before is after is None or torch.equal(before, after)
 
 
 def assert_flops_are_those_counted(objective: Objective, batch: Batch) -> None:

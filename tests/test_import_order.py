@@ -58,7 +58,7 @@ _HOUSES = {
         checkpoints: sharded_metadata checkpoint_files sharded_files background_saver
         evaluation: linear_knn_probes ridge_probe sgd_probe attentive_probe finished_probes online_probes
         reports: text_table metric_charts image_panels run_page run_report compare_runs run_log
-        training: optimizer config saved_config nonfinite_guard out_of_memory trainer
+        training: optimizer config saved_config nonfinite_guard out_of_memory diagnosis trainer
         jobs: rank_facts resume_checks run dry_run evaluate bench bench_report speed_here export
         : cli __main__
     """,

@@ -122,11 +122,11 @@ def _train(
     objective = objective_of(config, num_steps, where, device)
     optimizer = build_optimizer(objective, training)
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
-    alarms = Alarms(warmup_steps=_warmup_steps(config, mixture, num_steps))
+    alarms, same_signals = Alarms(warmup_steps=_warmup_steps(config, mixture, num_steps)), True
     if saved:
         refuse_other_statistics(saved, config, objective)
         restore(saved, objective, optimizer)
-        alarms.load_state_dict(saved.state["alarms"])
+        same_signals = alarms.load_state_dict(saved.state["alarms"])
         try:
             scaler.load_state_dict(saved.state.get("scaler", {}))
         except (KeyError, RuntimeError) as error:
@@ -195,6 +195,11 @@ def _train(
                 log.say(f"[yellow]note[/yellow] {escape(lost)}")
             for difference in checkpoint_files.compare_recipe(saved.state["recipe"], recipe):
                 log.say(f"[yellow]note[/yellow] {escape(difference)}: the order continues exactly, the bits may not")
+            if not same_signals:
+                log.say(
+                    "[yellow]note[/yellow] alarms take a new reference at the next log point: the saved one is of the "
+                    "signals of a single micro-batch; signals are those of the global batch now"
+                )
         elif resume:
             log.say(f"beginning at step 0 of {num_steps}: no checkpoint in {escape(str(folder))} yet")
 
@@ -343,6 +348,7 @@ class _Recipe(BaseModel, strict=True):
 
 
 class _Alarms(BaseModel, strict=True):
+    rule: Annotated[int, Field(ge=1, lt=2**31)] = 1
     reference: dict[str, float]
     in_a_row: dict[str, Annotated[int, Field(ge=0, lt=2**31)]]
 

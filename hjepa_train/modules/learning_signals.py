@@ -1,10 +1,14 @@
-"""Numbers that show whether a joint-embedding model learns, and the alarms on them.
+"""Numbers that show whether a model learns, and the alarms on them.
 
-A JEPA's loss does not show it: it falls under collapse too. Every function here takes detached features;
-`Alarms` takes plain floats. Norms and variances after a scale-free normalisation are constant by
-construction and are never used.
+A JEPA's loss does not show it: it falls under collapse too. The functions take detached features; `Alarms` takes plain
+floats. Norms and variances after a scale-free normalisation are constant by construction and are never used.
 
-Axes: B images, N cells of a level, M blocks, C target cells, K context patches, D width.
+Signals are functions of all K images that are looked at (training/diagnosis.py). Some need them side by side:
+`rank_me`, `uniformity`. Others compare an image with the sums over all of them at its positions, and give a number for
+each image, so that tokens are never gathered. An image is compared with the mean of the *others*: in a mean of two, its
+own half would make ρ four times what it is.
+
+Axes: K images looked at, B some of them, N positions, M blocks, C target cells, S tokens of an image, D width.
 """
 
 from typing import Any, final
@@ -13,58 +17,95 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def loss_ratio(loss_BMC: Tensor, targets_BND: Tensor, index_BMC: Tensor, share_BMC: Tensor) -> Tensor:
-    """ρ: the loss over that of predicting each position's mean target. Below 1 the image itself was used."""
-    mean_ND = targets_BND.mean(0)
-    own = at_cells(targets_BND, index_BMC)
-    baseline = F.smooth_l1_loss(mean_ND[index_BMC], own, reduction="none").mean(-1)
-    return (loss_BMC * share_BMC).sum() / (baseline * share_BMC).sum()
+RULE = 2
+"""Which images signals are of. 1 was the first micro-batch of a rank; a reference by another rule is no reference."""
 
 
-def cross_sample_gap(predictions_BMCD: Tensor, targets_BND: Tensor, index_BMC: Tensor, share_BMC: Tensor) -> Tensor:
-    """Cosine to the image's own target minus that to another image's at the same position. 0: only position used."""
-    own = F.cosine_similarity(predictions_BMCD, at_cells(targets_BND, index_BMC), dim=-1)
-    other = F.cosine_similarity(predictions_BMCD, at_cells(targets_BND.roll(1, 0), index_BMC), dim=-1)
-    return ((own - other) * share_BMC).sum(-1).mean()
+def wide(tensor: Tensor) -> Tensor:
+    """In float32, or float64 where it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def positional_share(targets_BND: Tensor) -> Tensor:
-    """The part of the targets' variance that the position alone explains, in [0, 1]."""
-    return targets_BND.mean(0).var(0).sum() / targets_BND.flatten(0, 1).var(0).sum()
+def sum_by_position(tokens_BSD: Tensor, index_BS: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
+    """([N, D] sum of the tokens at each position, [N] how many there are); no position twice in an image."""
+    B, _, D = tokens_BSD.shape
+    by_image = tokens_BSD.new_zeros(B, num_positions, D)  # and not index_add_, which adds in any order on a GPU
+    sum_ND = by_image.scatter(1, index_BS[..., None].expand_as(tokens_BSD), tokens_BSD).sum(0)
+    return sum_ND, tokens_BSD.new_zeros(B, num_positions).scatter(1, index_BS, 1).sum(0)
 
 
-def within_position_sd(tokens_BKD: Tensor, index_BK: Tensor, num_positions: int) -> Tensor:
-    """Standard deviation between images at the same position, pooled over positions, mean over dimensions."""
-    tokens, index = tokens_BKD.flatten(0, 1).float(), index_BK.flatten()
-    count_N = index.new_zeros(num_positions).index_add_(0, index, torch.ones_like(index))
-    sum_ND = tokens.new_zeros(num_positions, tokens.shape[1]).index_add_(0, index, tokens)
-    residuals = tokens - (sum_ND / count_N.clamp(min=1)[:, None])[index]
-    freedom = (count_N - 1).clamp(min=0).sum().clamp(min=1)
-    return (residuals.square().sum(0) / freedom).sqrt().mean()
+def loss_of_position(
+    targets_BND: Tensor, sum_ND: Tensor, num_images: Tensor, index_BMC: Tensor, share_BMC: Tensor
+) -> Tensor:
+    """[B]: the loss of predicting, at each cell, the mean target of the other images there. ρ is the loss over it.
+
+    sum_ND: of the targets of all `num_images`.  share_BMC: each cell's share in its block's loss.
+    """
+    others = _mean_of_others(targets_BND, sum_ND, num_images, index_BMC)
+    loss_BMC = F.smooth_l1_loss(others, at_cells(targets_BND, index_BMC), reduction="none").mean(-1)
+    return (loss_BMC * share_BMC).sum((1, 2))
 
 
-def rank_me(features_BD: Tensor) -> Tensor:
-    """Effective rank exp(H(σ/Σσ)) of the centred features (arXiv 2210.02885). At most min(B - 1, D). On the CPU."""
-    features_BD = features_BD.float().cpu()  # MPS has no svdvals
-    if not features_BD.isfinite().all():
-        return features_BD.new_tensor(float("nan"))
-    sigma = torch.linalg.svdvals(features_BD - features_BD.mean(0))
+def gap_to_others(
+    predictions_BMCD: Tensor,
+    targets_BND: Tensor,
+    direction_ND: Tensor,
+    num_images: Tensor,
+    index_BMC: Tensor,
+    share_BMC: Tensor,
+) -> Tensor:
+    """[B]: cosine to the image's own target minus the mean cosine to the others' at the same position.
+
+    0: only the position is used.  direction_ND: the sum over all images of the targets as unit vectors.
+    """
+    predicted = F.normalize(predictions_BMCD, dim=-1)
+    directions_BND = F.normalize(targets_BND, dim=-1)
+    own = at_cells(directions_BND, index_BMC)
+    apart = own - _mean_of_others(directions_BND, direction_ND, num_images, index_BMC)
+    return ((predicted * apart).sum(-1) * share_BMC).sum(-1).mean(-1)
+
+
+def positional_share(within_K: Tensor, total_K: Tensor, num_positions: int) -> Tensor:
+    """The part of the targets' variance that the position alone explains; 0 (or a little below) to 1.
+
+    within_K, total_K: each image's squared distances to the means of its positions, and to the mean of all.
+    """
+    num_tokens = len(within_K) * num_positions
+    within = within_K.sum() / (num_tokens - num_positions)
+    return 1 - within / (total_K.sum() / (num_tokens - 1))
+
+
+def within_position_sd(squares_KD: Tensor, freedom_K: Tensor) -> Tensor:
+    """Standard deviation between images at the same position, pooled over positions, mean over dimensions.
+
+    squares_KD: each image's squared distances to the means of its positions.  freedom_K: over its positions, the sum of
+    1 - 1 / (images that have a token there).
+    """
+    return (squares_KD.sum(0) / freedom_K.sum()).sqrt().mean()
+
+
+def rank_me(features_KD: Tensor) -> Tensor:
+    """Effective rank exp(H(σ/Σσ)) of the centred features (arXiv 2210.02885). At most min(K - 1, D)."""
+    if not features_KD.isfinite().all():
+        return features_KD.new_tensor(float("nan"))
+    sigma = torch.linalg.svdvals(features_KD - features_KD.mean(0))
     share = sigma / sigma.sum().clamp(min=torch.finfo(sigma.dtype).tiny)
     return torch.special.entr(share).sum().exp()
 
 
-def alignment(first_BD: Tensor, second_BD: Tensor) -> Tensor:
+def rank_cap(features_KD: Tensor) -> Tensor:
+    """The most that `rank_me` can be."""
+    return features_KD.new_tensor(float(min(len(features_KD) - 1, features_KD.shape[1])))
+
+
+def alignment(first_KD: Tensor, second_KD: Tensor) -> Tensor:
     """Mean squared distance of two views of an image on the unit sphere (arXiv 2005.10242). 0: the views are one."""
-    return (first_BD - second_BD).square().sum(1).mean()
+    return (first_KD - second_KD).square().sum(1).mean()
 
 
-def uniformity(features_BD: Tensor) -> Tensor:
-    """Log of the mean of exp(-2 d²) over pairs of images on the unit sphere (arXiv 2005.10242). 0: all are one.
-
-    On the CPU: MPS has no pdist.
-    """
-    return torch.pdist(features_BD.cpu()).square().mul(-2).exp().mean().log()
+def uniformity(features_KD: Tensor) -> Tensor:
+    """Log of the mean of exp(-2 d²) over pairs of images on the unit sphere (arXiv 2005.10242). 0: all are one."""
+    return torch.pdist(features_KD).square().mul(-2).exp().mean().log()
 
 
 def parameter_distance(target: nn.Module, online: nn.Module) -> Tensor:
@@ -78,6 +119,11 @@ def at_cells(targets_BND: Tensor, index_BMC: Tensor) -> Tensor:
     """[B, M, C, D]: the targets of the cells."""
     first_row = torch.arange(len(targets_BND), device=index_BMC.device) * targets_BND.shape[1]
     return F.embedding(index_BMC + first_row[:, None, None], targets_BND.flatten(0, 1))
+
+
+def _mean_of_others(own_BND: Tensor, sum_ND: Tensor, num_images: Tensor, index_BMC: Tensor) -> Tensor:
+    """[B, M, C, D]: at each cell, the mean over all images but this one."""
+    return (F.embedding(index_BMC, sum_ND) - at_cells(own_BND, index_BMC)) / (num_images - 1)
 
 
 @final
@@ -118,10 +164,14 @@ class Alarms:
         return step >= self.warmup_steps
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reference": dict(self._reference), "in_a_row": dict(self._in_a_row)}
+        return {"rule": RULE, "reference": dict(self._reference), "in_a_row": dict(self._in_a_row)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Whether it goes on from there: a reference by another rule is left for that of the next log point."""
+        if state.get("rule", 1) != RULE:
+            return False
         self._reference, self._in_a_row = dict(state["reference"]), dict(state["in_a_row"])
+        return True
 
     def _fell(self, values: dict[str, float], name: str, share: float) -> bool:
         """NaN has fallen too."""

@@ -9,11 +9,17 @@ A loss in which images meet each other (`is_additive` False) brings together tho
 `all_reduce` and `gather_rows` let it, and carry the gradient back. Its value is then the same for any number of ranks
 with as many images together, and a run continues with as many.
 
+How signals are made (training/diagnosis.py runs it at log points). They are functions of K images of the global batch,
+however these are split: `survey` gives sums over some of them, and what it keeps of them for `observe`, which makes a
+row of numbers for each and has the sums over all; `diagnose` makes scalars of all K rows. A family whose signals need
+no sums has no `survey`; one without signals has none of the three. What is kept stays on its rank's device until all
+are seen: tokens, not activations. Rows are gathered: an image's features may be in one, those of its patches not.
+
 Axes: B images, C channels, H W pixels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +44,32 @@ class Batch:
     """images of the whole optimizer step on this rank, all micro-batches together"""
     other_views: tuple[Tensor, ...] = ()
     """further crops of the same images, each as `images_BCHW`, where data.augmentation.views asks for more than one"""
+
+
+def rows_of(micro_batches: Sequence[Batch], rows: Sequence[int]) -> Batch:
+    """These of a rank's images as one batch.  rows: ascending, numbered through all micro-batches."""
+    parts: list[tuple[Batch, Tensor]] = []
+    first = 0
+    for batch in micro_batches:
+        last = first + len(batch.positions_B)
+        if inside := [row - first for row in rows if first <= row < last]:
+            parts.append((batch, torch.tensor(inside, device=batch.positions_B.device)))
+        first = last
+
+    def picked(column: Callable[[Batch], Tensor]) -> Tensor:
+        return torch.cat([column(batch)[index] for batch, index in parts])
+
+    return Batch(
+        images_BCHW=picked(lambda batch: batch.images_BCHW),
+        labels_B=picked(lambda batch: batch.labels_B),
+        positions_B=picked(lambda batch: batch.positions_B),
+        entry_B=picked(lambda batch: batch.entry_B),
+        rows=len(rows),
+        other_views=tuple(
+            picked(lambda batch, view=view: batch.other_views[view])
+            for view in range(len(micro_batches[0].other_views))
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,9 +127,29 @@ class Objective(nn.Module, ABC):
         step: updates before this one.  is_finite: on the device; where it is false the step is to leave no trace.
         """
 
-    def diagnose(self, batch: Batch) -> dict[str, Tensor]:
-        """Scalars that show whether it learns, without gradient, at log points. None by default."""
+    def survey(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(sums over these images, in float32 or wider; what `observe` is given of them again). None by default.
+
+        In evaluation mode, without gradient, as `observe`; both change nothing and draw nothing.
+        """
         del batch
+        return {}, {}
+
+    def observe(self, batch: Batch, kept: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What signals are made of: [B, ...] each, a row for each image. None by default.
+
+        kept: of these images, by `survey`.  sums: its sums over all K images.
+        """
+        del batch, kept, sums
+        return {}
+
+    def diagnose(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars that show whether it learns. None by default; called where `observe` gives something.
+
+        rows: [K, ...] each, K of 2 or more: `observe` of all images, float64 on the CPU, in the order of the global
+        batch, the same on all ranks.
+        """
+        del rows
         return {}
 
     def sketch(self, batch: Batch) -> Sketch | None:

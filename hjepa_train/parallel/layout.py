@@ -15,7 +15,7 @@ from hjepa_shards.config import Strict
 from hjepa_train.base.distributed import is_shard, world_size
 from hjepa_train.modules.layers import Block
 
-_FORWARDS = ("before_step", "diagnose", "sketch")
+_FORWARDS = ("before_step", "survey", "observe", "sketch")
 """Methods of an objective, besides `forward`, that run its networks."""
 _GRAPHS_A_BLOCK = 64
 """A block is compiled once for each of its uses: context, target and predictor, with gradients and without."""
@@ -89,6 +89,19 @@ def uncompiled() -> Iterator[None]:
     """For what runs now and then: nothing is compiled for it."""
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+@contextmanager
+def looking_on(objective: nn.Module) -> Iterator[None]:
+    """For what only looks at a model in training: evaluation mode, no gradient; every part is left in its own mode."""
+    training = [part for part in objective.modules() if part.training]
+    with torch.no_grad(), uncompiled():
+        objective.eval()
+        try:
+            yield
+        finally:
+            for part in training:
+                part.training = True
 
 
 def compiled_graphs() -> dict[str, int]:

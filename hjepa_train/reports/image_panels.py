@@ -27,6 +27,7 @@ from torch import Tensor
 from hjepa_shards.base.atomic_files import write_atomically
 from hjepa_shards.reports.inline_images import Budget, Picture
 from hjepa_train.objectives.base import Batch, Objective, Sketch
+from hjepa_train.parallel.layout import looking_on
 
 FILE = "pictures.png"
 NUM_IMAGES = 6
@@ -161,15 +162,9 @@ def _few(batch: Batch, num: int) -> Batch:
 @contextmanager
 def _unseen(objective: Objective, device: torch.device) -> Iterator[None]:
     """Training does not notice: modes and generators are afterwards what they were before."""
-    training = [module for module in objective.modules() if module.training]
     devices = [device] if device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        objective.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    with looking_on(objective), torch.random.fork_rng(devices=devices):
+        yield
 
 
 def _per_channel(numbers: Sequence[float]) -> Tensor:

@@ -23,7 +23,6 @@ from hjepa_shards.errors import InputError
 from hjepa_train.base.distributed import all_reduce, world_size
 from hjepa_train.base.metrics_file import METRICS_FILE, STOPPED, append_metrics
 from hjepa_train.objectives.base import Batch, Objective
-from hjepa_train.parallel.layout import uncompiled
 from hjepa_train.reports.image_panels import FILE as PICTURES
 from hjepa_train.reports.image_panels import draw, look, save_pictures
 
@@ -164,7 +163,7 @@ class RunLog:
         self, step: int, objective: Objective, batch: Batch, autocast: Callable[[], AbstractContextManager[Any]]
     ) -> None:
         """Pictures of a few of the batch's images, into the run's folder and TensorBoard; training does not notice."""
-        with autocast(), uncompiled():
+        with autocast():
             seen = look(objective, batch)  # by all ranks: they may hold the weights together
         if seen is None or self._silent:
             return

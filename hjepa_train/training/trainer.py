@@ -21,8 +21,9 @@ from hjepa_train.base.distributed import average_gradients, gather, mean_over_ra
 from hjepa_train.base.metrics_file import STOPPED
 from hjepa_train.modules.learning_signals import Alarms
 from hjepa_train.objectives.base import Batch, Objective
-from hjepa_train.parallel.layout import compiled_graphs, uncompiled
+from hjepa_train.parallel.layout import compiled_graphs
 from hjepa_train.reports.run_log import RunLog, SourceLosses, Stopwatch, source_rows, to_floats
+from hjepa_train.training.diagnosis import diagnosis
 from hjepa_train.training.nonfinite_guard import NonfiniteGuard
 from hjepa_train.training.optimizer import set_rates, update
 
@@ -97,7 +98,7 @@ def fit(learner: Learner, loader: Loader, schedule: Schedule, hooks: Hooks, *, s
         micro_batches = learner.prepare(loaded)
         logging = schedule.logs(step)
         with learner.autocast():
-            diagnosis = _diagnosis(objective, micro_batches[0]) if logging else {}
+            signals = diagnosis(objective, micro_batches, loaded) if logging else {}
             objective.before_step(micro_batches)
         lr = schedule.lr(step)
         set_rates(optimizer, lr=lr, weight_decay=schedule.weight_decay(step))
@@ -117,7 +118,7 @@ def fit(learner: Learner, loader: Loader, schedule: Schedule, hooks: Hooks, *, s
             _row, step, loaded, metrics, lr, gradient_norm, hooks.alarms.judges(step), loader, losses, stopwatch
         )
         if logging:
-            row = row_of_step(diagnosis, hooks.alarms.judge(step, diagnosis))
+            row = row_of_step(signals, hooks.alarms.judge(step, signals))
             probed, is_best = hooks.probe(step + 1)
             hooks.log.write(row | probed)
             if schedule.draws(step):
@@ -148,11 +149,11 @@ def _row(
     loader: Loader,
     losses: SourceLosses,
     stopwatch: Stopwatch,
-    diagnosis: dict[str, float],
+    signals: dict[str, float],
     alarms: tuple[str, ...],
 ) -> dict[str, Any]:
     """A line of metrics.jsonl; by all ranks together."""
-    numbers = mean_over_ranks(to_floats(metrics)) | diagnosis
+    numbers = mean_over_ranks(to_floats(metrics)) | signals
     return {
         **{"step": step, "position": loaded.next_position, **numbers, "lr": lr, **stopwatch.lap()},
         "grad_norm": gradient_norm.item(),
@@ -162,11 +163,6 @@ def _row(
         "proof": f"{loaded.with_proof_of_all(gather(loaded.proof)).proof:032x}",
         **compiled_graphs(),
     }
-
-
-def _diagnosis(objective: Objective, batch: Batch) -> dict[str, float]:
-    with uncompiled():
-        return to_floats(objective.diagnose(batch))
 
 
 def _forward_backward(

@@ -143,9 +143,10 @@ def test_what_log_points_look_at_is_on_the_gpu_or_is_fetched(family: str, monkey
     objective = built(family)
     with on_fake_gpu(objective) as traffic, torch.no_grad():
         batch = prepared(objective.num_views, monkeypatch)
-        report, sketch = objective.diagnose(batch), objective.sketch(batch)
+        sums, kept = objective.survey(batch)
+        rows, sketch = objective.observe(batch, kept, sums), objective.sketch(batch)
         fetched = sketch.on_cpu() if sketch else None
-    assert {value.shape for value in report.values()} <= {torch.Size([])}
+    assert {(value.device, len(value)) for value in rows.values()} <= {(GPU, ROWS)}
     assert not any("float64" in seen for seen in traffic.seen)
     if sketch and fetched:
         assert {tokens.device for tokens in sketch.features.values()} == {GPU}

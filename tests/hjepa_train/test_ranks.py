@@ -54,13 +54,16 @@ def rows(config: Path) -> list[dict[str, Any]]:
 
 
 def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    """The same samples in the same order; losses and gradients but for the order of additions."""
+    """The same samples in the same order; losses, gradients and signals but for the order of additions."""
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     assert [row["proof"] for row in found] == [row["proof"] for row in expected]
     for name in ("loss", "grad_norm", "variance", "covariance"):
         torch.testing.assert_close(
             torch.tensor([row[name] for row in found]), torch.tensor([row[name] for row in expected]), rtol=1e-5, atol=0
         )
+    for name in ("rho_l0", "gap_l0", "rho_l1", "gap_l1", "sd", "rankme", "positional_share", "target_distance"):
+        assert [row[name] for row in found] == pytest.approx([row[name] for row in expected], rel=1e-4, abs=1e-5), name
+    assert {row["rankme_cap"] for row in found} == {15}
     for name in ("digits", "photos"):
         mine, theirs = ([row["sources"][name] for row in table] for table in (found, expected))
         assert [row["count"] for row in mine] == [row["count"] for row in theirs]

@@ -10,6 +10,7 @@ Axes: B images, C channels, H W pixels, D encoder width, P width of the head's o
 this rank's images), G candidates (those of all ranks).
 """
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -59,9 +60,7 @@ class Simclr(Objective):
         _, first_BP, second_BP = self.embed(batch)
         with torch.autocast(first_BP.device.type, enabled=False):
             loss_B = nt_xent(first_BP, second_BP, self.config.temperature)
-        loss = loss_B.mean()
-        aligned = learning_signals.alignment(first_BP.detach(), second_BP.detach())
-        return loss, {"loss_B": loss_B.detach(), "alignment": aligned}
+        return loss_B.mean(), {"loss_B": loss_B.detach()}
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """([2B, D] features, [B, P] first views on the unit sphere, [B, P] second ones), all float32 or wider."""
@@ -74,14 +73,16 @@ class Simclr(Objective):
         return features.to(wide), first_BP, second_BP
 
     @torch.no_grad()
-    def diagnose(self, batch: Batch) -> dict[str, Tensor]:
-        """On this rank's images alone."""
-        features, first_BP, _ = self.embed(batch)
-        pooled_BD = features[: len(first_BP)]
+    def observe(self, batch: Batch, kept: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        features, first_BP, second_BP = self.embed(batch)
+        return {"pooled": features[: len(first_BP)], "first": first_BP, "second": second_BP}
+
+    def diagnose(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
-            "uniformity": learning_signals.uniformity(first_BP),
-            "rankme": learning_signals.rank_me(pooled_BD),
-            "rankme_cap": torch.tensor(float(min(len(pooled_BD) - 1, pooled_BD.shape[1]))),
+            "alignment": learning_signals.alignment(rows["first"], rows["second"]),
+            "uniformity": learning_signals.uniformity(rows["first"]),
+            "rankme": learning_signals.rank_me(rows["pooled"]),
+            "rankme_cap": learning_signals.rank_cap(rows["pooled"]),
         }
 
     def flops_per_image(self) -> int:

@@ -13,7 +13,7 @@ width.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Literal, final
 
@@ -176,25 +176,66 @@ class HJepa(Objective):
         self.num_updates.fill_(step + 1)
 
     @torch.no_grad()
-    def diagnose(self, batch: Batch) -> dict[str, Tensor]:
+    def survey(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Sums by position, of targets, of their directions and of context tokens; kept are targets and context."""
         masks = self.masking(batch.positions_B)
-        targets = self.targets(batch.images_BCHW)
-        context_BKD = self.encode_context(batch.images_BCHW, masks)
-        report: dict[str, Tensor] = {}
-        for number, (predicted, target) in enumerate(zip(self.predictor(context_BKD, masks), targets, strict=True)):
+        kept = {"context": self.encode_context(batch.images_BCHW, masks)}
+        context_BKD = learning_signals.wide(kept["context"])
+        context, visible = learning_signals.sum_by_position(context_BKD, masks.context_BK, self.grid**2)
+        sums = {"images": context.new_tensor(float(len(context_BKD))), "context": context, "visible": visible}
+        for number, target in enumerate(self.targets(batch.images_BCHW)):
+            kept[f"target_l{number}"] = target_BND = learning_signals.wide(target)
+            sums[f"target_l{number}"] = target_BND.sum(0)
+            sums[f"direction_l{number}"] = F.normalize(target_BND, dim=-1).sum(0)
+        return sums, kept
+
+    @torch.no_grad()
+    def observe(self, batch: Batch, kept: Mapping[str, Tensor], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        masks = self.masking(batch.positions_B)
+        targets = [kept[f"target_l{number}"] for number in range(len(self.strides))]
+        context_BKD = learning_signals.wide(kept["context"])
+        rows: dict[str, Tensor] = {}
+        for number, (predicted, target) in enumerate(zip(self.predictor(kept["context"], masks), targets, strict=True)):
             index_BMC = masks.levels[self.predictor.grid_of_level[number]].index_BMC
             loss_BMC, share_BMC = self._cell_losses(number, predicted, target, masks)
-            report[f"rho_l{number}"] = learning_signals.loss_ratio(loss_BMC, target, index_BMC, share_BMC)
-            report[f"gap_l{number}"] = learning_signals.cross_sample_gap(predicted, target, index_BMC, share_BMC)
-        pooled_BD = targets[-1 if self.stages else 0].mean(1)
+            rows[f"loss_l{number}"] = (loss_BMC * share_BMC).sum((1, 2))
+            rows[f"of_position_l{number}"] = learning_signals.loss_of_position(
+                target, sums[f"target_l{number}"], sums["images"], index_BMC, share_BMC
+            )
+            rows[f"gap_l{number}"] = learning_signals.gap_to_others(
+                learning_signals.wide(predicted),
+                target,
+                sums[f"direction_l{number}"],
+                sums["images"],
+                index_BMC,
+                share_BMC,
+            )
+        mean_ND = sums["target_l0"] / sums["images"]
+        seen_N = sums["visible"].clamp(min=1)
+        context_mean_ND = sums["context"] / seen_N[:, None]
+        return rows | {
+            "pooled": targets[-1 if self.stages else 0].mean(1),
+            "within": (targets[0] - mean_ND).square().sum((1, 2)),
+            "total": (targets[0] - mean_ND.mean(0)).square().sum((1, 2)),
+            "context_squares": (context_BKD - context_mean_ND[masks.context_BK]).square().sum(1),
+            "context_freedom": (1 - 1 / seen_N[masks.context_BK]).sum(1),
+            "masks_tier1": masks.tier1_B,
+            "masks_tier2": masks.tier2_B,
+        }
+
+    def diagnose(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        report: dict[str, Tensor] = {}
+        for number in range(len(self.strides)):
+            report[f"rho_l{number}"] = rows[f"loss_l{number}"].sum() / rows[f"of_position_l{number}"].sum()
+            report[f"gap_l{number}"] = rows[f"gap_l{number}"].mean()
         return report | {
-            "positional_share": learning_signals.positional_share(targets[0]),
-            "sd": learning_signals.within_position_sd(context_BKD, masks.context_BK, self.grid**2),
-            "rankme": learning_signals.rank_me(pooled_BD),
-            "rankme_cap": torch.tensor(float(min(len(pooled_BD) - 1, pooled_BD.shape[1]))),
+            "positional_share": learning_signals.positional_share(rows["within"], rows["total"], self.grid**2),
+            "sd": learning_signals.within_position_sd(rows["context_squares"], rows["context_freedom"]),
+            "rankme": learning_signals.rank_me(rows["pooled"]),
+            "rankme_cap": learning_signals.rank_cap(rows["pooled"]),
             "target_distance": learning_signals.parameter_distance(self.target, self.backbone),
-            "masks_tier1": masks.tier1_B.float().mean(),
-            "masks_tier2": masks.tier2_B.float().mean(),
+            "masks_tier1": rows["masks_tier1"].mean(),
+            "masks_tier2": rows["masks_tier2"].mean(),
         }
 
     @torch.no_grad()

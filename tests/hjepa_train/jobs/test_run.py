@@ -379,3 +379,27 @@ def test_an_edited_state_is_one_line(begun: Path, tmp_path: Path, edit: dict[str
     with pytest.raises(InputError) as refused:
         train(config, resume="auto", stop_after=5)
     assert "\n" not in str(refused.value)
+
+
+def test_alarms_of_a_run_whose_signals_were_those_of_a_micro_batch_take_a_new_reference_and_say_so(
+    begun: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    says = "alarms take a new reference at the next log point"
+    folder = Path(shutil.copytree(begun, tmp_path / "runs" / "tiny"))
+    checkpoint = latest(folder / "checkpoints")
+    assert checkpoint is not None
+    state = json.loads((checkpoint / "state.json").read_bytes())
+    state["alarms"] = {"reference": {"sd": 99.0, "rankme": 99.0}, "in_a_row": {"features shrink": 7}}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    sealed(checkpoint)
+    config = load_run_config(folder / "config.yaml", [f"run.folder={tmp_path / 'runs'}"])
+    train(config, resume="auto", stop_after=5)
+    assert says in " ".join(capfd.readouterr().out.split())
+    *_, resumed, last = read_metrics(folder / "metrics.jsonl")
+    assert resumed["judged"]
+    assert resumed["alarms"] == last["alarms"] == []
+    saved = latest(folder / "checkpoints")
+    assert saved is not None
+    assert read_state(saved)["alarms"]["reference"] == {name: resumed[name] for name in ("sd", "rankme")}
+    train(config, resume="auto", stop_after=6)
+    assert says not in " ".join(capfd.readouterr().out.split())

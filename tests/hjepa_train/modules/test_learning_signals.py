@@ -1,18 +1,21 @@
 import math
+from statistics import mean
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from hjepa_train.modules.learning_signals import (
     Alarms,
     alignment,
     at_cells,
-    cross_sample_gap,
-    loss_ratio,
+    gap_to_others,
+    loss_of_position,
     parameter_distance,
     positional_share,
     rank_me,
+    sum_by_position,
     uniformity,
     within_position_sd,
 )
@@ -22,11 +25,14 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def targets_and_cells() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def targets_and_cells() -> tuple[Tensor, Tensor, Tensor]:
     targets = torch.randn(6, 9, 5, generator=generator())
     index = torch.stack([torch.tensor([[0, 4], [8, 2]])] * 6)
     share = torch.tensor([0.75, 0.25]).expand(6, 2, 2)
     return targets, index, share
+
+
+SIX = torch.tensor(6.0)
 
 
 def test_at_cells_takes_each_images_own_cells() -> None:
@@ -34,38 +40,62 @@ def test_at_cells_takes_each_images_own_cells() -> None:
     assert torch.equal(at_cells(targets, index)[3, 1, 0], targets[3, 8])
 
 
-def test_predicting_the_positions_mean_has_ratio_one_and_no_gap() -> None:
+def test_the_loss_of_a_position_is_that_of_the_others_mean() -> None:
     targets, index, share = targets_and_cells()
-    mean = targets.mean(0)[index]
-    loss = torch.nn.functional.smooth_l1_loss(mean, at_cells(targets, index), reduction="none").mean(-1)
-    assert loss_ratio(loss, targets, index, share).item() == pytest.approx(1.0)
-    assert cross_sample_gap(mean, targets, index, share).item() == pytest.approx(0.0, abs=1e-6)
-
-
-def test_perfect_predictions_have_ratio_zero_and_a_gap() -> None:
-    targets, index, share = targets_and_cells()
-    own = at_cells(targets, index)
-    assert loss_ratio(torch.zeros(6, 2, 2), targets, index, share).item() == 0
-    expected = 0.0
+    found = loss_of_position(targets, targets.sum(0), SIX, index, share)
     for b in range(6):
+        others = torch.cat([targets[:b], targets[b + 1 :]]).mean(0)
+        loss = F.smooth_l1_loss(others[index[b]], targets[b][index[b]], reduction="none").mean(-1)
+        assert found[b].item() == pytest.approx((loss * share[b]).sum().item(), rel=1e-5)
+
+
+def test_the_gap_is_the_mean_over_all_other_images() -> None:
+    targets, index, share = targets_and_cells()
+    predicted, direction = at_cells(targets, index), F.normalize(targets, dim=-1).sum(0)
+    found = gap_to_others(predicted, targets, direction, SIX, index, share)
+    for b in range(6):
+        expected = 0.0
         for m in range(2):
             for c in range(2):
-                other = targets[b - 1, index[b, m, c]]
-                cosine = torch.cosine_similarity(own[b, m, c], other, dim=0).item()
-                expected += (1 - cosine) * share[b, m, c].item() / 12
-    assert cross_sample_gap(own, targets, index, share).item() == pytest.approx(expected, abs=1e-6)
+                cell = index[b, m, c]
+                cosine = [torch.cosine_similarity(predicted[b, m, c], targets[o, cell], dim=0) for o in range(6)]
+                to_others = sum(cosine[other] for other in range(6) if other != b) / 5
+                expected += ((cosine[b] - to_others) * share[b, m, c]).item() / 2
+        assert found[b].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_prediction_that_no_image_has_a_part_in_has_no_gap_on_average() -> None:
+    targets, index, share = targets_and_cells()
+    code = torch.randn(9, 5, generator=generator())[index]
+    direction = F.normalize(targets, dim=-1).sum(0)
+    assert gap_to_others(code, targets, direction, SIX, index, share).mean().item() == pytest.approx(0, abs=1e-6)
+
+
+def share_of_position(targets: Tensor) -> float:
+    within = (targets - targets.mean(0)).square().sum((1, 2))
+    return positional_share(within, (targets - targets.mean((0, 1))).square().sum((1, 2)), targets.shape[1]).item()
 
 
 def test_positional_share_is_zero_for_noise_and_one_for_a_position_code() -> None:
-    noise = torch.randn(2000, 9, 4, generator=generator())
-    assert positional_share(noise).item() < 0.01
-    assert positional_share(noise[:1].expand(50, -1, -1)).item() == pytest.approx(1.0, rel=0.2)
+    noise = torch.randn(400, 9, 4, generator=generator())
+    assert share_of_position(noise) == pytest.approx(0, abs=0.005)
+    assert mean(share_of_position(few) for few in noise.split(2)) == pytest.approx(0, abs=0.02), "of two images too"
+    assert share_of_position(noise[:1].expand(50, -1, -1)) == pytest.approx(1.0, rel=1e-5)
 
 
-def test_within_position_sd_ignores_the_position() -> None:
+def test_within_position_sd_ignores_the_position_and_the_number_of_images() -> None:
     index = torch.stack([torch.randperm(10, generator=generator().manual_seed(b))[:4] for b in range(3000)])
     tokens = 5 * torch.randn(10, 3, generator=generator())[index] + 0.3 * torch.randn(3000, 4, 3, generator=generator())
-    assert within_position_sd(tokens, index, 10).item() == pytest.approx(0.3, rel=0.03)
+    for num in (6, 3000):
+        found = []
+        for first in range(0, min(3000, 500 * num), num):
+            cells, own = index[first : first + num], tokens[first : first + num]
+            sum_ND, count_N = sum_by_position(own, cells, 10)
+            assert count_N.tolist() == cells.flatten().bincount(minlength=10).tolist()
+            seen = count_N.clamp(min=1)
+            squares = (own - (sum_ND / seen[:, None])[cells]).square().sum(1)
+            found.append(within_position_sd(squares, (1 - 1 / seen[cells]).sum(1)).item() ** 2)
+        assert mean(found) ** 0.5 == pytest.approx(0.3, rel=0.03)
 
 
 def test_rank_me_is_the_number_of_equal_directions_and_ignores_the_mean() -> None:
@@ -120,8 +150,17 @@ def test_alarms_continue_after_a_restart() -> None:
     for step, values in enumerate([HEALTHY, bad, bad]):
         alarms.judge(step, values)
     resumed = Alarms(warmup_steps=0)
-    resumed.load_state_dict(alarms.state_dict())
+    assert resumed.load_state_dict(alarms.state_dict())
     assert resumed.judge(3, bad) == ("features shrink",)
+
+
+def test_a_reference_by_another_rule_is_replaced() -> None:
+    before = {"reference": {"sd": 5.0, "rankme": 200.0}, "in_a_row": {"features shrink": 2}}
+    alarms = Alarms(warmup_steps=0)
+    assert not alarms.load_state_dict(before)
+    assert [alarms.judge(step, HEALTHY) for step in range(5)] == [()] * 5
+    assert alarms.state_dict()["reference"] == {"sd": 0.5, "rankme": 20.0}
+    assert [alarms.judge(step, HEALTHY | {"sd": 0.05}) for step in range(3)] == [(), (), ("features shrink",)]
 
 
 def test_objectives_without_these_numbers_raise_no_alarm() -> None:

@@ -20,7 +20,7 @@ from hjepa_train.base.distributed import average_gradients, rank, world_size
 from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.objectives.base import Batch
 from hjepa_train.objectives.contrast.simclr import Simclr, SimclrConfig, nt_xent
-from tests.checks import assert_flops_are_those_counted, assert_objective_contract
+from tests.checks import assert_flops_are_those_counted, assert_objective_contract, signals_of
 from tests.hjepa_train.test_ranks import train_ranks
 from tests.hjepa_train.tiny import STEPS, tiny_run
 from tests.processes import start_ranks
@@ -91,7 +91,11 @@ def test_the_objective_compares_what_the_head_makes_of_both_views() -> None:
     assert report["loss_B"].tolist() == pytest.approx(expected, rel=1e-10)
     assert loss.item() == pytest.approx(sum(expected) / GLOBAL_BATCH, rel=1e-10)
     apart = F.normalize(projected[0], dim=1) - F.normalize(projected[1], dim=1)
-    assert report["alignment"].item() == pytest.approx(apart.square().sum().item() / GLOBAL_BATCH, rel=1e-10)
+    found = signals_of(simclr, pairs, micro_batch=3)
+    assert found["alignment"] == pytest.approx(apart.square().sum().item() / GLOBAL_BATCH, rel=1e-10)
+    first = F.normalize(projected[0], dim=1)
+    potentials = [(-2 * (a - b).square().sum()).exp() for i, a in enumerate(first) for b in first[:i]]
+    assert found["uniformity"] == pytest.approx(torch.stack(potentials).mean().log().item(), rel=1e-10)
 
 
 def test_simclr_keeps_the_contract_of_objectives() -> None:
@@ -215,7 +219,7 @@ def test_ranks_have_the_losses_of_one_process_and_other_statistics_are_refused(s
     run = train(load_run_config(config), resume="auto", stop_after=16)
     expected, found = (read_metrics(folder / "metrics.jsonl") for folder in (alone, run))
     assert [row["proof"] for row in found] == [row["proof"] for row in expected]
-    for name in ("loss", "grad_norm", "alignment"):
+    for name in ("loss", "grad_norm", "alignment", "uniformity", "rankme"):
         assert [row[name] for row in found] == pytest.approx([row[name] for row in expected], rel=1e-5)
     with pytest.raises(ResumeMismatch, match=r"those of 16 images .* 4 here; set `training.micro_batch: 16`"):
         train(load_run_config(config, ["training.micro_batch=4"]), resume="auto")

@@ -19,7 +19,7 @@ from hjepa_train.objectives.base import Batch
 from hjepa_train.objectives.joint.hjepa import HJepa, HJepaConfig
 from hjepa_train.objectives.joint.predictor import PredictorConfig
 from hjepa_train.training.optimizer import OptimConfig, build_optimizer, set_rates
-from tests.checks import assert_images_do_not_meet, assert_objective_contract
+from tests.checks import assert_images_do_not_meet, assert_objective_contract, signals_of
 
 IMAGE_SIZE, NUM_STEPS = 32, 4
 NANO = VitConfig(width=32, depth=3, heads=2, patch=4)
@@ -206,21 +206,49 @@ def test_the_last_block_computes_what_a_whole_one_would() -> None:
     torch.testing.assert_close(block(tokens, visible, wanted=12), block(tokens, visible)[:, -12:])
 
 
-@pytest.mark.parametrize("levels", [1, 3, "depth"])
-def test_diagnosis_agrees_with_the_loss(levels) -> None:
-    hjepa = build(levels=levels)
-    found = hjepa.diagnose(batch(images(16)))
-    _, metrics = hjepa(batch(images(16)))
-    num_levels = 1 if levels == 1 else 3
-    assert {f"rho_l{n}" for n in range(num_levels)} <= set(found)
-    masks, target = hjepa.masking(torch.arange(16)), hjepa.targets(images(16))[0]
-    index, share = masks.levels[0].index_BMC, masks.levels[0].weight_BMC.float()
-    share = share / share.sum(-1, keepdim=True)
-    own = target[torch.arange(16)[:, None, None], index]
-    baseline = (F.smooth_l1_loss(target.mean(0)[index], own, reduction="none").mean(-1) * share).sum(-1).mean()
-    assert found["rho_l0"].item() == pytest.approx((metrics["loss_l0"] / baseline).item(), rel=1e-4)
-    assert found["target_distance"].item() == 0
-    assert found["rankme"].item() <= found["rankme_cap"].item() == 15
+@pytest.mark.parametrize("levels", [3, "depth"])
+def test_signals_are_their_definitions_written_with_loops(levels) -> None:
+    """ρ and the gap compare an image with all others, never with a mean in which it is itself."""
+    num, hjepa = 5, build(levels=levels).double()
+    pixels = images(num).double()
+    with torch.no_grad():
+        for parameter in hjepa.target.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+        masks = hjepa.masking(torch.arange(num))
+        context = hjepa.encode_context(pixels, masks)
+        predictions, targets = hjepa.predictor(context, masks), hjepa.targets(pixels)
+    found = signals_of(hjepa, batch(pixels), micro_batch=2)
+    for level, (predicted, target) in enumerate(zip(predictions, targets, strict=True)):
+        cells = masks.levels[0 if levels == "depth" else level]
+        loss = by_position = gap = 0.0
+        for b in range(num):
+            others = [other for other in range(num) if other != b]
+            for m in range(4):
+                mass = cells.weight_BMC[b, m].sum().item()
+                for c, cell in enumerate(cells.index_BMC[b, m].tolist()):
+                    share, own, mine = cells.weight_BMC[b, m, c].item() / mass, target[b, cell], predicted[b, m, c]
+                    mean = target[others, cell].mean(0)
+                    loss += share * F.smooth_l1_loss(mine, own).item()
+                    by_position += share * F.smooth_l1_loss(mean, own).item()
+                    to_others = sum(torch.cosine_similarity(mine, target[other, cell], dim=0) for other in others)
+                    gap += share * (torch.cosine_similarity(mine, own, dim=0) - to_others / (num - 1)).item()
+        assert found[f"rho_l{level}"] == pytest.approx(loss / by_position, rel=1e-9)
+        assert found[f"gap_l{level}"] == pytest.approx(gap / num / 4, rel=1e-9)
+    fine = targets[0].numpy()
+    within = fine.var(0, ddof=1).sum(-1).mean()
+    assert found["positional_share"] == pytest.approx(1 - within / fine.reshape(-1, 32).var(0, ddof=1).sum(), rel=1e-9)
+    squares, freedom = np.zeros(32), 0
+    for position in range(64):
+        tokens = context[masks.context_BK == position].numpy()
+        if len(tokens):
+            squares += ((tokens - tokens.mean(0)) ** 2).sum(0)
+            freedom += len(tokens) - 1
+    assert found["sd"] == pytest.approx(np.sqrt(squares / freedom).mean(), rel=1e-9)
+    pooled = targets[-1 if levels == "depth" else 0].numpy().mean(1)
+    sigma = np.linalg.svd(pooled - pooled.mean(0), compute_uv=False)
+    share = sigma[: num - 1] / sigma[: num - 1].sum()
+    assert found["rankme"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-9)
+    assert found["rankme_cap"] == num - 1
 
 
 def test_a_level_of_weight_zero_trains_nothing() -> None:
@@ -290,7 +318,7 @@ def test_sixty_four_images_are_overfitted_without_collapse() -> None:
     backbone = build_backbone("vit", VitConfig(width=48, depth=2, heads=2, patch=4), 32, seed=0)
     hjepa = HJepa(backbone, config, image_size=32, num_steps=num_steps, seed=0)
     optimizer = build_optimizer(hjepa, OptimConfig(lr=3e-3))
-    assert hjepa.diagnose(batch(pixels))["rho_l0"].item() > 1
+    assert signals_of(hjepa, batch(pixels))["rho_l0"] > 1
     for step in range(num_steps):
         loss, _ = hjepa(batch(pixels, first=64 * step))
         optimizer.zero_grad()
@@ -299,6 +327,6 @@ def test_sixty_four_images_are_overfitted_without_collapse() -> None:
         set_rates(optimizer, lr=lr, weight_decay=0.05)
         optimizer.step()
         hjepa.after_step(step, torch.tensor(True))
-    found = hjepa.diagnose(batch(pixels, first=64 * num_steps))
-    assert found["rho_l0"].item() < 0.5
-    assert found["gap_l0"].item() > 0.3
+    found = signals_of(hjepa, batch(pixels, first=64 * num_steps))
+    assert found["rho_l0"] < 0.5
+    assert found["gap_l0"] > 0.3
