@@ -1,6 +1,6 @@
 """What must be the same on every rank, compared by all of them: what they were given, and their weights.
 
-A rank with another learning rate, seed or shards would train with the others to the end, on numbers that nobody wanted,
+A rank with another learning rate, seed or shards would train with the others to the end, on wrong numbers,
 and no message between ranks would show it.
 """
 
