@@ -65,5 +65,5 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _digest(tensor: Tensor) -> str:
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
     return hashlib.blake2b(data, digest_size=16).hexdigest()
