@@ -401,7 +401,7 @@ def _begin_files(folder: Path, config: RunConfig, start: int) -> int:
 
 
 def _lost_log_points(folder: Path, saved: checkpoint_files.Checkpoint, found: int) -> str:
-    """What is missing in a run's log, '' where nothing is. Training does not read it, so it goes on."""
+    """What is missing in a run's log, '' where nothing is. Training does not read it, so the run continues."""
     expected = saved.state.get("log_points")
     if found >= (1 if expected is None else expected):
         return ""

@@ -1,6 +1,6 @@
 """What must be the same on every rank, compared by all of them: what they were given, and their weights.
 
-A rank with another learning rate, seed or shards would train with the others to the end, on numbers that nobody wanted,
+A rank with another learning rate, seed or shards would train with the others to the end, on wrong numbers,
 and no message between ranks would show it.
 """
 
@@ -65,5 +65,5 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _digest(tensor: Tensor) -> str:
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
     return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -41,7 +41,7 @@ def completed(content: Mapping[str, Any]) -> dict[str, Any]:
     filled = with_missing_keys(content)
     try:
         return resolved(RunConfig.model_validate(filled), "saved").model_dump(mode="json")
-    except (ValidationError, InputError):  # whoever compares it names the keys
+    except (ValidationError, InputError):  # its comparison names the keys
         return filled
 
 

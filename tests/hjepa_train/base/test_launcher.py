@@ -16,7 +16,7 @@ WHOLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.
 
 def meet() -> None:
     with joined(torch.device("cpu"), 1):
-        pytest.fail("nobody else is there")
+        pytest.fail("no other rank is there")
 
 
 @pytest.mark.parametrize(

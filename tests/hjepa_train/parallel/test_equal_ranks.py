@@ -16,10 +16,10 @@ WORLD = 3
 
 def refusal(number: int) -> list[str]:
     """What a rank says in each case; '' where nothing is wrong."""
-    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    network = nn.Sequential(first := nn.Linear(3, 2), nn.BatchNorm1d(2))
     network.register_buffer("table", torch.full((2, 3), number == 1).T, persistent=False)  # not contiguous
     with torch.no_grad():
-        network[0].weight += number
+        first.weight += number
     share_weights(network)
     weights = {name: value.clone() for name, value in [*network.named_parameters(), *network.named_buffers()]}
     assert not weights["table"].any(), "rank 0's, of what no state_dict holds too"

@@ -63,7 +63,7 @@ class _LaterConfig(HJepaConfig):
     loss_scale: float = 2.0
 
 
-class _Later(HJepa):
+class _Later(HJepa):  # pyright: ignore[reportGeneralTypeIssues] final for the product
     def __init__(self, backbone: Any, config: _LaterConfig, **facts: Any) -> None:
         super().__init__(backbone, config, **facts)
         self._scale = config.loss_scale
