@@ -43,7 +43,7 @@ _HOUSES = {
         : cli __main__
     """,
     "hjepa_train": """
-        base: device distributed keyed_integers device_peaks metrics_file stop_signals phase_clock schedules
+        base: device full_memory distributed keyed_integers device_peaks metrics_file stop_signals phase_clock schedules
         modules: layers ema flop_count learning_signals block_masks anticollapse
         backbones: base vit registry
         objectives: base
@@ -54,7 +54,8 @@ _HOUSES = {
         data: augment micro_batches own_transform torch_dataset shared_classes labelled_images
         parallel: layout rank_watchdog memory_estimate
         checkpoints: sharded_metadata checkpoint_files sharded_files background_saver
-        evaluation: linear_knn_probes ridge_probe sgd_probe attentive_probe finished_probes online_probes
+        evaluation: frozen_features standardised_rows linear_knn_probes ridge_probe sgd_probe attentive_probe
+            probe_failures finished_probes online_probes
         reports: text_table metric_charts image_panels run_page run_report compare_runs run_log
         training: optimizer config nonfinite_guard out_of_memory trainer
         jobs: run dry_run evaluate bench bench_report speed_here export

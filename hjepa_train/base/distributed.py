@@ -115,6 +115,22 @@ def on_first(work: Callable[[], Value]) -> Value:
     return shared[0]
 
 
+def together(work: Callable[[], Value]) -> Value:
+    """What `work` gives on this rank, once every rank has done its own.
+
+    An error on one that a user can fix is an InputError on all of them, with what that rank says.
+    """
+    value, said = None, ""
+    try:
+        value = work()
+    except (InputError, ShardError) as error:
+        said = str(error) or type(error).__name__
+    for number, one in enumerate(gather(said)):
+        if one:
+            raise InputError(f"rank {number}: {one}" if world_size() > 1 else one)
+    return value  # pyright: ignore[reportReturnType] it is there where nothing was said
+
+
 def on_the_side(timeout_s: float) -> dist.ProcessGroup:
     """All ranks once more, for what they send each other in threads of their own. All ranks call it together."""
     group = dist.new_group(timeout=timedelta(seconds=timeout_s), backend="gloo")

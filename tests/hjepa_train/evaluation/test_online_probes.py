@@ -66,15 +66,6 @@ def test_it_finds_what_eval_finds_with_the_same_images(shards: Path, tmp_path: P
     assert found["ridge_target"] == rows["target"]["ridge"]
 
 
-def test_images_that_are_not_kept_are_read_again_and_give_the_same(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = train(load_run_config(tiny_run(shards, tmp_path / "a", evaluation=often())), stop_after=9)
-    monkeypatch.setattr("hjepa_train.evaluation.online_probes._MOST_KEPT_BYTES", 1000)
-    again = train(load_run_config(tiny_run(shards, tmp_path / "b", evaluation=often())), stop_after=9)
-    assert probed(again) == probed(kept) != {}
-
-
 def test_a_resumed_run_probes_at_the_same_steps(shards: Path, tmp_path: Path) -> None:
     whole = train(load_run_config(tiny_run(shards, tmp_path / "a", evaluation=often())))
     config = load_run_config(tiny_run(shards, tmp_path / "b", evaluation=often()))
