@@ -1,8 +1,8 @@
 """Features as most probes see them: standardised by the bank, a bounded number of rows at a time.
 
 The features of a large bank fill much of a device: a standardised copy of them, or one in double precision, would need
-as much again. So probes go over parts of at most `MOST_NUMBERS` numbers, each standardised when it is used; what fits
-into one part is standardised once and kept.
+as much again. So probes go over small parts of them, each standardised when it is used. Up to `MOST_HELD` numbers are
+one part, which is standardised once and kept.
 
 Legend: N rows, D dimensions.
 """
@@ -14,8 +14,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-MOST_NUMBERS = 2**25
-"""In a part: 134 MB in single precision. A bank of 10,000 rows of up to 3,355 dimensions is one."""
+MOST_HELD = 2**25
+"""Numbers, 134 MB in single precision: a bank of 10,000 rows of up to 3,355 dimensions."""
+_IN_A_PART = 2**22
+"""Of more, 17 MB."""
 
 
 @final
@@ -46,7 +48,7 @@ class StandardisedRows:
 
     def held(self) -> "Rows":
         """All of them as a tensor where they are one part."""
-        return self[:] if len(self) * self.dims <= MOST_NUMBERS else self
+        return self[:] if len(self) * self.dims <= MOST_HELD else self
 
 
 Rows = Tensor | StandardisedRows
@@ -70,9 +72,10 @@ def dims_of(rows: Rows) -> int:
 
 
 def parts(num_rows: int, numbers_a_row: int) -> Iterator[slice]:
-    """Slices of rows, one after another, of at most `MOST_NUMBERS` numbers each.
+    """Slices of rows, one after another: all of them where that is up to `MOST_HELD` numbers, else small parts.
 
     numbers_a_row: the most that is held of a row: dimensions, classes, or similarities to others.
     """
-    most = max(1, MOST_NUMBERS // numbers_a_row)
+    is_one = num_rows * numbers_a_row <= MOST_HELD
+    most = max(1, num_rows if is_one else _IN_A_PART // numbers_a_row)
     return (slice(start, min(start + most, num_rows)) for start in range(0, num_rows, most))
