@@ -247,7 +247,7 @@ class OnlineProbes:
         batches = images.batches(rank(), world)
         with _evaluating(self._encoders.values()):
             for _ in range(num_batches):
-                batch_B3RR = together(partial(next, batches))
+                batch_B3RR = self._in_step("images", partial(next, batches))
                 for name, encoder in self._encoders.items():
                     part_BD = self._in_step(name, partial(self._encode, encoder, batch_B3RR))
                     found[name].append(gather(part_BD))

@@ -9,6 +9,9 @@ import torch
 from hjepa_shards.errors import InputError
 from hjepa_train.base.full_memory import reporting_full_memory
 
+_SINGULAR = (torch.linalg.LinAlgError, np.linalg.LinAlgError)  # pyright: ignore[reportPrivateImportUsage] it is public
+"""What PyTorch raises, and NumPy and SciPy."""
+
 
 @contextmanager
 def probe_failures(what: str, smaller: str) -> Iterator[None]:
@@ -16,7 +19,7 @@ def probe_failures(what: str, smaller: str) -> Iterator[None]:
     try:
         with reporting_full_memory(f"{what}: the memory of this machine or of its device is full; {smaller}"):
             yield
-    except (torch.linalg.LinAlgError, np.linalg.LinAlgError) as error:  # the second is SciPy's too
+    except _SINGULAR as error:
         raise InputError(
             f"{what}: features whose product can be inverted expected, a singular matrix found "
             f"({str(error).partition(chr(10))[0]}); they may have collapsed: see the run's signals"

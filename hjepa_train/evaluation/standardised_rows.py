@@ -16,8 +16,8 @@ from torch import Tensor
 
 MOST_HELD = 2**25
 """Numbers, 134 MB in single precision: a bank of 10,000 rows of up to 3,355 dimensions."""
-_IN_A_PART = 2**22
-"""Of more, 17 MB."""
+_IN_A_PART = 2**21
+"""Of more, 8 MB."""
 
 
 @final
