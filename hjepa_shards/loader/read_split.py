@@ -60,7 +60,7 @@ def read_split(
         for first in range(start, start + most, batch):
             places = np.arange(first, min(first + batch, start + most))
             valid = places < stop
-            numbers = chosen[np.where(valid, places, min(start, num - 1))]
+            numbers = chosen[np.where(valid, places, start)]
             images = np.empty((len(numbers), image_size, image_size, 3), np.uint8)
             located = reader.locate_all(numbers.tolist())
             jobs = list(zip(located, reader.gather(located), images, strict=True))

@@ -266,6 +266,10 @@ def test_probes_during_a_run_say_how_many_images_have_a_label(tmp_path: Path) ->
         f"probes during the run: {found} images of {tmp_path}/mine/{split} have a label; the others are left out"
         for split, found in (("train", "24 of 32"), ("test", "6 of 8"))
     ]
+    bank, *_ = read_bank_and_test(config.data, config.evaluation, "mine", "test", torch.device("cpu"))
+    whole, some = torch.cat(list(bank.batches())), torch.tensor([5, 0, 23, 8])
+    assert torch.equal(bank.at(some), whole[some])
+    assert whole[:, 0].float().mean((1, 2)).gt(125).tolist() == bank.labels.bool().tolist(), "ants are red"
     _, objective = build_parts(config, 36, "tiny")
     probes = OnlineProbes(
         plan,
