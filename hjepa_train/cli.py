@@ -46,7 +46,7 @@ def _app_in_its_place() -> None:
             raise
         raise InputError(f"{error.name} is not installed; training needs it: pip install 'hjepa[train]'") from error
     except (RuntimeError, MemoryError) as error:
-        from hjepa_train.training.out_of_memory import is_full_memory
+        from hjepa_train.base.full_memory import is_full_memory
 
         if not is_full_memory(error):
             raise

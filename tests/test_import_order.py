@@ -43,8 +43,8 @@ _HOUSES = {
         : cli __main__
     """,
     "hjepa_train": """
-        base: device launcher distributed keyed_integers device_peaks metrics_file stop_signals phase_clock schedules
-            former_defaults
+        base: device full_memory launcher distributed keyed_integers device_peaks metrics_file stop_signals phase_clock
+            schedules former_defaults
         modules: layers ema flop_count learning_signals block_masks anticollapse
         backbones: base vit registry
         objectives: base
@@ -56,7 +56,8 @@ _HOUSES = {
             labelled_images
         parallel: equal_ranks layout rank_watchdog memory_estimate
         checkpoints: sharded_metadata checkpoint_files sharded_files background_saver
-        evaluation: linear_knn_probes ridge_probe sgd_probe attentive_probe finished_probes online_probes
+        evaluation: frozen_features standardised_rows linear_knn_probes ridge_probe sgd_probe attentive_probe
+            probe_failures finished_probes online_probes
         reports: text_table metric_charts image_panels run_page run_report compare_runs run_log
         training: optimizer config saved_config nonfinite_guard out_of_memory diagnosis trainer
         jobs: rank_facts resume_checks run dry_run evaluate bench bench_report speed_here export

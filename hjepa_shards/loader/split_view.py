@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, final, overload
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from hjepa_shards.base.notebook_html import SHOWN_IMAGES, Figure, pictures
@@ -17,9 +18,12 @@ from hjepa_shards.loader.sample_reader import DAMAGE, Located, SampleReader
 from hjepa_shards.shards.location import Place, manifest_at
 from hjepa_shards.shards.manifest import class_name
 from hjepa_shards.storage.remote_files import is_remote
+from hjepa_shards.storage.shard_cache import CacheConfig, shard_cache
 
 Transform = Callable[[Image.Image], Any]
 """An RGB image, as torchvision's datasets hand it to theirs -> what training or evaluation takes."""
+
+_LABELS_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,8 @@ class Sample:
 class SplitView(Sequence[Sample]):
     """The samples in manifest order, each read when it is needed. Threads and workers may share it."""
 
-    def __init__(self, place: str | Path, transform: Transform | None = None) -> None:
-        """place: a folder or URL. InputError or ManifestError where there is no built split.
+    def __init__(self, place: str | Path, transform: Transform | None = None, cache: CacheConfig | None = None) -> None:
+        """place: a folder or URL; cache: for a URL. InputError or ManifestError where there is no built split.
 
         transform: called with each image, a PIL.Image in RGB, when its sample is read; what it returns is the
         sample's `image`. A random one draws from its caller's generators, as with every map-style dataset. For workers
@@ -62,8 +66,9 @@ class SplitView(Sequence[Sample]):
         """
         self.place: Place = str(place).rstrip("/") if is_remote(str(place)) else Path(place)
         self.transform = transform
+        self.cache = cache
         self.manifest = manifest_at(self.place)
-        self._reader = SampleReader(store_at(self.place, self.manifest), self.manifest)
+        self._reader = SampleReader(store_at(self.place, self.manifest, shard_cache(cache)), self.manifest)
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -80,12 +85,24 @@ class SplitView(Sequence[Sample]):
         places = range(len(self))[index]
         return self._at(places) if isinstance(places, range) else self._at([places])[0]
 
+    def labels(self, limit: int | None = None) -> NDArray[np.int64]:
+        """Of all samples, or of the first `limit`, in manifest order; -1: none. No image is read.
+
+        SidecarError where an index is damaged.
+        """
+        num = min(len(self), len(self) if limit is None else limit)
+        labels = np.empty(num, np.int64)
+        for start in range(0, num, _LABELS_AT_ONCE):
+            samples = range(start, min(start + _LABELS_AT_ONCE, num))
+            labels[samples.start : samples.stop] = [found.label for found in self._reader.locate_all(samples)]
+        return labels
+
     def close(self) -> None:
         """Close the shards; they open again when they are needed."""
         self._reader.close()
 
-    def __reduce__(self) -> tuple[type["SplitView"], tuple[Place, Transform | None]]:
-        return SplitView, (self.place, self.transform)  # a spawned worker opens its own
+    def __reduce__(self) -> tuple[type["SplitView"], tuple[Place, Transform | None, CacheConfig | None]]:
+        return SplitView, (self.place, self.transform, self.cache)  # a spawned worker opens its own
 
     def __repr__(self) -> str:
         return f"<{self._title()}>"

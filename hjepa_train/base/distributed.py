@@ -131,12 +131,12 @@ def on_all(work: Callable[[], Value]) -> Value:
         value = work()
     except (InputError, ShardError) as raised:
         error = raised
-    said = gather(str(error) if error else None)
+    said = gather((str(error) or type(error).__name__) if error else None)
     if error:
         raise error
     for number, text in enumerate(said):
         if text is not None:
-            raise InputError(f"rank {number} cannot begin: {text}")
+            raise InputError(f"rank {number}: {text}")
     return value
 
 

@@ -1,32 +1,30 @@
-"""Labelled images that probes learn from and are tested on, and what an encoder makes of them.
+"""Labelled images that probes learn from and are tested on: labels in memory, pixels read each time they are needed.
 
 Bank and test are the first samples of their splits in manifest order, which is a keyed shuffle, so they are random
-subsets, the same for every run. Their labels meet by class name (shared_classes.py).
+subsets, the same for every run. Their labels meet by class name (shared_classes.py); samples without one are left out.
 
-Axes: N images, R pixels a side, D width, S tokens.
+Axes: N images, R pixels a side, B a batch.
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from hjepa_shards import SOURCES, DataConfig, manifest_at, place_of, read_split, splits_at
+from hjepa_shards import SOURCES, Batch, DataConfig, SplitView, manifest_at, place_of, read_split, splits_at
 from hjepa_shards.config import Strict
 from hjepa_shards.errors import InputError
-from hjepa_train.backbones.base import Backbone
-from hjepa_train.data.augment import normalise
-from hjepa_train.data.shared_classes import LabelNumbers, counted, label_numbers
+from hjepa_train.data.shared_classes import counted, label_numbers
 
 BATCH = 256
-_LAST_STAGES = 4
-_MOST_TOKEN_BYTES = 2**31
-"""Of an encoder's tokens that are kept between passes; above, the images are encoded again in each."""
 
 
 class EvaluationConfig(Strict):
@@ -54,12 +52,53 @@ class EvaluationConfig(Strict):
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Labelled:
-    """Images with their labels, on one device."""
+    """Labelled images of a split, in manifest order."""
 
-    images: Tensor
-    """uint8 [N, 3, R, R]"""
+    data: DataConfig
+    source: str
+    split: str
+    crop_share: float
+    samples_N: Tensor
+    """Their numbers in the split."""
     labels: Tensor
-    """int64 [N] numbers of train's classes, -1 where there is none"""
+    """int64 [N] numbers of train's classes, on the device that images come to"""
+    unlabelled: int
+    """Samples among those requested that have no label, and are none of these."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def share(self, rank: int, world: int) -> range:
+        """Which of them a rank reads."""
+        return range(rank * len(self) // world, (rank + 1) * len(self) // world)
+
+    def batches(self, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
+        """uint8 [B, 3, R, R], B up to 256: the images of a rank's share.
+
+        All ranks get as many batches of the same sizes; what is beyond a rank's share repeats an image of its own.
+        """
+        for batch in self._read(self.samples_N, BATCH, rank, world):
+            yield self._tensor(batch.images)
+
+    def at(self, index_B: Tensor) -> Tensor:
+        """uint8 [B, 3, R, R]: the images at these indices of [0, N)."""
+        [batch] = self._read(self.samples_N[index_B.cpu()], len(index_B), 0, 1)
+        return self._tensor(batch.images)
+
+    def _read(self, samples: Tensor, batch: int, rank: int, world: int) -> Iterator[Batch]:
+        return read_split(
+            place_of(self.data.root, self.source, self.split),
+            image_size=self.data.image_size,
+            batch=batch,
+            crop_share=self.crop_share,
+            samples=samples.numpy(),
+            rank=rank,
+            world=world,
+            cache=self.data.cache,
+        )
+
+    def _tensor(self, images: NDArray[np.uint8]) -> Tensor:
+        return torch.from_numpy(images).permute(0, 3, 1, 2).to(self.labels.device)
 
 
 @final
@@ -98,36 +137,10 @@ def held_out_split(data: DataConfig, source: str, wanted: str | None) -> str:
     return tests[0]
 
 
-def labelled_batches(
-    data: DataConfig, source: str, split: str, limit: int, crop_share: float
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images, uint8 [n, 3, R, R], and labels [n] of a split's first samples, a few at a time, on the CPU.
-
-    Labels are those of train: -1 where there is none, UNKNOWN for a class that train does not name. InputError where
-    the two cannot be compared.
-    """
-    numbers: LabelNumbers | None = None
-    for images, labels in _own_batches(data, source, split, limit, crop_share):
-        if numbers is None and (labels >= 0).any():
-            numbers = label_numbers(data, source, split)
-        yield images, numbers(labels) if numbers else labels
-
-
-def _own_batches(
-    data: DataConfig, source: str, split: str, limit: int, crop_share: float
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same with the labels of the split itself."""
-    batches = read_split(
-        place_of(data.root, source, split),
-        image_size=data.image_size,
-        batch=BATCH,
-        crop_share=crop_share,
-        limit=limit,
-        cache=data.cache,
-    )
-    for batch in batches:
-        images = torch.from_numpy(batch.images[batch.valid]).permute(0, 3, 1, 2)
-        yield images, torch.from_numpy(batch.labels[batch.valid])
+def split_labels(data: DataConfig, source: str, split: str, limit: int) -> Tensor:
+    """[N] labels of a split's first samples, the split's own numbers; -1: none. No image is read."""
+    with closing(SplitView(place_of(data.root, source, split), cache=data.cache)) as view:
+        return torch.from_numpy(view.labels(limit))
 
 
 def read_bank_and_test(
@@ -136,83 +149,56 @@ def read_bank_and_test(
     """The bank, the test without what cannot be scored, what was left out of it, and what has no image in the bank.
 
     Left out is what train does not have. A class of train that the bank's first samples happen to lack stays in the
-    test: a larger bank has it. InputError where a split has no label, or where nothing is left to be tested on.
+    test: a larger bank has it. Samples without a label are counted apart. InputError where a split has no label, or
+    where nothing is left to be tested on.
     """
-    bank = _read_labelled(data, source, "train", settings.bank, settings.crop_share)
-    own = _read_labelled(data, source, split, settings.test, settings.crop_share)
+    bank_own = _some_labels(data, source, "train", settings.bank)
+    own = _some_labels(data, source, split, settings.test)
     numbers = label_numbers(data, source, split)
-    bank_labels = label_numbers(data, source, "train")(bank.labels)
-    labels = numbers(own.labels)
+    bank_labels = label_numbers(data, source, "train")(bank_own)
+    labels = numbers(own)
     is_whole = settings.bank >= manifest_at(place_of(data.root, source, "train")).num_samples
-    counts = counted(bank_labels, labels, is_whole=is_whole) | (labels == -1)
+    counts = counted(bank_labels, labels, is_whole=is_whole)
     if not counts.any():
-        found = sorted({numbers.name(label) for label in own.labels.unique().tolist()})
+        found = sorted({numbers.name(label) for label in own[own >= 0].unique().tolist()})
         raise InputError(
             f"{numbers.where}: images of classes that {place_of(data.root, source, 'train')} has images of expected, "
             f"none among {len(labels):,}; their classes are {', '.join(map(repr, found[:5]))}"
             f"{f' and {len(found) - 5:,} more' if len(found) > 5 else ''}; name another split with --split"
         )
 
+    def labelled(name: str, of_train: Tensor, wanted: Tensor) -> Labelled:
+        return Labelled(
+            data=data,
+            source=source,
+            split=name,
+            crop_share=settings.crop_share,
+            samples_N=wanted.nonzero()[:, 0],
+            labels=of_train[wanted].to(device),
+            unlabelled=int((of_train == -1).sum()),
+        )
+
     def apart(rows: Tensor) -> Apart:
-        names = {numbers.name(label) for label in own.labels[rows].unique().tolist()}
+        names = {numbers.name(label) for label in own[rows].unique().tolist()}
         return Apart(images=int(rows.sum()), classes=tuple(sorted(names)))
 
     return (
-        Labelled(images=bank.images.to(device), labels=bank_labels.to(device)),
-        Labelled(images=own.images[counts].to(device), labels=labels[counts].to(device)),
-        apart(~counts),
-        apart(counts & (labels >= 0) & ~torch.isin(labels, bank_labels)),
+        labelled("train", bank_labels, bank_labels >= 0),
+        labelled(split, labels, counts),
+        apart(~counts & (labels != -1)),
+        apart(counts & ~torch.isin(labels, bank_labels)),
     )
 
 
-def _read_labelled(data: DataConfig, source: str, split: str, limit: int, crop_share: float) -> Labelled:
-    """A split's first samples, on the CPU, with its own labels. InputError where none has a label."""
-    pairs = list(_own_batches(data, source, split, limit, crop_share))
-    labels = torch.cat([labels for _, labels in pairs])
+def _some_labels(data: DataConfig, source: str, split: str, limit: int) -> Tensor:
+    """The same. InputError where none has a label."""
+    labels = split_labels(data, source, split, limit)
     if (labels < 0).all():
         raise InputError(
             f"{place_of(data.root, source, split)}: labels to probe for expected, none found; name a labelled source "
             "with --source: cifar10, say, or a folder that was built from train/<class>/ and test/<class>/"
         )
-    return Labelled(images=torch.cat([images for images, _ in pairs]), labels=labels)
-
-
-@torch.no_grad()
-def pooled_features(encoder: Backbone, images_N3RR: Tensor, data: DataConfig) -> Tensor:
-    """[N, D], an image's one vector each; from uint8."""
-    parts = (normalise(part.float(), mean=data.pixel_mean, std=data.pixel_std) for part in images_N3RR.split(BATCH))
-    return torch.cat([encoder.encode(encoder.embed(part)).pooled_BD for part in parts])
-
-
-@torch.no_grad()
-def last_stages(encoder: Backbone, images_N3RR: Tensor, data: DataConfig) -> Tensor:
-    """[N, 4 D]: the tokens of each of the last four stages averaged, side by side, without the final norm."""
-    stages = tuple(range(max(1, encoder.num_stages - _LAST_STAGES + 1), encoder.num_stages + 1))
-    parts = (normalise(part.float(), mean=data.pixel_mean, std=data.pixel_std) for part in images_N3RR.split(BATCH))
-    return torch.cat(
-        [
-            torch.cat([tokens.mean(1) for tokens in encoder.encode(encoder.embed(part), stages).stages], 1)
-            for part in parts
-        ]
-    )
-
-
-def token_reader(encoder: Backbone, images_N3RR: Tensor, data: DataConfig) -> Callable[[Tensor], Tensor]:
-    """What gives the last tokens [B, S, D] of the images at given indices [B].
-
-    They are kept in half precision where they fit into 2 GiB; else the encoder is run again for each batch.
-    """
-
-    @torch.no_grad()
-    def encode(images: Tensor) -> Tensor:
-        images = normalise(images.float(), mean=data.pixel_mean, std=data.pixel_std)
-        return encoder.encode(encoder.embed(images)).tokens_BND
-
-    first = encode(images_N3RR[:1])
-    if len(images_N3RR) * first.numel() * 2 > _MOST_TOKEN_BYTES:
-        return lambda index_B: encode(images_N3RR[index_B])
-    kept = torch.cat([encode(part).half() for part in images_N3RR.split(BATCH)])
-    return lambda index_B: kept[index_B].float()
+    return labels
 
 
 def _build(source: str, raw_source: str) -> str:

@@ -12,9 +12,11 @@ are given.
 Given up: sweeps of learning rates, augmentation, several seeds: a probe must be cheap, and the same for all
 rows of a table. Raw 32x32 pixels (D = 3,072, N = 10,000) are the most expensive: about 17 s of linear fits on 2
 cores.
+
+Memory besides the features is bounded (standardised_rows.py): neither N x C logits nor N similarities are ever whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
@@ -25,11 +27,14 @@ from torch.nn import functional as F
 
 from hjepa_shards.base.keyed_random import derive_key, permutation
 from hjepa_shards.errors import InputError
+from hjepa_train.evaluation.standardised_rows import Rows, dims_of, parts, standardise
 
 L2_CANDIDATES = (1e-2, 1e-3, 1e-4, 1e-5)  # of equals the first, most regularised one is taken
 NUM_ITERATIONS = 100
 NUM_NEIGHBOURS = 20
 TEMPERATURE = 0.07
+_MOST_HISTORY = 2**28
+"""Numbers that L-BFGS keeps of earlier iterations, 1 GiB: all 100 up to a million weights."""
 
 
 @final
@@ -59,6 +64,9 @@ class Pca:
     """[D, K], orthonormal columns"""
     variance: Tensor
     """[K]"""
+
+    def centre(self, features_ND: Tensor) -> Tensor:
+        return features_ND - self.mean
 
     def project(self, features_ND: Tensor) -> Tensor:
         return (features_ND - self.mean) @ self.axes
@@ -98,12 +106,8 @@ def knn_probe(
     with full_precision():
         components = fit_pca(bank_ND)
         plain, centred, whitened = (
-            knn_accuracy(seen, bank_labels_N, new, test_labels_M)
-            for seen, new in (
-                (bank_ND, test_MD),
-                (bank_ND - components.mean, test_MD - components.mean),
-                (components.whiten(bank_ND), components.whiten(test_MD)),
-            )
+            knn_accuracy(bank_ND, bank_labels_N, test_MD, test_labels_M, form=form)
+            for form in (_as_they_are, components.centre, components.whiten)
         )
     return plain, centred, whitened
 
@@ -112,33 +116,42 @@ def linear_probe(
     bank_ND: Tensor, bank_labels_N: Tensor, test_MD: Tensor, test_labels_M: Tensor, *, seed: int = 0
 ) -> tuple[float, float]:
     """Softmax regression on features of `checked`: percent right on the test, and the L2 chosen for it."""
-    bank_ND, test_MD = standardise(bank_ND, test_MD)
+    bank, test = standardise(bank_ND, test_MD)
     num_classes = int(torch.maximum(bank_labels_N.max(), test_labels_M.max())) + 1
-    held, rest = held_out_tenth(len(bank_ND), seed, bank_ND.device)
-
-    def accuracy(fitted: tuple[Tensor, Tensor], features: Tensor, labels: Tensor) -> float:
-        return percent(F.linear(features, *fitted).argmax(dim=1) == labels, labels)
-
+    held, rest = held_out_tenth(len(bank), seed, bank_ND.device)
+    seen, new = bank.only(rest), bank.only(held)
     with full_precision():
         on_held = {
-            l2: accuracy(
-                fit_linear(bank_ND[rest], bank_labels_N[rest], num_classes, l2),
-                bank_ND[held],
-                bank_labels_N[held],
-            )
+            l2: _accuracy(fit_linear(seen, bank_labels_N[rest], num_classes, l2), new, bank_labels_N[held])
             for l2 in L2_CANDIDATES
         }
+        del seen, new
         best = max(on_held, key=lambda l2: on_held[l2])
-        return accuracy(fit_linear(bank_ND, bank_labels_N, num_classes, best), test_MD, test_labels_M), best
+        fitted = fit_linear(bank.held(), bank_labels_N, num_classes, best)
+        return _accuracy(fitted, test, test_labels_M), best
+
+
+def _accuracy(fitted: tuple[Tensor, Tensor], rows: Rows, labels_N: Tensor) -> float:
+    """Percent right of weights [C, D] and biases [C]."""
+    return percent(predict(fitted, rows) == labels_N, labels_N)
+
+
+def predict(fitted: tuple[Tensor, Tensor], rows: Rows) -> Tensor:
+    """Classes [N], by weights [C, D] and biases [C] of the rows' kind of numbers."""
+    weight_CD, bias_C = fitted
+    logits = (F.linear(rows[part].to(weight_CD), weight_CD, bias_C) for part in parts(len(rows), max(weight_CD.shape)))
+    return torch.cat([part_BC.argmax(dim=1) for part_BC in logits])
 
 
 def pca(bank_ND: Tensor, test_MD: Tensor, dims: int = 30) -> tuple[Tensor, Tensor]:
     """Bank [N, dims] and test [M, dims] on the bank's first principal components (or all it has)."""
-    fitted = fit_pca(bank_ND.flatten(1).float(), dims)
-    return (
-        fitted.project(bank_ND.flatten(1).float())[:, :dims],
-        fitted.project(test_MD.flatten(1).float())[:, :dims],
-    )
+    fitted = fit_pca(bank_ND.flatten(1), dims)
+
+    def projected(features_ND: Tensor) -> Tensor:
+        rows = features_ND.flatten(1)
+        return torch.cat([fitted.project(rows[part].float())[:, :dims] for part in parts(*rows.shape)])
+
+    return projected(bank_ND), projected(test_MD)
 
 
 def chance(bank_labels_N: Tensor, test_labels_M: Tensor) -> float:
@@ -153,69 +166,131 @@ def fit_pca(bank_ND: Tensor, leading: int | None = None) -> Pca:
     In float64 on the CPU: not every device has it, and small variances drown in float32. From the smaller of the two
     products: [D, D], or [N, N] where there are fewer rows than dimensions.
     """
-    exact_ND = bank_ND.detach().cpu().double()  # MPS converts nothing to float64
-    mean_D = exact_ND.mean(dim=0)
-    exact_ND = (exact_ND - mean_D) / max(len(exact_ND) - 1, 1) ** 0.5
-    few_rows = exact_ND.shape[0] < exact_ND.shape[1]
     import scipy.linalg  # half a second, for those who probe
 
-    product = exact_ND @ exact_ND.T if few_rows else exact_ND.T @ exact_ND
+    rows, dims = bank_ND.shape
+    few_rows = rows < dims
+
+    def exact(part: slice) -> Tensor:
+        return bank_ND[part].detach().cpu().double()  # MPS converts nothing to float64
+
+    mean_D = sum((exact(part).sum(dim=0) for part in parts(rows, dims)), torch.zeros(dims).double()) / rows
+
+    def centred(part: slice) -> Tensor:
+        return exact(part).sub_(mean_D).div_(max(rows - 1, 1) ** 0.5)
+
+    whole_ND = centred(slice(None)) if few_rows else torch.empty(0)
+    if few_rows:
+        product = whole_ND @ whole_ND.T
+    else:
+        product = torch.zeros(dims, dims).double()
+        for part in parts(rows, dims):
+            part_BD = centred(part)
+            product.addmm_(part_BD.T, part_BD)
     first = max(len(product) - (leading or len(product)), 0)
     eigen = scipy.linalg.eigh(product.numpy(), subset_by_index=[first, len(product) - 1])
     variance_K, vectors_K = (torch.from_numpy(part).flip(-1) for part in eigen)
     real_K = variance_K > 1e-9 * variance_K[0].clamp(min=1e-30)
     variance_K, vectors_K = variance_K[real_K], vectors_K[:, real_K]
-    axes_DK = exact_ND.T @ vectors_K / variance_K.sqrt() if few_rows else vectors_K
-    return Pca(mean=mean_D.to(bank_ND), axes=axes_DK.to(bank_ND), variance=variance_K.to(bank_ND))
+    axes_DK = whole_ND.T @ vectors_K / variance_K.sqrt() if few_rows else vectors_K
+    mean_D, axes_DK, variance_K = (found.float().to(bank_ND.device) for found in (mean_D, axes_DK, variance_K))
+    return Pca(mean=mean_D, axes=axes_DK, variance=variance_K)
 
 
-def fit_linear(features_ND: Tensor, labels_N: Tensor, num_classes: int, l2: float) -> tuple[Tensor, Tensor]:
-    """Weights [C, D] and biases [C] of a softmax regression."""
-    dims = features_ND.shape[1]
-    flat = torch.zeros(num_classes * (dims + 1), device=features_ND.device, requires_grad=True)
+def fit_linear(rows: Rows, labels_N: Tensor, num_classes: int, l2: float) -> tuple[Tensor, Tensor]:
+    """Weights [C, D] and biases [C] of a softmax regression on standardised rows.
+
+    At most 100 iterations of at most 200 evaluations in all; logits are those of a part of the rows at a time.
+    """
+    dims = dims_of(rows)
+    flat = torch.zeros(num_classes * (dims + 1), device=labels_N.device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [flat], max_iter=NUM_ITERATIONS, max_eval=2 * NUM_ITERATIONS, line_search_fn="strong_wolfe"
+        [flat],
+        max_iter=NUM_ITERATIONS,
+        max_eval=2 * NUM_ITERATIONS,
+        history_size=max(1, min(NUM_ITERATIONS, _MOST_HISTORY // (2 * len(flat)))),
+        line_search_fn="strong_wolfe",
     )
 
-    def parts() -> tuple[Tensor, Tensor]:
+    def weights() -> tuple[Tensor, Tensor]:
         return flat[: num_classes * dims].view(num_classes, dims), flat[num_classes * dims :]
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        weight_CD, bias_C = parts()
-        loss = F.cross_entropy(F.linear(features_ND, weight_CD, bias_C), labels_N) + l2 * weight_CD.square().sum()
-        loss.backward()
-        return loss
+        total = flat.new_zeros(())
+        for part in parts(len(rows), max(num_classes, dims)):
+            weight_CD, bias_C = weights()
+            loss = F.cross_entropy(F.linear(rows[part], weight_CD, bias_C), labels_N[part])
+            loss = loss * ((part.stop - part.start) / len(rows))
+            if part.start == 0:
+                loss = loss + l2 * weight_CD.square().sum()
+            loss.backward()
+            total += loss.detach()
+        return total
 
     optimizer.step(closure)
-    weight_CD, bias_C = parts()
+    weight_CD, bias_C = weights()
     return weight_CD.detach(), bias_C.detach()
 
 
-def knn_predict(bank_ND: Tensor, bank_labels_N: Tensor, test_MD: Tensor, chunk: int = 512) -> Tensor:
-    """Classes [M] by cosine k-NN; equal votes go to the smaller class. A bank below 20 rows votes whole."""
-    bank_DN = F.normalize(bank_ND, dim=1).T
-    num_classes = int(bank_labels_N.max()) + 1
+def _as_they_are(features_ND: Tensor) -> Tensor:
+    return features_ND
+
+
+def knn_predict(
+    bank_ND: Tensor,
+    bank_labels_N: Tensor,
+    test_MD: Tensor,
+    chunk: int = 512,
+    *,
+    form: Callable[[Tensor], Tensor] = _as_they_are,
+) -> Tensor:
+    """Classes [M] by cosine k-NN; equal votes go to the smaller class. A bank below 20 rows votes whole.
+
+    chunk: rows of the test that are compared at once.  form: what is made of a part of the rows before.
+    """
+    num_classes, dims = int(bank_labels_N.max()) + 1, bank_ND.shape[1]
+    nearest: list[tuple[Tensor, Tensor]] = []
+    """Of each chunk, similarities and labels [B, K] of the nearest rows of the parts so far."""
+    for number, part in enumerate(parts(len(bank_ND), max(dims, chunk))):
+        bank_DN = F.normalize(form(bank_ND[part]), dim=1).T
+        found = [
+            _nearest(chunk_BD, bank_DN, bank_labels_N[part])
+            for test_part in parts(len(test_MD), dims)
+            for chunk_BD in F.normalize(form(test_MD[test_part]), dim=1).split(chunk)
+        ]
+        nearest = [_merged(*both) for both in zip(nearest, found, strict=True)] if number else found
     predicted: list[Tensor] = []
-    for part_BD in F.normalize(test_MD, dim=1).split(chunk):
-        similarity_BK, nearest_BK = (part_BD @ bank_DN).topk(min(NUM_NEIGHBOURS, len(bank_ND)))
-        votes_BC = similarity_BK.new_zeros(len(part_BD), num_classes)
-        votes_BC.scatter_add_(1, bank_labels_N[nearest_BK], (similarity_BK / TEMPERATURE).exp())
+    for similarity_BK, labels_BK in nearest:
+        votes_BC = similarity_BK.new_zeros(len(similarity_BK), num_classes)
+        votes_BC.scatter_add_(1, labels_BK, (similarity_BK / TEMPERATURE).exp())
         predicted.append(votes_BC.argmax(dim=1))
     return torch.cat(predicted)
 
 
-def knn_accuracy(bank_ND: Tensor, bank_labels_N: Tensor, test_MD: Tensor, test_labels_M: Tensor) -> float:
+def _nearest(test_BD: Tensor, bank_DN: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarities [B, K], the largest first, and labels [B, K]."""
+    similarity_BK, index_BK = (test_BD @ bank_DN).topk(min(NUM_NEIGHBOURS, bank_DN.shape[1]))
+    return similarity_BK, labels_N[index_BK]
+
+
+def _merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The nearest of two parts of the bank."""
+    similarity_BK, labels_BK = (torch.cat(both, dim=1) for both in zip(one, other, strict=True))
+    similarity_BK, index_BK = similarity_BK.topk(min(NUM_NEIGHBOURS, similarity_BK.shape[1]))
+    return similarity_BK, labels_BK.gather(1, index_BK)
+
+
+def knn_accuracy(
+    bank_ND: Tensor,
+    bank_labels_N: Tensor,
+    test_MD: Tensor,
+    test_labels_M: Tensor,
+    *,
+    form: Callable[[Tensor], Tensor] = _as_they_are,
+) -> float:
     """Percent right of cosine k-NN."""
-    return percent(knn_predict(bank_ND, bank_labels_N, test_MD) == test_labels_M, test_labels_M)
-
-
-def standardise(bank_ND: Tensor, test_MD: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean 0 and deviation 1 over the bank; a dimension that is constant there says nothing and becomes 0."""
-    deviation_D, mean_D = torch.std_mean(bank_ND, dim=0, correction=0)
-    says_nothing_D = deviation_D <= 1e-6 * mean_D.abs()  # rounding makes it differ a little from 0
-    scale_D = deviation_D.reciprocal().masked_fill(says_nothing_D, 0)
-    return (bank_ND - mean_D) * scale_D, (test_MD - mean_D) * scale_D
+    return percent(knn_predict(bank_ND, bank_labels_N, test_MD, form=form) == test_labels_M, test_labels_M)
 
 
 def held_out_tenth(num_rows: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -239,7 +314,7 @@ def checked(name: str, part: str, features: Tensor, labels_N: Tensor) -> Tensor:
             f"{len(flat_ND)} rows and {len(labels_N)} labels found"
         )
     check_labels(name, part, labels_N)
-    num_broken = int((~flat_ND.isfinite().all(dim=1)).sum())
+    num_broken = sum(int((~flat_ND[part].isfinite().all(dim=1)).sum()) for part in parts(*flat_ND.shape))
     if num_broken:
         raise InputError(
             f"{name}: {part}: finite features expected, NaN or infinity found in {num_broken} of "

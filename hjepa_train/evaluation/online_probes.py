@@ -1,39 +1,56 @@
 """What the encoders know about labels while they train: k-NN and a ridge probe on a few held-out images.
 
 A JEPA's loss does not show whether it learns; this curve does. At the first step, every few epochs and at the last
-step, on rank 0 while the others wait: each encoder's pooled features of some thousand images in single precision, then
-both probes in closed form (linear_knn_probes.py, ridge_probe.py). k-NN is the `knn` of `hjepa-train eval`, on a smaller
-bank.
+step: each encoder's pooled features of some thousand images in single precision, then both probes in closed form
+(linear_knn_probes.py, ridge_probe.py). k-NN is the `knn` of `hjepa-train eval`, on a smaller bank.
 
-Training does not notice: no gradient, no random number, no weight or buffer is touched. Images are kept as bytes where
-they fit into 256 MiB, and read again from the shards each time where they do not.
+Each rank encodes its share of the images, as many batches as the others, and has all features in the end. The ranks
+meet after each batch of each encoder and after each probe, so that none waits for another longer than one of these
+takes, and a failure on one ends the probe on all. It does not end the run.
+
+Training does not notice: no gradient, no random number, no weight or buffer is touched. Images are read from the shards
+each time.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import final
+from typing import Any, TypeVar, final
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
 from hjepa_shards import DataConfig, manifest_at, place_of
 from hjepa_shards.base.terminal import escape
 from hjepa_shards.errors import InputError, ShardError
-from hjepa_train.base.distributed import on_first
+from hjepa_train.backbones.base import Backbone
+from hjepa_train.base.distributed import gather, on_all, on_first, rank, world_size
 from hjepa_train.checkpoints import checkpoint_files
-from hjepa_train.data.labelled_images import EvaluationConfig, held_out_split, labelled_batches, pooled_features
-from hjepa_train.data.shared_classes import counted, require_shared_classes
+from hjepa_train.data.labelled_images import (
+    BATCH,
+    EvaluationConfig,
+    Labelled,
+    held_out_split,
+    read_bank_and_test,
+    split_labels,
+)
+from hjepa_train.data.shared_classes import require_shared_classes
+from hjepa_train.evaluation.frozen_features import pooled_features
 from hjepa_train.evaluation.linear_knn_probes import full_precision, knn_accuracy
+from hjepa_train.evaluation.probe_failures import probe_failures
 from hjepa_train.evaluation.ridge_probe import ridge_probe
 from hjepa_train.objectives.base import Objective
-from hjepa_train.parallel.layout import gathered, uncompiled
+from hjepa_train.parallel.layout import gathered, looking_on
 
-_MOST_KEPT_BYTES = 2**28
+Value = TypeVar("Value")
+
 _IMAGES_BETWEEN = 20
 """By default at least this many times as many images are trained on as are probed."""
+_FEWER = "set evaluation.during_bank and during_test lower, or evaluation.during_every_epochs to 0"
 
 
 @final
@@ -47,8 +64,6 @@ class ProbePlan:
     """Images of `source` train."""
     test: int
     """Images of `split`."""
-    is_whole: bool
-    """The bank is all of train."""
     every: float
     """Steps between two probes."""
 
@@ -63,7 +78,7 @@ def find_labels(
 ) -> ProbePlan | None:
     """What to probe during a run, None for nothing: by choice, or by default where no labels are there.
 
-    say: receives why labels that are there cannot be compared.
+    say: receives why labels that are there cannot be compared, and how many of the images have one where not all do.
     InputError where `during_every_epochs` was set and there is nothing to probe.
     """
     epochs = settings.during_every_epochs
@@ -74,19 +89,24 @@ def find_labels(
         split = held_out_split(data, source, settings.split)
         if not _are_comparable(data, source, split, None if epochs else say):
             return None
-        for name in ("train", split):
-            _, labels = next(labelled_batches(data, source, name, 32, settings.crop_share))
-            if (labels == -1).all():
+        num_train, num_test = (manifest_at(place_of(data.root, source, name)).num_samples for name in ("train", split))
+        bank, test = min(settings.during_bank, num_train), min(settings.during_test, num_test)
+        for name, limit in (("train", bank), (split, test)):
+            place, num_labelled = place_of(data.root, source, name), _num_labelled(data, source, name, limit)
+            if not num_labelled:
                 raise InputError(
-                    f"evaluation.during_every_epochs: labels in {place_of(data.root, source, name)} expected, none "
-                    "found; name a labelled source in evaluation.source, or set it to 0"
+                    f"evaluation.during_every_epochs: labels in {place} expected, none found; name a labelled source "
+                    "in evaluation.source, or set it to 0"
+                )
+            if num_labelled < limit:
+                say(
+                    f"probes during the run: {num_labelled:,} of {limit:,} images of {place} have a label; the others "
+                    "are left out"
                 )
     except (InputError, ShardError):
         if epochs is None:
             return None
         raise
-    num_train, num_test = (manifest_at(place_of(data.root, source, name)).num_samples for name in ("train", split))
-    bank, test = min(settings.during_bank, num_train), min(settings.during_test, num_test)
     if epochs is None:
         epochs = max(1, math.ceil(_IMAGES_BETWEEN * (bank + test) / global_batch / steps_per_epoch))
     return ProbePlan(
@@ -94,9 +114,12 @@ def find_labels(
         split=split,
         bank=bank,
         test=test,
-        is_whole=bank == num_train,
         every=max(1.0, epochs * steps_per_epoch),
     )
+
+
+def _num_labelled(data: DataConfig, source: str, split: str, limit: int) -> int:
+    return int((split_labels(data, source, split, limit) >= 0).sum())
 
 
 def _are_comparable(data: DataConfig, source: str, split: str, say: Callable[[str], None] | None) -> bool:
@@ -150,9 +173,10 @@ class OnlineProbes:
         require_probe(keep_best, objective, is_probed=plan is not None)
         self._plan, self._data, self._settings = plan, data, settings
         self._objective, self._encoders = objective, encoders
+        self._device = next(objective.parameters()).device
         self._num_steps, self._log_every = num_steps, log_every
         self._checkpoints, self._keep_best, self._say = checkpoints, keep_best, say
-        self._kept: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._images: tuple[Labelled, Labelled] | None = None
         self._last: tuple[int, dict[str, float]] = (0, {})
         self._best = -math.inf
 
@@ -161,7 +185,7 @@ class OnlineProbes:
         if self._plan is None or not self._is_due(step):
             return {}, False
         with gathered(self._objective):
-            values, is_best = on_first(lambda: self._probe_and_compare(step))
+            values, is_best = self._probe_and_compare(step)
         self._last = step, values
         return values, is_best
 
@@ -182,77 +206,77 @@ class OnlineProbes:
         except (InputError, ShardError) as error:  # a run of days does not end for a probe
             self._say(f"[yellow]note[/yellow] no probe after step {step}: {escape(str(error))}")
             return {}, False
+        return values, on_first(lambda: self._is_best(values, step))
+
+    def _is_best(self, values: dict[str, float], step: int) -> bool:
+        """So far. On the rank that has the checkpoints."""
         value = values.get(self._keep_best or "", math.nan)
         saved = checkpoint_files.best(self._checkpoints, self._keep_best, up_to=step - 1) if self._keep_best else None
         before = max(self._best, saved[1] if saved else -math.inf)  # the last one may still be on its way to the disk
         if not value > before:
-            return values, False
+            return False
         self._best = value
-        return values, True
+        return True
 
     @torch.no_grad()
     def _probe(self) -> dict[str, float]:
-        assert self._plan
-        bank, bank_labels = self._features("train", self._plan.bank)
-        test, test_labels = self._features(self._plan.split, self._plan.test)
-        counts = counted(bank_labels, test_labels, is_whole=self._plan.is_whole)
-        if not counts.any():
-            raise self._nothing_to_test()
-        test, test_labels = {name: features[counts] for name, features in test.items()}, test_labels[counts]
+        """By all ranks. InputError on all of them where it fails on one."""
+        if self._images is None:
+            self._images = on_all(self._read_labels)
+        bank, test = (self._features(images) for images in self._images)
+        bank_labels, test_labels = (images.labels for images in self._images)
         values: dict[str, float] = {}
         for name in self._encoders:
-            finite = bool(bank[name].isfinite().all() and test[name].isfinite().all())
             split = (bank[name], bank_labels, test[name], test_labels)
-            with full_precision():
-                values[f"knn_{name}"] = knn_accuracy(*split) if finite else math.nan
-                values[f"ridge_{name}"] = ridge_probe(*split)[0] if finite else math.nan
-        return dict(sorted(values.items()))
+            for probe, ask in (("knn", knn_accuracy), ("ridge", ridge_probe)):
+                values[f"{probe}_{name}"] = self._in_step(name, partial(_percent, ask, split))
+        return gather(dict(sorted(values.items())))[0]
 
-    def _features(self, split: str, limit: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Each encoder's features of the labelled images among the first `limit` of a split, and their labels."""
-        found: dict[str, list[Tensor]] = {name: [] for name in self._encoders}
-        every_label: list[Tensor] = []
-        with _evaluating(self._encoders.values()):
-            for images, labels in self._batches(split, limit):
-                if not (labels >= 0).any():
-                    continue
+    def _read_labels(self) -> tuple[Labelled, Labelled]:
+        assert self._plan
+        settings = self._settings.model_copy(update={"bank": self._plan.bank, "test": self._plan.test})
+        bank, test, _, _ = read_bank_and_test(self._data, settings, self._plan.source, self._plan.split, self._device)
+        return bank, test
+
+    def _features(self, images: Labelled) -> dict[str, Tensor]:
+        """Each encoder's [N, D], in manifest order, on all ranks."""
+        world = world_size()
+        found: dict[str, list[list[NDArray[np.float32]]]] = {name: [] for name in self._encoders}
+        num_batches = math.ceil(max(len(images.share(one, world)) for one in range(world)) / BATCH)
+        batches = images.batches(rank(), world)
+        with looking_on(self._objective):
+            for _ in range(num_batches):
+                batch_B3RR = self._in_step("images", partial(next, batches))
                 for name, encoder in self._encoders.items():
-                    on_device = images[labels >= 0].to(next(encoder.parameters()).device)
-                    found[name].append(pooled_features(encoder, on_device, self._data).float())
-                every_label.append(labels[labels >= 0])
-        if not every_label:
-            raise self._nothing_to_test()
-        features = {name: torch.cat(parts) for name, parts in found.items()}
-        return features, torch.cat(every_label).to(next(iter(features.values())).device)
+                    part_BD = self._in_step(name, partial(self._encode, encoder, batch_B3RR))
+                    found[name].append(gather(part_BD))
+        return {name: self._in_step(name, partial(self._whole, images, parts)) for name, parts in found.items()}
 
-    def _nothing_to_test(self) -> InputError:
-        assert self._plan
-        return InputError(
-            f"{place_of(self._data.root, self._plan.source, self._plan.split)}: images of classes that train has "
-            f"images of expected, none among {self._plan.test:,}; name another split in evaluation.split"
-        )
+    def _encode(self, encoder: Backbone, images_B3RR: Tensor) -> NDArray[np.float32]:
+        return pooled_features(encoder, self._data, images_B3RR).float().cpu().numpy()
 
-    def _batches(self, split: str, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
-        assert self._plan
-        if split in self._kept:
-            return iter(self._kept[split])
-        batches = labelled_batches(self._data, self._plan.source, split, limit, self._settings.crop_share)
-        images = self._plan.bank + self._plan.test
-        if images * 3 * self._data.image_size**2 > _MOST_KEPT_BYTES:
-            return batches
-        self._kept[split] = list(batches)
-        return iter(self._kept[split])
+    def _whole(self, images: Labelled, parts: list[list[NDArray[np.float32]]]) -> Tensor:
+        """[N, D] of each batch's features by rank. A share that is a smaller one ends with repeated images."""
+        shares = [
+            np.concatenate(of_rank)[: len(images.share(number, world_size()))]
+            for number, of_rank in enumerate(zip(*parts, strict=True))
+        ]
+        return torch.from_numpy(np.concatenate(shares)).to(self._device)
+
+    def _in_step(self, name: str, work: Callable[[], Value]) -> Value:
+        """Of the encoder `name`, with all ranks."""
+
+        def reporting() -> Value:
+            with probe_failures(name, _FEWER):
+                return work()
+
+        return on_all(reporting)
 
 
-@contextmanager
-def _evaluating(encoders: Iterable[nn.Module]) -> Iterator[None]:
-    """In evaluation mode and uncompiled; each part is back in its own mode after it."""
-    modes = [(part, part.training) for encoder in encoders for part in encoder.modules()]
-    for part, _ in modes:
-        part.training = False
-    try:
-        with uncompiled():
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+def _percent(ask: Callable[..., Any], split: tuple[Tensor, Tensor, Tensor, Tensor]) -> float:
+    """Right by a probe; NaN for features that are not finite."""
+    if not (split[0].isfinite().all() and split[2].isfinite().all()):
+        return math.nan
+    with full_precision():
+        found = ask(*split)
+    return found[0] if isinstance(found, tuple) else found

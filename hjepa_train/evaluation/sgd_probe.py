@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hjepa_shards.base.keyed_random import derive_key, permutation
-from hjepa_train.evaluation.linear_knn_probes import full_precision, held_out_tenth, percent, standardise
+from hjepa_train.evaluation.linear_knn_probes import full_precision, held_out_tenth, percent, predict
+from hjepa_train.evaluation.standardised_rows import Rows, dims_of, standardise
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of equals the first, smallest one is taken
 NUM_PASSES = 50
@@ -30,48 +31,47 @@ def sgd_probe(
     bank_ND: Tensor, bank_labels_N: Tensor, test_MD: Tensor, test_labels_M: Tensor, *, seed: int = 0
 ) -> tuple[float, float]:
     """Percent right on the test, and the learning rate chosen for it, of features of `checked`."""
-    bank_ND, test_MD = standardise(bank_ND, test_MD)
+    bank, test = standardise(bank_ND, test_MD)
     num_classes = int(torch.maximum(bank_labels_N.max(), test_labels_M.max())) + 1
-    held, rest = held_out_tenth(len(bank_ND), seed, bank_ND.device)
+    held, rest = held_out_tenth(len(bank), seed, bank_ND.device)
     with full_precision():
-        weight_HCD, bias_HC = fit_heads(bank_ND[rest], bank_labels_N[rest], num_classes, LEARNING_RATES, seed=seed)
-
-        def accuracy(head: int, features: Tensor, labels: Tensor) -> float:
-            return percent(F.linear(features, weight_HCD[head], bias_HC[head]).argmax(1) == labels, labels)
-
-        on_held = [accuracy(head, bank_ND[held], bank_labels_N[held]) for head in range(len(LEARNING_RATES))]
+        heads = zip(
+            *fit_heads(bank.only(rest), bank_labels_N[rest], num_classes, LEARNING_RATES, seed=seed), strict=True
+        )
+        heads, new = list(heads), bank.only(held)
+        on_held = [percent(predict(head, new) == bank_labels_N[held], held) for head in heads]
         best = on_held.index(max(on_held))
-        return accuracy(best, test_MD, test_labels_M), LEARNING_RATES[best]
+        return percent(predict(heads[best], test) == test_labels_M, test_labels_M), LEARNING_RATES[best]
 
 
 def fit_heads(
-    features_ND: Tensor, labels_N: Tensor, num_classes: int, learning_rates: tuple[float, ...], *, seed: int = 0
+    rows: Rows, labels_N: Tensor, num_classes: int, learning_rates: tuple[float, ...], *, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Weights [H, C, D] and biases [H, C], a head for each learning rate, each what it would have become alone."""
-    rows, dims = features_ND.shape
+    dims, device = dims_of(rows), labels_N.device
     with torch.enable_grad():
         heads = [
             (
-                torch.zeros(num_classes, dims, device=features_ND.device, requires_grad=True),
-                torch.zeros(num_classes, device=features_ND.device, requires_grad=True),
+                torch.zeros(num_classes, dims, device=device, requires_grad=True),
+                torch.zeros(num_classes, device=device, requires_grad=True),
             )
             for _ in learning_rates
         ]
         optimizer = torch.optim.SGD(
             [{"params": head, "lr": lr} for head, lr in zip(heads, learning_rates, strict=True)], momentum=MOMENTUM
         )
-        batches, order = math.ceil(rows / BATCH), torch.empty(0)
+        batches, order = math.ceil(len(rows) / BATCH), torch.empty(0)
         for step in range(NUM_PASSES * batches):
             number, batch = divmod(step, batches)
             if batch == 0:
-                order = torch.from_numpy(permutation(derive_key(seed, "probe", "sgd", number), rows))
-                order = order.to(features_ND.device)
+                order = torch.from_numpy(permutation(derive_key(seed, "probe", "sgd", number), len(rows)))
+                order = order.to(device)
             share = 0.5 * (1 + math.cos(math.pi * step / (NUM_PASSES * batches)))
             for group, lr in zip(optimizer.param_groups, learning_rates, strict=True):
                 group["lr"] = lr * share
             chosen = order[batch * BATCH : (batch + 1) * BATCH]
             logits = F.linear(
-                features_ND[chosen], torch.cat([weight for weight, _ in heads]), torch.cat([bias for _, bias in heads])
+                rows[chosen], torch.cat([weight for weight, _ in heads]), torch.cat([bias for _, bias in heads])
             )
             every_BH = labels_N[chosen].repeat_interleave(len(heads))
             loss = F.cross_entropy(logits.view(-1, num_classes), every_BH) * len(heads)  # the heads' means, summed

@@ -27,6 +27,7 @@ from hjepa_shards.errors import InputError
 from hjepa_train.base.device import choose_device
 from hjepa_train.base.device_peaks import MACHINES, device_name, machine_of
 from hjepa_train.base.distributed import joined
+from hjepa_train.base.full_memory import reporting_full_memory
 from hjepa_train.base.launcher import num_started
 from hjepa_train.base.phase_clock import PHASES, PREPARE, WAIT, PhaseClock, mark_borders
 from hjepa_train.checkpoints.checkpoint_files import recipe_facts
@@ -38,7 +39,7 @@ from hjepa_train.reports.run_log import RunLog
 from hjepa_train.training.config import RunConfig
 from hjepa_train.training.nonfinite_guard import NonfiniteGuard
 from hjepa_train.training.optimizer import build_optimizer
-from hjepa_train.training.out_of_memory import reporting_full_memory, smaller_steps
+from hjepa_train.training.out_of_memory import smaller_steps
 from hjepa_train.training.trainer import Hooks, Learner, fit
 
 WARM_UP = 5

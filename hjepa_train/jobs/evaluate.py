@@ -2,8 +2,9 @@
 
 Features are average-pooled (the attentive probe sees the tokens); which images, data/labelled_images.py says. Baselines
 are in the same table: chance, raw pixels, 30 principal components, and the same encoder untrained, with the same
-weights that the run began with. Each finished part is on disk at once (evaluation/finished_probes.py): an evaluation
-that was killed continues where it was, and another probe of the same checkpoint joins the numbers that are there.
+weights that the run began with. Images are read for each row of the table, and only that row's features are kept. Each
+finished part is on disk at once (evaluation/finished_probes.py): an evaluation that was killed continues where it was,
+and another probe of the same checkpoint joins the numbers that are there.
 """
 
 import copy
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, final, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hjepa_shards import DataConfig, load_mixture, manifest_at, place_of
@@ -25,20 +25,13 @@ from hjepa_train.backbones.base import Backbone
 from hjepa_train.base.device import choose_device, devices_here
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import restore
-from hjepa_train.data.labelled_images import (
-    Apart,
-    EvaluationConfig,
-    Labelled,
-    held_out_split,
-    last_stages,
-    pooled_features,
-    read_bank_and_test,
-    token_reader,
-)
+from hjepa_train.data.labelled_images import Apart, EvaluationConfig, Labelled, held_out_split, read_bank_and_test
 from hjepa_train.data.shared_classes import require_shared_classes
 from hjepa_train.evaluation.attentive_probe import attentive_probe
 from hjepa_train.evaluation.finished_probes import PROTOCOL, Finished, digest
+from hjepa_train.evaluation.frozen_features import features_of, last_stages, pixels, pooled_features, token_reader
 from hjepa_train.evaluation.linear_knn_probes import chance, checked, knn_probe, linear_probe, pca
+from hjepa_train.evaluation.probe_failures import probe_failures
 from hjepa_train.evaluation.ridge_probe import ridge_probe
 from hjepa_train.evaluation.sgd_probe import sgd_probe
 from hjepa_train.reports.run_report import read_evaluations, write_report
@@ -53,8 +46,6 @@ USUAL: tuple[Probe, ...] = ("linear", "knn", "ridge")
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 """Bank [N, D] and its labels [N], test [M, D] and its labels [M]."""
 
-_PIXELS_SIDE = 32
-"""Raw pixels of larger images are averaged down to this side: 150,528 dimensions would drown any probe."""
 _COLUMNS = (
     *("linear", "knn", "knn_centred", "knn_whitened", "dims", "l2", "ridge", "ridge_l2"),
     *("sgd", "sgd_lr", "sgd_last4", "sgd_last4_lr", "attentive", "attentive_lr"),
@@ -77,7 +68,8 @@ def evaluate(
     known_rows: rows that need no probing, such as the pixels' from another run's evaluation on the same images.
     say: receives what is being done, some minutes in all.
     changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in run_report.py.
-    InputError for what is not there (labels, classes in common, a checkpoint, a probe), ShardError for damaged shards.
+    InputError for what is not there (labels, classes in common, a checkpoint, a probe), a memory that is full and
+    features that a probe cannot use, ShardError for damaged shards.
     """
     config = load_saved_config(folder)
     settings = parse(
@@ -96,12 +88,11 @@ def evaluate(
 
     @cache
     def read() -> tuple[Labelled, Labelled, Apart, Apart]:
-        say(f"reading {name}")
         bank, test, left_out, unseen = read_bank_and_test(data, settings, name, split, device)
-        say(
-            f"{len(bank.labels):,} images of {name} train to learn from, {len(test.labels):,} of {name} {split} to be "
-            "tested on"
-        )
+        say(f"{len(bank):,} images of {name} train to learn from, {len(test):,} of {name} {split} to be tested on")
+        for images in (bank, test):
+            if images.unlabelled:
+                say(f"{images.unlabelled:,} more of {name} {images.split} have no label and are left out")
         return bank, test, left_out, unseen
 
     decides = _images(config, settings, name, split)
@@ -109,7 +100,9 @@ def evaluate(
     counts = finished.get(digest(decides), "chance")
     if counts is None:
         bank, test, left_out, unseen = read()
-        counts = {"chance": chance(bank.labels, test.labels), "bank": len(bank.labels), "test": len(test.labels)}
+        counts = {"chance": chance(bank.labels, test.labels), "bank": len(bank), "test": len(test)}
+        if bank.unlabelled or test.unlabelled:
+            counts["unlabelled"] = {"bank": bank.unlabelled, "test": test.unlabelled}
         counts |= {key: apart.as_dict() for key, apart in (("left_out", left_out), ("unseen", unseen)) if apart.images}
         finished.put(digest(decides), "chance", counts)
     rows = list(known_rows)
@@ -125,7 +118,7 @@ def evaluate(
         "checkpoint": path.name,
         "bank": counts["bank"],
         "test": counts["test"],
-        **{key: counts[key] for key in ("left_out", "unseen") if key in counts},
+        **{key: counts[key] for key in ("left_out", "unseen", "unlabelled") if key in counts},
         "crop_share": settings.crop_share,
         "chance": counts["chance"],
         "protocol": PROTOCOL,
@@ -169,14 +162,13 @@ class _Subject:
 
     @cached_property
     def pooled(self) -> Split:
-        if self.encoder is not None:
-            encoder = self.encoder
-            return self._split(*(pooled_features(encoder, part.images, self.data) for part in (self.bank, self.test)))
-        pixels = _pixels(self.bank.images), _pixels(self.test.images)
-        return self._split(*(pca(*pixels) if self.name == "PCA-30" else pixels))
+        form = pixels if self.encoder is None else partial(pooled_features, self.encoder, self.data)
+        bank, test = features_of(self.bank, form), features_of(self.test, form)
+        return self._split(*(pca(bank, test) if self.name == "PCA-30" else (bank, test)))
 
     def stages(self, encoder: Backbone) -> Split:
-        return self._split(*(last_stages(encoder, part.images, self.data) for part in (self.bank, self.test)))
+        form = partial(last_stages, encoder, self.data)
+        return self._split(features_of(self.bank, form), features_of(self.test, form))
 
     def _split(self, bank_ND: Tensor, test_MD: Tensor) -> Split:
         bank, test = self.bank.labels, self.test.labels
@@ -207,7 +199,7 @@ class _Subject:
         if self.encoder is None:
             return {}
         _, bank_labels, _, test_labels = self.pooled  # checked
-        bank, test = (token_reader(self.encoder, part.images, self.data) for part in (self.bank, self.test))
+        bank, test = (token_reader(self.encoder, self.data, part) for part in (self.bank, self.test))
         accuracy, lr = attentive_probe(bank, bank_labels, test, test_labels)
         return {"attentive": accuracy, "dims": self.encoder.width, "attentive_lr": lr}
 
@@ -236,7 +228,8 @@ def _row(
             "attentive": of.attentive,
         }
         for probe in missing:
-            finished.put(key, probe, ways[probe]())
+            with probe_failures(f"{features}: {probe}", "set --bank and --test lower"):
+                finished.put(key, probe, ways[probe]())
     found: dict[str, float] = {}
     for probe in PROBES:
         found |= finished.get(key, probe) or {}
@@ -276,12 +269,6 @@ def _weights(config: RunConfig, path: Path, features: str, encoder: Backbone | N
     if features == "untrained":
         return {"pixels": statistics, "backbone": config.backbone, "seed": config.run.seed}
     return {"pixels": statistics, "checkpoint": checkpoint_files.identity(path)}
-
-
-def _pixels(images: Tensor) -> Tensor:
-    """As they are, neither centred nor scaled: what a probe makes of that is part of the baseline."""
-    side = min(_PIXELS_SIDE, images.shape[-1])
-    return F.adaptive_avg_pool2d(images.float(), side).flatten(1)
 
 
 def _remember(path: Path, result: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from hjepa_train.base import schedules
 from hjepa_train.base.device import choose_device
 from hjepa_train.base.device_peaks import images_per_s_at_peak
 from hjepa_train.base.distributed import StopVote, gather, joined, on_all, on_first, rank, world_size
+from hjepa_train.base.full_memory import reporting_full_memory
 from hjepa_train.base.metrics_file import METRICS_FILE, read_metrics, truncate_metrics
 from hjepa_train.base.stop_signals import interrupts, leave
 from hjepa_train.checkpoints import checkpoint_files
@@ -45,7 +46,7 @@ from hjepa_train.reports.run_report import write_report
 from hjepa_train.training.config import CONFIG_FILE, RunConfig, TrainingConfig, build_parts
 from hjepa_train.training.nonfinite_guard import NonfiniteGuard
 from hjepa_train.training.optimizer import build_optimizer
-from hjepa_train.training.out_of_memory import micro_batch_of, reporting_full_memory, smaller_steps
+from hjepa_train.training.out_of_memory import micro_batch_of, smaller_steps
 from hjepa_train.training.saved_config import resolved, with_values
 from hjepa_train.training.trainer import Hooks, Learner, Schedule, fit
 

@@ -18,13 +18,14 @@ from hjepa_shards.base.machine_limits import memory
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_train.base.device import choose_device
 from hjepa_train.base.device_peaks import device_name, machine_of
+from hjepa_train.base.full_memory import reporting_full_memory
 from hjepa_train.base.launcher import num_started
 from hjepa_train.jobs.bench import drive, product_s
 from hjepa_train.jobs.dry_run import DryRun, SpeedHere
 from hjepa_train.jobs.run import autocast_of, objective_of
 from hjepa_train.training.config import RunConfig
 from hjepa_train.training.optimizer import build_optimizer
-from hjepa_train.training.out_of_memory import reporting_full_memory, smaller_steps
+from hjepa_train.training.out_of_memory import smaller_steps
 
 _WARM_UP, _STEPS = 2, 20
 _AT_MOST_S = 3.0

@@ -6,7 +6,8 @@ folder are read (config.yaml, metrics.jsonl, evaluation.json, pictures.png, the 
 state.json), so a report can be made of any run, on any machine, while it still trains.
 
 evaluation.json: [{source, split, bank, test, chance, rows: [{features, dims, knn, ...}, ...]}, ...];
-the probes are those of `_PROBE_NAMES`; left_out and unseen: {images, classes} of the test that the bank lacks.
+the probes are those of `_PROBE_NAMES`; left_out and unseen: {images, classes} of the test that the bank lacks;
+unlabelled: {bank, test}, images besides.
 """
 
 import json
@@ -193,7 +194,10 @@ def probed(evaluations: Sequence[dict[str, Any]]) -> TextTable:
 
 
 def _about_classes(evaluation: dict[str, Any]) -> Iterator[str]:
-    """Images of the test whose classes the bank does not have, and what became of them."""
+    """Images without a label, images of the test whose classes the bank does not have, and what became of them."""
+    if unlabelled := evaluation.get("unlabelled"):
+        of = " and ".join(f"{count(images)} of the {part}" for part, images in unlabelled.items() if images)
+        yield f"Images without a label, left out: {of}"
     for key, what in (
         ("left_out", "left out of the score, of {} that train does not have"),
         ("unseen", "counted as wrong, of {} without an image in this bank, which a larger one has"),
@@ -339,6 +343,7 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
         missing = [name for name in _EVALUATION if name not in fields]
         wrong = missing or [name for name, fits in _EVALUATION.items() if not fits(fields[name])]
         wrong = wrong or [name for name in ("left_out", "unseen") if not _is_apart(fields.get(name))]
+        wrong = wrong or ["unlabelled"] * (not _are_counts(fields.get("unlabelled", {})))
         if wrong:
             raise InputError(
                 f"{path}: evaluations with {', '.join(sorted(_EVALUATION))} expected, one without "
@@ -357,6 +362,11 @@ def _is_row(row: Any) -> bool:
         and isinstance(row.get("features"), str)
         and all(value is None or _is_number(value) for key, value in row.items() if key != "features")
     )
+
+
+def _are_counts(value: Any) -> bool:
+    """Images of bank and test, or nothing."""
+    return isinstance(value, dict) and value.keys() <= {"bank", "test"} and all(map(_is_number, value.values()))
 
 
 def _is_apart(value: Any) -> bool:

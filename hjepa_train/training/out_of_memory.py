@@ -1,34 +1,10 @@
-"""The error message where a device's memory is full, and what to do next."""
-
-import contextlib
-import re
-from collections.abc import Callable, Iterator
+"""What to do next where the steps of a run fill a device's memory."""
 
 import torch
 
-from hjepa_shards.errors import InputError
 from hjepa_train.base.distributed import world_size
 from hjepa_train.objectives.base import Objective
 from hjepa_train.training.config import TrainingConfig
-
-_FULL = re.compile("MPS backend out of memory|can't allocate memory")
-"""What PyTorch says on MPS and on a CPU, where it has no type of error for it."""
-
-
-def is_full_memory(error: Exception) -> bool:
-    """Whether PyTorch, NumPy or Python say with it that a memory is full."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_FULL.search(str(error)))
-
-
-@contextlib.contextmanager
-def reporting_full_memory(advice: Callable[[], str] | str) -> Iterator[None]:
-    """InputError where the device's memory is full.  advice: whose it is, with what, and what to do next."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_full_memory(error):
-            raise
-        raise InputError(advice if isinstance(advice, str) else advice()) from error
 
 
 def smaller_steps(training: TrainingConfig, objective: Objective, device: torch.device) -> str:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,12 @@ def train_main(number: int, folder: str) -> None:
         (Path(folder) / f"said-{number}").write_text(str(error))
 
 
-def train_ranks(config: Path, world: int, stop_after: int | None = None) -> list[str]:
+def train_ranks(
+    config: Path, world: int, stop_after: int | None = None, main: Callable[[int, str], None] = train_main
+) -> list[str]:
     """What each rank says that ends with an error."""
     torch.save({"world": world, "stop_after": stop_after, "port": free_port()}, config.parent / "task")
-    start_ranks(train_main, config.parent, world)
+    start_ranks(main, config.parent, world)
     return [path.read_text() for path in sorted(config.parent.glob("said-*"))]
 
 

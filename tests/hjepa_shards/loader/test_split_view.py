@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from hjepa_shards.building.build import BuildOptions, build
-from hjepa_shards.errors import ChecksumMismatch, ManifestError
+from hjepa_shards.errors import ChecksumMismatch, InputError, ManifestError
+from hjepa_shards.loader.read_split import read_split
+from hjepa_shards.loader.sample_reader import SampleReader
 from hjepa_shards.loader.split_view import SplitView
 from hjepa_shards.shards.manifest import load_manifest
 from hjepa_shards.shards.sidecar import Sidecar
@@ -82,3 +84,35 @@ def test_captions_come_along_and_a_flipped_bit_in_them_is_found(tmp_path: Path) 
 def test_a_place_without_a_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="a built split expected"):
         SplitView(tmp_path)
+
+
+def test_labels_are_those_of_the_samples_and_read_no_image(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = SplitView(shards / "digits" / "test")
+    expected = [sample.label for sample in view]
+    monkeypatch.setattr(SampleReader, "pixels", pytest.fail)
+    monkeypatch.setattr("hjepa_shards.loader.split_view._LABELS_AT_ONCE", 64)
+    assert view.labels().tolist() == expected
+    assert view.labels(70).tolist() == expected[:70]
+    assert view.labels(10_000).tolist() == expected
+    assert set(SplitView(shards / "photos" / "train").labels(5).tolist()) == {-1}
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_some_samples_of_a_split_are_read_in_their_order_by_any_number_of_ranks(shards: Path, world: int) -> None:
+    folder, chosen = shards / "digits" / "test", [150, 3, 77, 3, 199, 0, 12]
+    [whole] = read_split(folder, image_size=8, batch=200)
+    found = [list(read_split(folder, image_size=8, batch=2, samples=chosen, rank=r, world=world)) for r in range(world)]
+    assert len({len(batches) for batches in found}) == 1, "as many on all ranks"
+    read = [batch for batches in found for batch in batches]
+    assert np.concatenate([batch.samples[batch.valid] for batch in read]).tolist() == chosen
+    assert np.array_equal(np.concatenate([batch.images[batch.valid] for batch in read]), whole.images[chosen])
+    with pytest.raises(InputError, match="samples: numbers from 0 to 199 expected, 3 to 200 found"):
+        next(read_split(folder, image_size=8, batch=2, samples=[3, 200]))
+
+
+def test_more_ranks_than_samples_read_each_once(shards: Path) -> None:
+    ranks = [
+        list(read_split(shards / "digits" / "test", image_size=8, batch=4, samples=[5], rank=r, world=3))
+        for r in range(3)
+    ]
+    assert [batch.valid.tolist() for [batch] in ranks] == [[False], [False], [True]]

@@ -19,7 +19,7 @@ from hjepa_train import evaluate, load_run_config, train
 from hjepa_train.data.labelled_images import EvaluationConfig, read_bank_and_test
 from hjepa_train.data.shared_classes import UNKNOWN, counted, label_numbers, require_shared_classes
 from hjepa_train.evaluation.online_probes import OnlineProbes, find_labels
-from hjepa_train.reports.run_report import probed
+from hjepa_train.reports.run_report import probed, read_evaluations
 from hjepa_train.training.config import build_parts
 from tests.hjepa_shards.sources.layouts import put, tarred
 from tests.hjepa_train.tiny import tiny_run
@@ -230,3 +230,56 @@ def test_what_was_finished_with_other_names_is_probed_again(tmp_path: Path, scor
     assert percents(scored()) == {100 / 3}
     [result] = json.loads((tmp_path / "run" / "evaluation.json").read_bytes())
     assert result["protocol"] == 2
+
+
+def partly_labelled(root: Path) -> None:
+    """mine: 24 of 32 images of train and 6 of 8 of test have one of two labels."""
+    for split, number in (("train", 32), ("test", 8)):
+        files: dict[str, bytes] = {}
+        for n in range(number):
+            files[f"{n:03}.bmp"] = bmp(n % 2)
+            if n % 4 < 3:
+                files[f"{n:03}.cls"] = b"%d" % (n % 2)
+        index_tars(put(root / "mine" / split, {"0.tar": tarred(files)}))
+
+
+def test_a_partly_labelled_split_is_probed_with_its_count(tmp_path: Path, scored: Callable[..., Any]) -> None:
+    partly_labelled(tmp_path / "shards")
+    said: list[str] = []
+    result = scored(say=said.append)
+    assert percents(result) == {100.0}
+    assert (result["bank"], result["test"], result["unlabelled"]) == (24, 6, {"bank": 8, "test": 2})
+    assert "8 more of mine train have no label and are left out" in said
+    note = probed(read_evaluations(tmp_path / "run" / "evaluation.json")).note
+    assert "Bank 24, test 6;" in note
+    assert "Images without a label, left out: 8 of the bank and 2 of the test" in note
+
+
+def test_probes_during_a_run_say_how_many_images_have_a_label(tmp_path: Path) -> None:
+    partly_labelled(tmp_path)
+    path = tiny_run(
+        tmp_path, tmp_path / "run", data__sources=[{"name": "mine", "weight": 1}], evaluation={"crop_share": 1}
+    )
+    config, said = load_run_config(path), list[str]()
+    plan = find_labels(config.data, config.evaluation, steps_per_epoch=1, global_batch=8, say=said.append)
+    assert said == [
+        f"probes during the run: {found} images of {tmp_path}/mine/{split} have a label; the others are left out"
+        for split, found in (("train", "24 of 32"), ("test", "6 of 8"))
+    ]
+    bank, *_ = read_bank_and_test(config.data, config.evaluation, "mine", "test", torch.device("cpu"))
+    whole, some = torch.cat(list(bank.batches())), torch.tensor([5, 0, 23, 8])
+    assert torch.equal(bank.at(some), whole[some])
+    assert whole[:, 0].float().mean((1, 2)).gt(125).tolist() == bank.labels.bool().tolist(), "ants are red"
+    _, objective = build_parts(config, 36, "tiny")
+    probes = OnlineProbes(
+        plan,
+        objective,
+        config.data,
+        config.evaluation,
+        num_steps=36,
+        log_every=1,
+        checkpoints=tmp_path / "run",
+        keep_best=None,
+        say=pytest.fail,
+    )
+    assert set(probes(1)[0].values()) == {100.0}

@@ -1,6 +1,9 @@
 """Probes during a run: when, of what, as good as `eval` says, and without a trace in the training."""
 
+import itertools
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +13,16 @@ import torch
 from hjepa_shards import manifest_at
 from hjepa_shards.errors import InputError
 from hjepa_train import evaluate, load_run_config, train
+from hjepa_train.base.distributed import joined
 from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.checkpoints.checkpoint_files import best, latest, load, read_state
+from hjepa_train.data import labelled_images
 from hjepa_train.data.labelled_images import EvaluationConfig
+from hjepa_train.evaluation import online_probes
 from hjepa_train.evaluation.online_probes import OnlineProbes, find_labels
-from hjepa_train.training.config import build_parts
+from hjepa_train.training.config import RunConfig, build_parts
 from tests.hjepa_shards.loader.test_elastic import damage
-from tests.hjepa_train.test_ranks import train_ranks
+from tests.hjepa_train.test_ranks import environment, train_main, train_ranks
 from tests.hjepa_train.tiny import STEPS, tiny_run
 
 NAMES = ["knn_online", "knn_target", "ridge_online", "ridge_target"]
@@ -28,7 +34,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 def often(**changes: Any) -> dict[str, Any]:
     """After the first update, every 9, and the last."""
-    return settings(during_every_epochs=0.5, during_bank=60, during_test=40, **changes)
+    return settings(during_every_epochs=0.5, **{"during_bank": 60, "during_test": 40, **changes})
 
 
 def probed(run: Path) -> dict[int, dict[str, float]]:
@@ -66,15 +72,6 @@ def test_it_finds_what_eval_finds_with_the_same_images(shards: Path, tmp_path: P
     assert found["ridge_target"] == rows["target"]["ridge"]
 
 
-def test_images_that_are_not_kept_are_read_again_and_give_the_same(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept = train(load_run_config(tiny_run(shards, tmp_path / "a", evaluation=often())), stop_after=9)
-    monkeypatch.setattr("hjepa_train.evaluation.online_probes._MOST_KEPT_BYTES", 1000)
-    again = train(load_run_config(tiny_run(shards, tmp_path / "b", evaluation=often())), stop_after=9)
-    assert probed(again) == probed(kept) != {}
-
-
 def test_a_resumed_run_probes_at_the_same_steps(shards: Path, tmp_path: Path) -> None:
     whole = train(load_run_config(tiny_run(shards, tmp_path / "a", evaluation=often())))
     config = load_run_config(tiny_run(shards, tmp_path / "b", evaluation=often()))
@@ -89,14 +86,90 @@ def test_it_falls_on_the_first_log_point_of_each_interval(shards: Path, tmp_path
     assert list(probed(run)) == [1, 9, 21, 29, 36]  # log points are 1, 5, 9 ..; intervals begin at 9, 18, 27, 36
 
 
-def test_two_ranks_probe_once_and_continue_together(shards: Path, tmp_path: Path) -> None:
-    config = tiny_run(shards, tmp_path, evaluation=often(), training__keep_best="knn_target")
-    assert train_ranks(config, 2) == []
+def troubled_main(number: int, folder: str) -> None:
+    """Train. Rank 0 takes 12 s over the first probe; a device of rank 1 is full in the second one, and a matrix of
+    rank 0 is singular in the third."""
+    encodings, fits = itertools.count(), itertools.count()
+    encode, fit = online_probes.pooled_features, online_probes.ridge_probe
+
+    def encode_slowly(*given: Any) -> torch.Tensor:
+        call = next(encodings)
+        if number == 0 and call < 4:
+            time.sleep(3)
+        if number == 1 and call == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return encode(*given)
+
+    def fit_or_fail(*given: Any) -> tuple[float, float]:
+        if number == 0 and next(fits) == 2:
+            torch.linalg.cholesky(-torch.eye(2))
+        return fit(*given)
+
+    online_probes.pooled_features, online_probes.ridge_probe = encode_slowly, fit_or_fail
+    file = os.open(f"{folder}/printed-{number}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    train_main(number, folder)
+
+
+def test_two_ranks_survive_a_probe_that_is_slow_on_one_and_probes_that_fail_on_one(
+    shards: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(
+        shards, tmp_path, evaluation=often(), training__keep_best="knn_target", training__ranks_timeout_s=6
+    )
+    assert train_ranks(config, 2, main=troubled_main) == []
     run = tmp_path / "tiny"
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == list(range(STEPS))
-    assert list(probed(run)) == [1, 9, 18, 27, 36]
-    rows = {row["features"]: row for row in evaluate(run, bank=60, test=40)["rows"]}
+    assert list(probed(run)) == [1, 27, 36]
+    printed = (tmp_path / "printed-0").read_text()
+    assert "no probe after step 9: rank 1: online: the memory of this machine or of its device is full; set" in printed
+    assert "no probe after step 18: online: features whose product can be inverted expected, a" in printed
+    assert "no probe" not in (tmp_path / "printed-1").read_text()
+    rows = {row["features"]: row for row in evaluate(run, probes=("knn", "ridge"), bank=60, test=40)["rows"]}
     assert probed(run)[STEPS]["knn_online"] == rows["online"]["knn"]
+    assert probed(run)[STEPS]["ridge_target"] == rows["target"]["ridge"]
+    found = probed(run)
+    top = best(run / "checkpoints", "knn_target")
+    assert top is not None
+    assert top[0].name == f"step-{max(found, key=lambda one: (found[one]['knn_target'], -one)):08d}"
+
+
+def untrained_probes(config: RunConfig, folder: Path) -> OnlineProbes:
+    """Of the encoders that the run begins with, in batches of 8."""
+    labelled_images.BATCH = online_probes.BATCH = 8
+    _, objective = build_parts(config, STEPS, "test")
+    return OnlineProbes(
+        find_labels(config.data, config.evaluation, steps_per_epoch=18, global_batch=16),
+        objective,
+        config.data,
+        config.evaluation,
+        num_steps=STEPS,
+        log_every=1,
+        checkpoints=folder / "nothing is here",
+        keep_best="knn_target",
+        say=print,
+    )
+
+
+def probe_main(number: int, folder: str) -> None:
+    """Probe as one of several ranks."""
+    task: dict[str, Any] = torch.load(f"{folder}/task")
+    os.environ.update(environment(number, task["world"], task["port"]))
+    with joined(torch.device("cpu"), 30):
+        values = untrained_probes(load_run_config(Path(folder) / "run.yaml"), Path(folder))(1)
+        (Path(folder) / f"found-{task['world']}-{number}").write_text(json.dumps(values))
+
+
+def test_one_rank_two_and_four_find_the_same(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_run(shards, tmp_path, evaluation=often(during_bank=61, during_test=43))
+    for module in (labelled_images, online_probes):
+        monkeypatch.setattr(module, "BATCH", 8)
+    alone = untrained_probes(load_run_config(config), tmp_path)(1)
+    assert sorted(alone[0]) == NAMES
+    for world in (2, 4):
+        train_ranks(config, world, main=probe_main)
+        found = [json.loads((tmp_path / f"found-{world}-{number}").read_text()) for number in range(world)]
+        assert found == [list(alone)] * world
 
 
 def test_by_default_it_takes_a_small_share_of_the_images(shards: Path) -> None:
@@ -188,27 +261,19 @@ def test_the_best_is_known_before_its_checkpoint_is_on_the_disk(
     assert [watch(step)[1] for step in (1, 9, 18, 27)] == [True, True, False, True]
 
 
-def test_values_that_are_not_finite_are_written_as_null_and_are_never_the_best(
+def test_encoders_are_in_evaluation_mode_and_values_that_are_not_finite_are_written_as_null_and_are_never_the_best(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hjepa_train.evaluation import online_probes
-
     honest = online_probes.pooled_features
-    monkeypatch.setattr(online_probes, "pooled_features", lambda *given: honest(*given) * float("nan"))
+
+    def broken(encoder: torch.nn.Module, *given: Any) -> torch.Tensor:
+        assert not any(part.training for part in encoder.modules())
+        return honest(encoder, *given) * float("nan")
+
+    monkeypatch.setattr(online_probes, "pooled_features", broken)
     run = train(
         load_run_config(tiny_run(shards, tmp_path, evaluation=often(), training__keep_best="knn_target")), stop_after=3
     )
     row = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert row["knn_target"] is None
     assert best(run / "checkpoints", "knn_target") is None
-
-
-def test_encoders_are_probed_in_evaluation_mode_and_given_back_as_they_were() -> None:
-    from hjepa_train.evaluation.online_probes import _evaluating
-
-    inner = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(2, 2))
-    inner[1].eval()
-    with _evaluating([inner]):
-        assert not any(part.training for part in inner.modules())
-    assert [part.training for part in inner.modules()] == [True, True, False]
-    assert OnlineProbes

@@ -9,8 +9,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import RidgeClassifier
 from torch import Tensor
 
-from hjepa_train.evaluation.linear_knn_probes import held_out_tenth, standardise
+from hjepa_train.evaluation.linear_knn_probes import held_out_tenth
 from hjepa_train.evaluation.ridge_probe import L2_CANDIDATES, fit_ridge, ridge_probe
+from hjepa_train.evaluation.standardised_rows import standardise
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_the_probe_chooses_on_the_held_out_tenth_and_fits_all_of_the_bank(
     digits: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
     bank, labels, test, test_labels = digits
-    seen, new = standardise(bank, test)
+    seen, new = (rows[:] for rows in standardise(bank, test))
     held, rest = held_out_tenth(len(bank), 0, bank.device)
     scores = [
         RidgeClassifier(alpha=l2 * len(rest)).fit(seen[rest].numpy(), labels[rest].numpy()) for l2 in L2_CANDIDATES

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hjepa_shards.base.keyed_random import derive_key, permutation
-from hjepa_train.evaluation.linear_knn_probes import linear_probe, standardise
+from hjepa_train.evaluation.linear_knn_probes import linear_probe
 from hjepa_train.evaluation.sgd_probe import LEARNING_RATES, NUM_PASSES, fit_heads, sgd_probe
+from hjepa_train.evaluation.standardised_rows import standardise
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -61,7 +62,7 @@ def test_on_digits_it_comes_near_lbfgs_on_nine_tenths_of_the_images(digits: Spli
 def test_the_learning_rate_is_chosen_on_images_that_no_head_learnt_from(digits: Split) -> None:
     """Labels of the bank that say nothing: an accuracy far above chance would be one of seen images."""
     bank, labels, test, test_labels = digits
-    bank, test = standardise(bank, test)
+    bank, test = (rows[:] for rows in standardise(bank, test))
     shuffled = labels[torch.randperm(1000, generator=torch.Generator().manual_seed(0))]
     accuracy, _ = sgd_probe(bank, shuffled, test, test_labels)
     assert accuracy < 20

@@ -7,10 +7,14 @@ import json
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.linalg
+import torch
 import yaml
 
 from hjepa_shards import BuildOptions, build
@@ -18,7 +22,7 @@ from hjepa_shards.errors import InputError
 from hjepa_train import evaluate, load_run_config, train
 from hjepa_train.base.device import devices_here
 from hjepa_train.cli import main
-from hjepa_train.data.labelled_images import held_out_split
+from hjepa_train.data.labelled_images import Labelled, held_out_split
 from hjepa_train.jobs.evaluate import PROBES, USUAL, evaluate_all, probes_named
 from tests.conftest import Command, in_this_process
 from tests.hjepa_shards.loader.test_loader import mix
@@ -191,6 +195,51 @@ def test_wrong_probes_and_checkpoints_are_one_line_and_exit_code_2(
             assert code == 2
             assert said.count("\n") == 1
             assert expected in said
+
+
+@pytest.mark.parametrize(
+    ("fails", "said"),
+    [
+        (
+            lambda *_: torch.linalg.cholesky(-torch.eye(2)),
+            "features whose product can be inverted expected, a singular",
+        ),
+        (
+            lambda *_: scipy.linalg.eigh(np.full((2, 2), 1), -np.eye(2)),
+            "features whose product can be inverted expecte",
+        ),
+        (lambda *_: torch.empty(1 << 48), "the memory of this machine or of its device is full; set --bank and --test"),
+        (
+            lambda *_: np.empty(1 << 48),
+            "the memory of this machine or of its device is full; set --bank and --test low",
+        ),
+    ],
+)
+def test_a_full_memory_and_a_singular_matrix_are_one_line_and_exit_code_2(
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    fails: Callable[..., object],
+    said: str,
+) -> None:
+    command: Command = in_this_process("hjepa-train", main, monkeypatch, capfd)
+    monkeypatch.setattr("hjepa_train.jobs.evaluate.ridge_probe", fails)
+    code, _, err = command("eval", run, "--probe", "ridge")
+    assert code == 2
+    assert err.startswith(f"error: raw pixels: ridge: {said}")
+    assert err.count("\n") == 1
+
+
+def test_tokens_that_are_not_kept_are_read_again_and_give_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hjepa_train.evaluation.attentive_probe.LEAST_STEPS", 20)
+    kept = evaluate(run, probes=("attentive",), bank=60, test=40)["rows"][-1]
+    (run / "evaluated.jsonl").unlink()
+    monkeypatch.setattr("hjepa_train.evaluation.frozen_features._MOST_TOKEN_BYTES", 1000)
+    read, at = [], Labelled.at
+    monkeypatch.setattr(Labelled, "at", lambda self, index: read.append(len(index)) or at(self, index))
+    again = evaluate(run, probes=("attentive",), bank=60, test=40)["rows"][-1]
+    assert sum(read) > 3 * 20 * 54
+    assert again["attentive"] == pytest.approx(kept["attentive"], abs=2.6), "tokens were kept in half precision"
 
 
 def test_the_usual_probes_are_the_cheap_ones() -> None:

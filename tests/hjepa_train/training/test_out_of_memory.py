@@ -12,8 +12,8 @@ import torch
 
 from hjepa_shards.errors import InputError
 from hjepa_train import load_run_config, train
+from hjepa_train.base.full_memory import reporting_full_memory
 from hjepa_train.cli import main
-from hjepa_train.training.out_of_memory import reporting_full_memory
 from tests.conftest import in_this_process
 from tests.hjepa_train.tiny import tiny_run
 
