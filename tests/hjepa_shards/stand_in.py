@@ -25,7 +25,7 @@ def save_stand_in(
         members=["png"],
         shard_names=shard_pattern(name, split),
         shard_samples=np.array(shard_samples, np.int64),
-        shard_bytes=np.full(num_shards, 1024),
+        shard_bytes=np.array(shard_samples, np.int64) * 1024,
         shard_sha256=[hashlib.sha256(f"{pixels}{number}".encode()).hexdigest() for number in range(num_shards)],
         index_sha256=["0" * 64] * num_shards,
         keys_digest=[hashlib.md5(f"{keys}{number}".encode()).hexdigest() for number in range(num_shards)],

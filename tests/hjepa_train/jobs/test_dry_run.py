@@ -14,7 +14,7 @@ from hjepa_train.cli import main
 from hjepa_train.jobs.dry_run import ASSUMED_MFU, SpeedHere, as_tables, hours_table
 from hjepa_train.training.config import build_parts
 from tests.conftest import Command, in_this_process
-from tests.hjepa_train.tiny import STEPS, tiny_run
+from tests.hjepa_train.tiny import PROBED, STEPS, tiny_run
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SHIPPED: dict[str, tuple[int, float, dict[str, int]]] = {
@@ -182,7 +182,9 @@ def test_what_the_run_or_its_evaluation_would_miss_is_noted(shards: Path, tmp_pa
 def test_what_a_run_would_refuse_is_refused_in_one_line(
     shards: Path, tmp_path: Path, command: Command, section: str, values: dict[str, Any], expected: str
 ) -> None:
-    code, out, err = command("run", change(tiny_run(shards, tmp_path), section, **values), "--dry-run")
+    code, out, err = command(
+        "run", change(tiny_run(shards, tmp_path, evaluation=PROBED), section, **values), "--dry-run"
+    )
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
     assert expected in err

@@ -117,7 +117,9 @@ def test_plain_weights_are_those_of_the_checkpoint_with_what_they_need_to_be_use
         torch.testing.assert_close(found, target, rtol=0, atol=0)
     with safe_open(plain / "model.safetensors", "pt") as file:
         about = file.metadata()
-    assert json.loads(about["backbone"]) == {"vit": {"width": 24, "depth": 2, "heads": 2, "patch": 2}}
+    backbone = json.loads(about["backbone"])
+    assert list(backbone) == ["vit"]
+    assert backbone["vit"].items() >= {"width": 24, "depth": 2, "heads": 2, "patch": 2}.items()
     assert json.loads(about["checkpoint"]) == "step-00000005"
 
 

@@ -1,4 +1,4 @@
-"""What probes are given of an encoder; images and labels are tested with `eval` and in test_shared_classes.py."""
+"""What probes are given of an encoder."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hjepa_shards import DataConfig
 from hjepa_train.backbones.registry import build_backbone
 from hjepa_train.backbones.vit import VitConfig
 from hjepa_train.data.augment import normalise
-from hjepa_train.data.labelled_images import last_stages
+from hjepa_train.evaluation.frozen_features import last_stages
 
 
 @pytest.mark.parametrize("depth", [6, 3])
@@ -18,7 +18,7 @@ def test_the_last_four_blocks_are_averaged_side_by_side(depth: int) -> None:
     with torch.no_grad():
         patches = encoder.embed(normalise(images.float(), mean=data.pixel_mean, std=data.pixel_std))
         every = encoder.encode(patches, tuple(range(1, depth + 1))).stages
-    found = last_stages(encoder, images, data)
+    found = last_stages(encoder, data, images)
     assert found.shape == (3, 8 * min(4, depth))
     for b in range(3):
         for number, block in enumerate(range(max(0, depth - 4), depth)):
