@@ -111,7 +111,7 @@ def outcomes(tasks: Sequence[tuple[Mutation | None, Sequence[str]]], roots: Sequ
         late = [sentinel for sentinel, one in running.items() if time.monotonic() - one.began > TIMEOUT_S]
         for sentinel in {*(each for each in ended if isinstance(each, int)), *late}:
             one = running.pop(sentinel)
-            yield one.outcome()
+            yield one.outcome(is_late=sentinel not in ended)
             free.append(one.root)
 
 
@@ -127,15 +127,15 @@ class _Running:
             self._path.write_text(self._before.replace(mutation.old, mutation.new), encoding="utf-8")
         self.process = _start(tests, root)
 
-    def outcome(self) -> Outcome:
-        ended = not self.process.is_alive()
-        if not ended:
+    def outcome(self, *, is_late: bool) -> Outcome:
+        """is_late: tests that wait for ever have noticed."""
+        if is_late:
             os.killpg(self.process.pid or 0, signal.SIGKILL)
-        self.process.join()
+        self.process.join()  # it is ending, where it is not late: its pipe was closed first
         if self._path:
             self._path.write_text(self._before, encoding="utf-8")
             os.utime(self._path, ns=(self._times.st_atime_ns, self._times.st_mtime_ns))  # bytecode has another time
-        code = self.process.exitcode if ended else 1
+        code = 1 if is_late else self.process.exitcode
         found = {0: "survived", 1: "killed"}.get(code or 0, f"pytest ended with {code}")
         said = self.root.with_suffix(".log").read_text(errors="replace")[-4000:]
         return Outcome(mutation=self._mutation, found=found, said=said, seconds=time.monotonic() - self.began)
@@ -201,7 +201,7 @@ def main() -> None:
         roots = [copied(HERE, Path(scratch) / str(number)) for number in range(max(1, arguments.jobs))]
         for outcome in outcomes([(None, [test]) for test in _distinct(mutations)], roots):
             if outcome.found != "survived":
-                console.print("without any mutation the tests fail:", style="red")
+                console.print(f"without any mutation the tests fail ({outcome.found}):", style="red")
                 console.print(outcome.said, markup=False)
                 raise SystemExit(2)
         found: list[Outcome] = []
