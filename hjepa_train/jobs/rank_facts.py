@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from hjepa_shards import Mixture
+from hjepa_shards import DataConfig, Mixture, manifest_at, place_of
 from hjepa_shards.config import flatten
+from hjepa_train.evaluation.online_probes import ProbePlan
 from hjepa_train.training.config import RunConfig
 
 ADVICE = (
@@ -39,4 +40,17 @@ def rank_facts(config: RunConfig, mixture: Mixture, device: torch.device, **argu
         "training.device": device.type,
         "version of hjepa": version("hjepa"),
         "version of torch": torch.__version__,
+    }
+
+
+def probe_facts(data: DataConfig, plan: ProbePlan | None) -> dict[str, str]:
+    """The content of what is probed, of which each rank encodes its share. InputError where it is not there.
+
+    plan: None where nothing is probed.
+    """
+    splits = ("train", plan.split) if plan else ()
+    return {
+        f"content of {plan.source}/{split}": manifest_at(place_of(data.root, plan.source, split)).content_digest
+        for split in splits
+        if plan
     }

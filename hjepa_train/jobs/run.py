@@ -34,7 +34,7 @@ from hjepa_train.checkpoints.background_saver import Saver, restore
 from hjepa_train.data.micro_batches import page_locked, to_micro_batches
 from hjepa_train.evaluation.online_probes import OnlineProbes, find_labels
 from hjepa_train.jobs.rank_facts import ADVICE as RANKS_ADVICE
-from hjepa_train.jobs.rank_facts import rank_facts
+from hjepa_train.jobs.rank_facts import probe_facts, rank_facts
 from hjepa_train.jobs.resume_checks import as_begun, refuse_other_statistics, refuse_other_steps, refuse_uneven_ranks
 from hjepa_train.modules.learning_signals import Alarms
 from hjepa_train.objectives.base import Batch, Objective
@@ -164,6 +164,7 @@ def _train(
                 say=unsaid.append,
             )
         )
+        require_same(on_all(lambda: probe_facts(config.data, probe_plan)), RANKS_ADVICE)
         probes = OnlineProbes(
             probe_plan,
             objective,

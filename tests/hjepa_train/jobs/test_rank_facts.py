@@ -15,7 +15,7 @@ from hjepa_train import load_run_config, train
 from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.jobs import run
 from tests.hjepa_train.test_ranks import environment
-from tests.hjepa_train.tiny import tiny_run
+from tests.hjepa_train.tiny import PROBED, tiny_run
 from tests.processes import forked, free_port, start_ranks
 
 ADVICE = "; start all ranks with the same configuration, arguments, shards and versions"
@@ -74,6 +74,10 @@ def given_to(number: int, folder: Path, shards: str) -> list[tuple[dict[str, Any
         ({"logging": {"every_steps": 1 + number, "images_every": 0, "tensorboard": False}}, {"stop_after": 2}),
         ({"data__root": f"{folder}/nothing" if second else shards}, {"stop_after": 2}),
         ({"objective__hjepa": {"momentum": 0.8, **({"num_blocks": 3} if second else {})}}, {"stop_after": 2}),
+        (  # other images to be probed on, of the same source
+            {"data__root": f"{folder}/retested" if second else shards, "evaluation": PROBED},
+            {"stop_after": 2},
+        ),
         (  # what may differ: locations, threads, and whether a default is written out
             {
                 "data__root": f"{folder}/linked" if second else shards,
@@ -135,7 +139,10 @@ def perturbed(function: Callable[..., Any], part: Callable[[Any], Any], argument
 
 def test_what_ranks_may_not_differ_in_and_what_they_may(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(shards)
-    torch.save({"shards": str(shards), "ports": [free_port() for _ in range(9)]}, tmp_path / "task")
+    shutil.copytree(shards, tmp_path / "retested")
+    shutil.rmtree(tmp_path / "retested/digits/test")
+    build("digits", raw=None, out=tmp_path / "retested", splits=("test",), options=BuildOptions(limit=50))
+    torch.save({"shards": str(shards), "ports": [free_port() for _ in range(10)]}, tmp_path / "task")
     start_ranks(many_main, tmp_path)
     first, second = (torch.load(tmp_path / f"{number}.pt") for number in (0, 1))
     begins = "the ranks do not have the same: "
@@ -145,6 +152,7 @@ def test_what_ranks_may_not_differ_in_and_what_they_may(shards: Path, tmp_path: 
         f"{begins}logging.every_steps: 1 on rank 0, 2 on rank 1; start all ranks",
         None,
         f"{begins}objective.hjepa.num_blocks: 4 on rank 0, 3 on rank 1; start all ranks",
+        f"{begins}content of digits/test: ",
         "",
         "",
         f"{begins}backbone.",
