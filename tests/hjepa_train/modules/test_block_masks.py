@@ -76,12 +76,15 @@ def loop_draw(grid: int, seed: int, position: int, num_blocks: int, num_context:
     return sorted(context), [block - context for block in blocks]
 
 
+@pytest.mark.parametrize("is_large", [False, True], ids=["usual context", "all but the cells that blocks keep"])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_masks_follow_the_rule_written_with_loops(grid: int) -> None:
+def test_masks_follow_the_rule_written_with_loops(grid: int, is_large: bool) -> None:
     positions = [0, 7, 10**12 + grid]
-    masks = masking(grid)(torch.tensor(positions))
+    num_context = grid * grid - 4 if is_large else round(grid * grid / 4)
+    masks = masking(grid, num_context=num_context)(torch.tensor(positions))
     for row, position in enumerate(positions):
-        context, blocks = loop_draw(grid, 3, position, 4, round(grid * grid / 4))
+        context, blocks = loop_draw(grid, 3, position, 4, num_context)
+        assert all(blocks)
         assert masks.context_BK[row].tolist() == context
         for number, block in enumerate(blocks):
             assert set(masks.block_BMN[row, number].nonzero().flatten().tolist()) == block
