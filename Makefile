@@ -1,7 +1,7 @@
 # Two commands are all a newcomer types: `make quickstart` and `make test`. Everything else is set up by them.
 PY := .venv/bin/python
 # more processes than cores, of one thread each: half of the tests wait for servers, timeouts and other processes
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 4 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist worksteal
 FAST := $(PYTEST) -m "not slow"
 SETUP := .venv/.ready
 # containers like to set it; without bytecode every process that a command starts is seconds slower
@@ -32,7 +32,7 @@ wheel: $(SETUP)        ## sdist and wheel in dist/, tried in two empty environme
 
 coverage: $(SETUP)     ## the lines that no test reaches
 	OMP_NUM_THREADS=1 $(PY) -m coverage erase
-	OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest -n 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest -n 3 --dist worksteal
 	$(PY) -m coverage combine -q
 	$(PY) -m coverage report
 
