@@ -8,22 +8,15 @@ setting for as many FLOP. Each run is evaluated as `hjepa-train eval` does. Writ
 benchmarks/results/ablations_<hardware>_<date>.json and prints the table of docs/results.md.
 """
 
-import argparse
-import datetime
 import json
 import statistics
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
+from parallel_runs import is_job, parser_of, run_all, write_results
 
-from hjepa_shards import build
 from hjepa_train import RunConfig, evaluate, load_run_config, train
 from hjepa_train.base.metrics_file import read_metrics
-from hjepa_train.checkpoints.checkpoint_files import recipe_facts
 from hjepa_train.training.config import build_parts
 
 CONFIG = Path("configs/cifar10_cpu.yaml")
@@ -63,51 +56,27 @@ COLUMNS = ("linear", "knn")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw", type=Path, help="folder of the raw CIFAR-10")
-    parser.add_argument("--out", type=Path, default=Path("data/shards"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time, one thread each")
+    parser = parser_of(__doc__, "runs/ablations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--job", nargs=2, metavar=("VARIANT", "SEED"), help="only this one, in this process")
     arguments = parser.parse_args()
-    if arguments.job:
-        variant, seed = arguments.job
-        run_one(variant, int(seed), arguments.out, arguments.runs)
+    if is_job(arguments, run_one):
         return
-    build("cifar10", raw=arguments.raw, out=arguments.out)
     jobs = [(variant, seed) for seed in arguments.seeds for variant in VARIANTS]
-    with ThreadPoolExecutor(arguments.parallel) as pool:
-        list(pool.map(lambda job: run_in_process(job[0], job[1], arguments), jobs))
+    run_all(jobs, arguments, folder_of, "evaluation.json")
     results = {
         variant: [read_result(folder_of(arguments.runs, variant, seed)) for seed in arguments.seeds]
         for variant in VARIANTS
     }
-    facts = recipe_facts(device=torch.device("cpu"), world_size=1, eager=True) | {"threads": 1}
-    path = Path("benchmarks/results") / f"ablations_cpu_{datetime.date.today().isoformat()}.json"
-    path.write_text(json.dumps({"hardware": facts, "seeds": arguments.seeds, "runs": results}, indent=1) + "\n")
     print_table(results)
-    print(f"written to {path}")
+    write_results("ablations", {"seeds": arguments.seeds, "runs": results})
 
 
 def folder_of(runs: Path, variant: str, seed: int) -> Path:
     return runs / f"{variant.split(' (')[0].replace(' ', '-')}-{seed}"
 
 
-def run_in_process(variant: str, seed: int, arguments: argparse.Namespace) -> None:
-    folder = folder_of(arguments.runs, variant, seed)
-    if (folder / "evaluation.json").exists():
-        return
-    command = [sys.executable, __file__, "--job", variant, str(seed)]
-    command += ["--out", str(arguments.out), "--runs", str(arguments.runs)]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{folder}.log").open("w") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=log)
-
-
 def run_one(variant: str, seed: int, shards: Path, runs: Path) -> None:
-    """Train and evaluate one variant, on one thread."""
-    torch.set_num_threads(1)
+    """Train and evaluate one variant."""
     wanted, equal = (
         config_of(name, seed, shards, runs, NUM_IMAGES) for name in (variant, AS_COSTLY_AS.get(variant, SETTING))
     )

@@ -14,63 +14,33 @@ Writes benchmarks/results/alarms_cpu_<date>.json and prints the table of docs/re
 warm-up, beside the limit that its alarm has.
 """
 
-import argparse
-import datetime
-import json
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-from learning import OBJECTIVE, sabotage
+from learning import OBJECTIVE, folder_of, sabotage
+from parallel_runs import is_job, parser_of, run_all, write_results
 
-from hjepa_shards import build
 from hjepa_train import load_run_config, train
 from hjepa_train.base.metrics_file import read_metrics
-from hjepa_train.checkpoints.checkpoint_files import recipe_facts
 
 CONFIG = Path("configs/cifar10_cpu.yaml")
 JOBS = [("healthy", 0), ("no-target", 0), ("swapped", 0), ("regulariser", 0), ("healthy", 1), ("healthy", 2)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw", type=Path, help="folder of the raw CIFAR-10")
-    parser.add_argument("--out", type=Path, default=Path("data/shards"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/alarms"))
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--job", nargs=2, metavar=("VARIANT", "SEED"), help="only this one, in this process")
-    arguments = parser.parse_args()
-    if arguments.job:
-        variant, seed = arguments.job
-        run_one(variant, int(seed), arguments.out, arguments.runs)
+    arguments = parser_of(__doc__, "runs/alarms").parse_args()
+    if is_job(arguments, run_one):
         return
-    build("cifar10", raw=arguments.raw, out=arguments.out)
-    with ThreadPoolExecutor(arguments.parallel) as pool:
-        list(pool.map(lambda job: run_in_process(job, arguments), JOBS))
-    results = {f"{variant}-{seed}": read_result(arguments.runs / f"{variant}-{seed}") for variant, seed in sorted(JOBS)}
-    facts = recipe_facts(device=torch.device("cpu"), world_size=1, eager=True) | {"threads": 1}
-    path = Path("benchmarks/results") / f"alarms_cpu_{datetime.date.today().isoformat()}.json"
-    path.write_text(json.dumps({"hardware": facts, "runs": results}, indent=1) + "\n")
+    run_all(JOBS, arguments, folder_of, "report.md")
+    results = {
+        f"{variant}-{seed}": read_result(folder_of(arguments.runs, variant, seed)) for variant, seed in sorted(JOBS)
+    }
     print_table(results)
-    print(f"written to {path}")
-
-
-def run_in_process(job: tuple[str, int], arguments: argparse.Namespace) -> None:
-    variant, seed = job
-    command = [sys.executable, __file__, "--job", variant, str(seed)]
-    command += ["--out", str(arguments.out), "--runs", str(arguments.runs)]
-    log = arguments.runs / f"{variant}-{seed}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        subprocess.run(command, check=True, stdout=file, stderr=file)
+    write_results("alarms", {"runs": results})
 
 
 def run_one(variant: str, seed: int, shards: Path, runs: Path) -> None:
-    """Train one variant on one thread."""
-    torch.set_num_threads(1)
+    """Train one variant."""
     sabotage(variant)
     settings = {
         **{"run.name": f"{variant}-{seed}", "run.seed": seed, "run.folder": runs, "data.root": shards},

@@ -11,23 +11,16 @@ Variants:
 Writes benchmarks/results/learning_<hardware>_<date>.json and prints the table of docs/results.md.
 """
 
-import argparse
-import datetime
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
+from parallel_runs import is_job, parser_of, run_all, write_results
 
-from hjepa_shards import build
 from hjepa_train import evaluate, load_run_config, train
 from hjepa_train.base.metrics_file import read_metrics
-from hjepa_train.checkpoints.checkpoint_files import recipe_facts
 from hjepa_train.objectives.joint.hjepa import HJepa
 
 CONFIG = Path("configs/cifar10_cpu.yaml")
@@ -46,45 +39,21 @@ COLUMNS = ("linear", "knn", "knn_centred", "knn_whitened")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--raw", type=Path, help="folder of the raw CIFAR-10")
-    parser.add_argument("--out", type=Path, default=Path("data/shards"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/learning"))
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--job", nargs=2, metavar=("VARIANT", "SEED"), help="only this one, in this process")
-    arguments = parser.parse_args()
-    if arguments.job:
-        variant, seed = arguments.job
-        run_one(variant, int(seed), arguments.out, arguments.runs)
+    arguments = parser_of(__doc__, "runs/learning").parse_args()
+    if is_job(arguments, run_one):
         return
-    build("cifar10", raw=arguments.raw, out=arguments.out)
-    with ThreadPoolExecutor(arguments.parallel) as pool:
-        list(pool.map(lambda job: run_in_process(job, arguments), JOBS))
-    results = {f"{variant}-{seed}": read_result(arguments.runs / f"{variant}-{seed}") for variant, seed in JOBS}
-    facts = recipe_facts(device=torch.device("cpu"), world_size=1, eager=True) | {"threads": 1}
-    day = datetime.date.today().isoformat()
-    path = Path("benchmarks/results") / f"learning_cpu_{day}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"hardware": facts, "parallel": arguments.parallel, "runs": results}, indent=1) + "\n")
+    run_all(JOBS, arguments, folder_of, "evaluation.json")
+    results = {f"{variant}-{seed}": read_result(folder_of(arguments.runs, variant, seed)) for variant, seed in JOBS}
     print_table(results)
-    print(f"written to {path}")
+    write_results("learning", {"parallel": arguments.parallel, "runs": results})
 
 
-def run_in_process(job: tuple[str, int], arguments: argparse.Namespace) -> None:
-    variant, seed = job
-    if (arguments.runs / f"{variant}-{seed}" / "evaluation.json").exists():
-        return
-    command = [sys.executable, __file__, "--job", variant, str(seed)]
-    command += ["--out", str(arguments.out), "--runs", str(arguments.runs)]
-    log = arguments.runs / f"{variant}-{seed}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        subprocess.run(command, check=True, stdout=file, stderr=file)
+def folder_of(runs: Path, variant: str, seed: int) -> Path:
+    return runs / f"{variant}-{seed}"
 
 
 def run_one(variant: str, seed: int, shards: Path, runs: Path) -> None:
-    """Train and evaluate one variant, on one thread."""
-    torch.set_num_threads(1)
+    """Train and evaluate one variant."""
     sabotage(variant)
     base = load_run_config(CONFIG)
     config = base.model_copy(

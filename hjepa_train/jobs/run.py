@@ -164,7 +164,8 @@ def _train(
                 say=unsaid.append,
             )
         )
-        require_same(on_all(lambda: probe_facts(config.data, probe_plan)), RANKS_ADVICE)
+        if world_size() > 1:
+            require_same(on_all(lambda: probe_facts(config.data, probe_plan)), RANKS_ADVICE)
         probes = OnlineProbes(
             probe_plan,
             objective,

@@ -135,8 +135,7 @@ def test_two_ranks_survive_a_probe_that_is_slow_on_one_and_probes_that_fail_on_o
 
 
 def untrained_probes(config: RunConfig, folder: Path) -> OnlineProbes:
-    """Of the encoders that the run begins with, in batches of 8."""
-    labelled_images.BATCH = online_probes.BATCH = 8
+    """Of the encoders that the run begins with."""
     _, objective = build_parts(config, STEPS, "test")
     return OnlineProbes(
         find_labels(config.data, config.evaluation, steps_per_epoch=18, global_batch=16),
@@ -155,6 +154,7 @@ def probe_main(number: int, folder: str) -> None:
     """Probe as one of several ranks."""
     task: dict[str, Any] = torch.load(f"{folder}/task")
     os.environ.update(environment(number, task["world"], task["port"]))
+    labelled_images.BATCH = online_probes.BATCH = 8  # in a process of its own
     with joined(torch.device("cpu"), 30):
         values = untrained_probes(load_run_config(Path(folder) / "run.yaml"), Path(folder))(1)
         (Path(folder) / f"found-{task['world']}-{number}").write_text(json.dumps(values))
@@ -244,18 +244,7 @@ def test_the_best_is_known_before_its_checkpoint_is_on_the_disk(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_run_config(tiny_run(shards, tmp_path, evaluation=often()))
-    _, objective = build_parts(config, STEPS, "test")
-    watch = OnlineProbes(
-        find_labels(config.data, config.evaluation, steps_per_epoch=18, global_batch=16),
-        objective,
-        config.data,
-        config.evaluation,
-        num_steps=STEPS,
-        log_every=1,
-        checkpoints=tmp_path / "nothing is here",
-        keep_best="knn_target",
-        say=print,
-    )
+    watch = untrained_probes(config, tmp_path)
     found = iter([30.0, 40.0, 35.0, 41.0])
     monkeypatch.setattr(OnlineProbes, "_probe", lambda self: {"knn_target": next(found)})
     assert [watch(step)[1] for step in (1, 9, 18, 27)] == [True, True, False, True]
