@@ -197,13 +197,21 @@ def fit_pca(bank_ND: Tensor, leading: int | None = None) -> Pca:
     return Pca(mean=mean_D, axes=axes_DK, variance=variance_K)
 
 
+@torch.no_grad()
 def fit_linear(rows: Rows, labels_N: Tensor, num_classes: int, l2: float) -> tuple[Tensor, Tensor]:
     """Weights [C, D] and biases [C] of a softmax regression on standardised rows.
 
-    At most 100 iterations of at most 200 evaluations in all; logits are those of a part of the rows at a time.
+    At most 100 iterations of at most 200 evaluations in all. Logits are those of a part of the rows at a time, in
+    memory that is taken once: what L-BFGS keeps of each iteration would else come to lie between them.
     """
-    dims = dims_of(rows)
-    flat = torch.zeros(num_classes * (dims + 1), device=labels_N.device, requires_grad=True)
+    dims, num = dims_of(rows), len(rows)
+    flat = torch.zeros(num_classes * (dims + 1), device=labels_N.device)
+    flat.grad = gradient = torch.zeros_like(flat)
+    weight_CD, bias_C = _weights_in(flat, num_classes)
+    weight_gradient_CD, bias_gradient_C = _weights_in(gradient, num_classes)
+    most = next(parts(num, max(num_classes, dims))).stop
+    logits_NC, log_share_NC = (torch.empty(most, num_classes, device=flat.device) for _ in range(2))
+    one_more = torch.full((most, 1), -1 / num, device=flat.device)
     optimizer = torch.optim.LBFGS(
         [flat],
         max_iter=NUM_ITERATIONS,
@@ -212,25 +220,31 @@ def fit_linear(rows: Rows, labels_N: Tensor, num_classes: int, l2: float) -> tup
         line_search_fn="strong_wolfe",
     )
 
-    def weights() -> tuple[Tensor, Tensor]:
-        return flat[: num_classes * dims].view(num_classes, dims), flat[num_classes * dims :]
-
+    @torch.no_grad()
     def closure() -> Tensor:
-        optimizer.zero_grad()
-        total = flat.new_zeros(())
-        for part in parts(len(rows), max(num_classes, dims)):
-            weight_CD, bias_C = weights()
-            loss = F.cross_entropy(F.linear(rows[part], weight_CD, bias_C), labels_N[part])
-            loss = loss * ((part.stop - part.start) / len(rows))
-            if part.start == 0:
-                loss = loss + l2 * weight_CD.square().sum()
-            loss.backward()
-            total += loss.detach()
+        """The loss; `gradient` becomes its own."""
+        total = l2 * weight_CD.square().sum()
+        gradient.zero_()
+        for part in parts(num, max(num_classes, dims)):
+            row_BD, label_B = rows[part], labels_N[part]
+            logits_BC, log_share_BC = logits_NC[: len(row_BD)], log_share_NC[: len(row_BD)]
+            torch.addmm(bias_C, row_BD, weight_CD.T, out=logits_BC)
+            torch.log_softmax(logits_BC, 1, out=log_share_BC)
+            total += F.nll_loss(log_share_BC, label_B) * (len(row_BD) / num)
+            torch.exp(log_share_BC, out=logits_BC).mul_(1 / num)
+            logits_BC.scatter_add_(1, label_B[:, None], one_more[: len(row_BD)])
+            weight_gradient_CD.addmm_(logits_BC.T, row_BD)
+            bias_gradient_C.add_(logits_BC.sum(0))
+        weight_gradient_CD.add_(weight_CD * (2 * l2))
         return total
 
     optimizer.step(closure)
-    weight_CD, bias_C = weights()
-    return weight_CD.detach(), bias_C.detach()
+    return weight_CD, bias_C
+
+
+def _weights_in(flat: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Weights [C, D] and biases [C], as views."""
+    return flat[:-num_classes].view(num_classes, -1), flat[-num_classes:]
 
 
 def _as_they_are(features_ND: Tensor) -> Tensor:

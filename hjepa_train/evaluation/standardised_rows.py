@@ -17,7 +17,7 @@ from torch import Tensor
 MOST_HELD = 2**25
 """Numbers, 134 MB in single precision: a bank of 10,000 rows of up to 3,355 dimensions."""
 _IN_A_PART = 2**19
-"""Of more, 2 MB: of 8 MB, a fit of 200,000 rows left 200 MB of holes in the allocator's heap."""
+"""Of more, 2 MB: 1.2 times as fast as 8 MB, for a linear fit of 180,000 rows of 192 dimensions."""
 
 
 @final

@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hjepa_shards.errors import InputError
 from hjepa_train.evaluation.linear_knn_probes import (
@@ -207,3 +208,25 @@ def test_cifar10_baselines_are_the_published_ones() -> None:
     assert 37 < percent(images - images.mean(0), test_images - images.mean(0)) < 42
     assert 38 < percent(few_bank, few_test) < 44
     assert 35 < probe("PCA-30", few_bank, labels, few_test, test_labels).linear < 41
+
+
+class LargeMemory(TorchDispatchMode):
+    """The memory of tensors of at least so many numbers that operations make."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.numbers, self.made = numbers, dict[int, torch.UntypedStorage]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.numel() >= self.numbers:
+            self.made[found.untyped_storage().data_ptr()] = found.untyped_storage()  # held, or it would be used again
+        return found
+
+
+def test_iterations_of_the_linear_fit_take_no_more_memory_for_logits() -> None:
+    """What L-BFGS keeps of each would lie between them, and the process would grow by hundreds of megabytes."""
+    rows, labels = torch.randn(300, 4, generator=torch.Generator().manual_seed(0)), torch.arange(300) % 20
+    with LargeMemory(300 * 20) as large:
+        fit_linear(rows, labels, 20, 1e-5)
+    assert len(large.made) <= 3

@@ -13,6 +13,7 @@ import torch
 from hjepa_shards import manifest_at
 from hjepa_shards.errors import InputError
 from hjepa_train import evaluate, load_run_config, train
+from hjepa_train.backbones.base import Backbone
 from hjepa_train.base.distributed import joined
 from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.checkpoints.checkpoint_files import best, latest, load, read_state
@@ -255,7 +256,7 @@ def test_encoders_are_in_evaluation_mode_and_values_that_are_not_finite_are_writ
 ) -> None:
     honest = online_probes.pooled_features
 
-    def broken(encoder: torch.nn.Module, *given: Any) -> torch.Tensor:
+    def broken(encoder: Backbone, *given: Any) -> torch.Tensor:
         assert not any(part.training for part in encoder.modules())
         return honest(encoder, *given) * float("nan")
 
