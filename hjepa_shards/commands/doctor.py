@@ -67,7 +67,7 @@ while (spent := time.process_time() - started) < {_MEASURED_S}: decode(data); co
 rate = count / spent
 """
 _BUILT = "simplejpeg, as built"
-_COMPILED = ("images._resize", "loader._pread", "images._png")
+_COMPILED = ("images._resize", "loader._pread", "images._png", "images._jpeg")
 """Parts in C, each skipped where it could not be compiled."""
 _PATIENCE_S = 30
 """For one library to be imported and measured."""

@@ -18,7 +18,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from hjepa_shards.images.decode import decode, refuse_bomb
+from hjepa_shards.images.decode import decode, jpeg_pixels, refuse_bomb
 from hjepa_shards.images.image_formats import Codec, Colour, codec_of
 
 SIDE = 32
@@ -57,7 +57,7 @@ def small_pixels(data: bytes, width: int, height: int, colour: int, orientation:
     factor = reduction(data, width, height, colour, orientation)
     if factor > 1:
         with contextlib.suppress(ValueError):
-            refuse_bomb(data, *map(int, simplejpeg.decode_jpeg_header(data)[:2]))
+            refuse_bomb(data, jpeg_pixels(data))
             return simplejpeg.decode_jpeg(
                 data, colorspace="RGB", min_height=-(-height // factor), min_width=-(-width // factor)
             )

@@ -24,6 +24,10 @@ try:
     from hjepa_shards.images._resize import bilinear, mean
 except ImportError:  # no compiler where this was installed, or a processor that it is not written for
     bilinear = mean = None
+try:
+    from hjepa_shards.images._jpeg import num_pixels
+except ImportError:
+    num_pixels = None
 
 cv2.setNumThreads(0)  # the loader's threads are the parallelism
 
@@ -46,14 +50,14 @@ def decode(data: bytes, colour: int, orientation: int, shrink: int = 1) -> NDArr
     codec = codec_of(data)
     if plain and codec == Codec.JPEG:
         with contextlib.suppress(ValueError):
-            height, width = map(int, simplejpeg.decode_jpeg_header(data)[:2])
-            refuse_bomb(data, height, width)
+            refuse_bomb(data, jpeg_pixels(data))
             if shrink == 1:
                 return simplejpeg.decode_jpeg(data, colorspace="RGB")
+            height, width = map(int, simplejpeg.decode_jpeg_header(data)[:2])
             least_height, least_width = -(-height // shrink), -(-width // shrink)
             return simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=least_height, min_width=least_width)
     if plain and codec == Codec.PNG and is_whole(data):  # libspng shows flipped bits without a word
-        refuse_bomb(data, int.from_bytes(data[16:20]), int.from_bytes(data[20:24]))
+        refuse_bomb(data, int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]))
         with contextlib.suppress(RuntimeError, ValueError):
             return pyspng.load(data, "RGB")
     if plain and codec == Codec.WEBP:
@@ -64,12 +68,21 @@ def decode(data: bytes, colour: int, orientation: int, shrink: int = 1) -> NDArr
         return np.asarray(shown(data, image).rgb)
 
 
-def refuse_bomb(data: bytes, height: int, width: int) -> None:
+def jpeg_pixels(data: bytes) -> int:
+    """What a JPEG's header asks for. ValueError where it cannot be read."""
+    found = num_pixels(data) if num_pixels else -1
+    if found < 0:
+        height, width = map(int, simplejpeg.decode_jpeg_header(data)[:2])
+        found = height * width
+    return found
+
+
+def refuse_bomb(data: bytes, pixels: int) -> None:
     """DecodeError for an image that would fill memory or take minutes, before a fast decoder does as its header says.
 
-    height, width: as there. A sidecar is no proof of them: it may be a third party's too.
+    pixels: by the header. A sidecar is no proof of them: it may be a third party's too.
     """
-    if height * width > _SURELY_NO_BOMB:
+    if pixels > _SURELY_NO_BOMB:
         with opened(data):
             pass
 

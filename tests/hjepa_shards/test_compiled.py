@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ _resize = pytest.importorskip(
 )
 _pread = pytest.importorskip("hjepa_shards.loader._pread", reason="not compiled here")
 _png = pytest.importorskip("hjepa_shards.images._png", reason="not compiled here")
+_jpeg = pytest.importorskip("hjepa_shards.images._jpeg", reason="not compiled here")
 
 
 # ---- resize
@@ -302,3 +304,50 @@ def test_without_the_compiled_parts_batches_are_the_same(shards: Path, monkeypat
     monkeypatch.setattr("hjepa_shards.loader.shard_store.preads", None)
     monkeypatch.setattr("hjepa_shards.loader.png_batch.decode_pngs", None)
     assert delivered(opener(mixture), 120, global_batch=24) == expected
+
+
+# ---- the size of a JPEG
+
+
+def jpeg(height: int, width: int, **options: Any) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"comment": b"\xff\xc0\x00\x11\x08\x00\x01\x00\x01"},
+        {"exif": b"Exif\0\0" + bytes(9000)},
+    ],
+)
+def test_a_jpegs_pixels_are_those_of_its_own_frame(options: dict[str, Any]) -> None:
+    """Not of a thumbnail's, or of what looks like one in a comment."""
+    data = jpeg(300, 7, **options)
+    assert _jpeg.num_pixels(data) == 2100
+    start = data.index(b"\xff\xc2" if "progressive" in options else b"\xff\xc0", 0 if "comment" not in options else 60)
+    for end in range(start):
+        assert _jpeg.num_pixels(data[:end]) == -1
+
+
+def test_a_jpeg_that_is_unusual_is_left_to_the_library() -> None:
+    data = jpeg(30, 7)
+    for unusual in (
+        b"",
+        b"\xff",
+        data[:2] + b"\xff" + data[2:],
+        data[:2] + b"x" + data[2:],
+        data[:4] + bytes(2) + data[6:],
+    ):
+        assert _jpeg.num_pixels(unusual) == -1
+    with pytest.raises(TypeError):
+        _jpeg.num_pixels(bytearray(data))
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        changed = bytearray(data[: random.integers(0, 700)])
+        for _ in range(min(4, len(changed))):
+            changed[random.integers(len(changed))] = random.choice([0, 0xFF, 0xC0, 0xD8, 0xE0, random.integers(256)])
+        assert -1 <= _jpeg.num_pixels(bytes(changed)) < 2**32
