@@ -49,10 +49,11 @@ def step(model: Slow, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optim
 
 
 def test_each_phase_has_the_time_that_was_spent_in_it_with_micro_batches_too() -> None:
-    model, clock = Slow(), PhaseClock(DEVICE, waits=True)
+    model = Slow()
     optimizer, scaler = torch.optim.SGD(model.parameters()), torch.amp.GradScaler("cpu", enabled=False)
-    hooks = mark_borders(model, scaler, clock)
     began = time.perf_counter()
+    clock = PhaseClock(DEVICE, waits=True)
+    hooks = mark_borders(model, scaler, clock)
     for _ in range(3):
         step(model, scaler, optimizer, clock)
     took_s = time.perf_counter() - began
