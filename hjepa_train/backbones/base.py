@@ -1,17 +1,25 @@
 """What a backbone is to the rest: images become patches that carry their position, patches become features.
 
 Dropping patches (H-JEPA, MAE), replacing them (SimMIM, BEiT) and other resolutions happen between `embed` and
-`encode` and need no flags. A backbone that needs the whole grid refuses dropped patches by an error that
-names the alternative.
+`encode` and need no flags. A backbone that needs the whole grid says so (`takes_parts`), and gives out another grid:
+fewer cells, wider.
 
-Axes: B images, C channels, H W pixels, N patches, D width, K kept patches.
+Axes: B images, C channels, H W pixels, N patches or cells, D width, K kept patches, R prefix tokens.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from math import isqrt
 
 import torch
 from torch import Tensor, nn
+
+from hjepa_shards.base.keyed_random import derive_key
+from hjepa_shards.errors import InputError
+from hjepa_train.modules import flop_count
+from hjepa_train.modules.keyed_drops import Drops, draw_drops, number_layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,35 +51,80 @@ class Features:
     """What a backbone makes of patches."""
 
     tokens_BND: Tensor
-    """after the final norm, in the order of the patches"""
+    """after the final norm: in the order of the patches where the backbone takes parts, else cells row by row"""
     pooled_BD: Tensor
     """the image's one vector"""
     stages: tuple[Tensor, ...]
-    """tokens after the requested stages, without the final norm"""
+    """tokens after the requested stages, each of its own number and width, without the final norm"""
+    grid: int
+    """cells on a side of the whole image that come out"""
+    prefix_BRD: Tensor | None = None
+    """tokens that are of no place: class, distillation, registers, in this order; None where there are none"""
 
 
 class Backbone(nn.Module, ABC):
     """Images to features. Built initialised, from a keyed generator."""
 
     width: int
-    """of the tokens and of the pooled vector"""
+    """of the tokens and of the pooled vector that come out"""
+    embed_width: int
+    """of embedded patches, and so of a token that replaces one"""
     patch_size: int
-    """side of a cell of the grid, in pixels"""
+    """side of a cell that goes in, in pixels"""
+    stride: int
+    """side of a cell that comes out, in pixels"""
+    takes_parts: bool
+    """whether `encode` accepts patches of which some were taken away"""
     num_stages: int
     """the last one that `encode` can give"""
+    seed = 0
+    """what it drops in training is drawn by this (registry.py sets it)"""
 
     @abstractmethod
     def embed(self, images_BCHW: Tensor) -> Patches:
         """Square images with a side divisible by the patch size, as patches in row order."""
 
     @abstractmethod
-    def encode(self, patches: Patches, stages: tuple[int, ...] = ()) -> Features:
-        """stages: numbers from 1 to num_stages, ascending, whose tokens are wanted as well."""
+    def encode(self, patches: Patches, stages: tuple[int, ...] = (), *, drops: Drops | None = None) -> Features:
+        """stages: numbers from 1 to num_stages, ascending, whose tokens are wanted as well.
+
+        drops: by `draws`; without them nothing is dropped.
+        """
 
     @abstractmethod
+    def block_list(self) -> Sequence[nn.Module]:
+        """What is repeated in it: what is compiled, computed again in the backward pass and sharded, one by one."""
+
+    def draws(self, positions_B: Tensor, view: int = 0) -> Drops | None:
+        """What these images lose on their way through it in a training step; None where it drops nothing.
+
+        view: which crop of its image each of them is.
+        """
+        if not self.training or not any(self._drop_rates):
+            return None
+        return draw_drops(self._drop_rates, derive_key(self.seed, "drops", view), positions_B)
+
     def embed_flops(self, num_patches: int) -> int:
-        """Of one image's `embed`, forward, as flop_count.py counts."""
+        """Of one image's `embed`, forward, as flop_count.py counts. By default as PyTorch counts its operations."""
+        images = torch.empty(1, 3, *[isqrt(num_patches) * self.patch_size] * 2, device="meta")
+        return flop_count.counted(self, lambda: self.embed(images))
 
-    @abstractmethod
     def encode_flops(self, num_tokens: int) -> int:
         """Of one image's `encode` of this many patches, forward."""
+        images = torch.empty(1, 3, *[isqrt(num_tokens) * self.patch_size] * 2, device="meta")
+        whole = flop_count.counted(self, lambda: self.encode(self.embed(images)))
+        return whole - self.embed_flops(num_tokens)
+
+    @cached_property
+    def _drop_rates(self) -> list[float]:
+        return number_layers(self)
+
+
+def require_parts(backbone: Backbone, family: str) -> None:
+    """InputError where a backbone needs the whole grid.  family: what would take patches away."""
+    if not backbone.takes_parts:
+        raise InputError(
+            f"objective.{family}: takes patches away before the encoder, so a backbone that takes parts of an image "
+            f"expected (backbone.vit), {type(backbone).__name__} found, which needs the whole grid; choose vit, or "
+            "train this backbone with simclr or supervised"
+        )

@@ -15,4 +15,6 @@ BACKBONES: dict[str, tuple[type[Strict], type]] = {"vit": (VitConfig, ViT)}
 def build_backbone(name: str, config: Strict, image_size: int, *, seed: int) -> Backbone:
     """The backbone of that name for square images of `image_size` pixels; its weights depend on `seed` alone."""
     generator = torch.Generator().manual_seed(derive_key(seed, "backbone") >> 65)
-    return BACKBONES[name][1](config, image_size, generator)
+    backbone = BACKBONES[name][1](config, image_size, generator)
+    backbone.seed = seed
+    return backbone

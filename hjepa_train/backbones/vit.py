@@ -5,6 +5,7 @@ num_classes=0) and loads there with strict=True. A patch is embedded by one matr
 convolution: the same numbers, and much faster on a CPU.
 """
 
+from collections.abc import Sequence
 from typing import Literal, final
 
 import torch
@@ -16,6 +17,7 @@ from hjepa_shards.config import Strict
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone, Features, Patches
 from hjepa_train.modules import flop_count
+from hjepa_train.modules.keyed_drops import Drops
 from hjepa_train.modules.layers import Block, initialise, sincos_positions
 
 # width, depth, heads
@@ -87,7 +89,7 @@ class ViT(Backbone):
                 f"found in images of {image_size} pixels; use a larger patch"
             )
         self.width, self.num_stages, self.num_heads = config.shape
-        self.patch_size = config.patch
+        self.embed_width, self.patch_size, self.stride, self.takes_parts = self.width, config.patch, config.patch, True
         self.grid = image_size // config.patch
         self.patch_embed = nn.Module()
         self.patch_embed.proj = nn.Conv2d(3, self.width, config.patch, stride=config.patch)
@@ -109,7 +111,7 @@ class ViT(Backbone):
         index_BN = torch.arange(G * G, device=images_BCHW.device).expand(B, -1)
         return Patches(tokens_BND=tokens_BND, index_BN=index_BN, grid=G)
 
-    def encode(self, patches: Patches, stages: tuple[int, ...] = ()) -> Features:
+    def encode(self, patches: Patches, stages: tuple[int, ...] = (), *, drops: Drops | None = None) -> Features:
         tokens = patches.tokens_BND + F.embedding(patches.index_BN, self._positions(patches.grid))
         kept = []
         for number, block in enumerate(self.blocks, start=1):
@@ -117,7 +119,10 @@ class ViT(Backbone):
             if number in stages:
                 kept.append(tokens)
         tokens = self.norm(tokens)
-        return Features(tokens_BND=tokens, pooled_BD=tokens.mean(1), stages=tuple(kept))
+        return Features(tokens_BND=tokens, pooled_BD=tokens.mean(1), stages=tuple(kept), grid=patches.grid)
+
+    def block_list(self) -> Sequence[nn.Module]:
+        return list(self.blocks)
 
     def embed_flops(self, num_patches: int) -> int:
         return flop_count.matrix(num_patches, 3 * self.patch_size**2, self.width)

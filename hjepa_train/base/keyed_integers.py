@@ -16,9 +16,9 @@ def draw_integers(key: int, counter_B: Tensor, count: int) -> Tensor:
 
     key: 128 bits from `derive_key`; it names the purpose.  counter_B: int64, usually sample positions.
     """
-    state_B = _mix(_mix(counter_B ^ _signed(key)) ^ _signed(key >> 64))
-    column_C = _mix(torch.arange(count, device=counter_B.device) * 2 + 1)
-    return _shift_right(_mix(state_B[:, None] ^ column_C), 64 - BITS)
+    state_B = mixed(mixed(counter_B ^ _signed(key)) ^ _signed(key >> 64))
+    column_C = mixed(torch.arange(count, device=counter_B.device) * 2 + 1)
+    return _shift_right(mixed(state_B[:, None] ^ column_C), 64 - BITS)
 
 
 def below(integers: Tensor, bound: int | Tensor) -> Tensor:
@@ -26,7 +26,8 @@ def below(integers: Tensor, bound: int | Tensor) -> Tensor:
     return (integers * bound) >> BITS
 
 
-def _mix(z: Tensor) -> Tensor:
+def mixed(z: Tensor) -> Tensor:
+    """int64 of any shape to the same: each to its own word, all bits of which depend on all of its bits."""
     z = z + _signed(0x9E3779B97F4A7C15)
     z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)

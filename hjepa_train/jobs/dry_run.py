@@ -94,7 +94,8 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
         _, objective = build_parts(config, plan.steps, where)
     _refuse_nothing_to_probe(config, objective, not_built)
     parts, flops = tuple(_parts(objective)), objective.flops_per_image()
-    recompute(objective, training.activation_checkpointing)
+    if training.activation_checkpointing:
+        recompute(objective)
     rows = training.global_batch // ranks
     micro_batch = min(training.micro_batch or rows, rows)
     memory = memory_of_a_step(

@@ -16,7 +16,7 @@ from hjepa_train.base import schedules
 from hjepa_train.base.distributed import world_size
 from hjepa_train.base.former_defaults import AS_IT_WAS
 from hjepa_train.checkpoints.checkpoint_files import Checkpoint, damaged
-from hjepa_train.objectives.base import Objective
+from hjepa_train.objectives.base import Objective, adds_up
 from hjepa_train.parallel.layout import ScaleConfig
 from hjepa_train.training.config import RunConfig, TrainingConfig
 from hjepa_train.training.out_of_memory import micro_batch_of
@@ -105,7 +105,7 @@ def refuse_other_statistics(saved: Checkpoint, config: RunConfig, objective: Obj
     was = parse(TrainingConfig, saved.state["config"].get("training", {}), f"{saved.path}/state.json: training")
     world, before = world_size(), saved.state["recipe"]["world_size"]
     together, now = micro_batch_of(was, before) * before, micro_batch_of(config.training, world) * world
-    if together != now and not objective.is_additive:
+    if together != now and not adds_up(objective):
         raise ResumeMismatch(
             f"{saved.path}: this run began with other settings: its statistics are those of {together} images "
             f"(micro-batches of all ranks), {now} here; set `training.micro_batch: {together // world}`, or another "

@@ -8,6 +8,12 @@ Everything is of one image, forward. Backward is twice that (gradients of input 
 wants none: `trained`.
 """
 
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
 
 def matrix(num_tokens: int, width_in: int, width_out: int) -> int:
     """A linear map of tokens."""
@@ -33,3 +39,30 @@ def trained(forward: int, *, first: int = 0) -> int:
     first: what works on the images themselves, forward; nothing needs a gradient of theirs.
     """
     return 3 * forward + 2 * first
+
+
+def counted(network: nn.Module, run: Callable[[], object]) -> int:
+    """Of a call of `network`, as PyTorch counts its operations one by one; nothing is computed.
+
+    run: calls it, with inputs on the meta device.
+    """
+    tensors = dict(network.named_parameters()) | dict(network.named_buffers())
+    empty = {f"network.{name}": torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    training = [part for part in network.modules() if part.training]
+    network.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            torch.func.functional_call(_Call(network, run), empty, ())
+    finally:
+        for part in training:
+            part.training = True
+    return counter.get_total_flops()
+
+
+class _Call(nn.Module):
+    def __init__(self, network: nn.Module, run: Callable[[], object]) -> None:
+        super().__init__()
+        self.network, self.run = network, run
+
+    def forward(self) -> object:
+        return self.run()

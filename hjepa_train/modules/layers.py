@@ -5,6 +5,8 @@ Parameter names are timm's, so a state_dict() made of these loads there.
 Axes: B sequences, S tokens, Q the last of them, D width, H heads.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, final
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hjepa_shards.config import Strict
+from hjepa_train.modules.keyed_drops import Drops, current, dropping
+from hjepa_train.modules.offered_memory import computing_again
 
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -102,9 +106,6 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block."""
 
-    recompute = False
-    """Whether the backward pass computes its inside again instead of keeping it."""
-
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
@@ -117,14 +118,34 @@ class Block(nn.Module):
 
         wanted: only that many of the last tokens are returned, and only their part is computed; 0 for all.
         """
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._run, tokens_BSD, visible_BS, wanted, use_reentrant=False, preserve_rng_state=False)
-        return self._run(tokens_BSD, visible_BS, wanted)
-
-    def _run(self, tokens_BSD: Tensor, visible_BS: Tensor | None, wanted: int) -> Tensor:
         attended = self.attn(self.norm1(tokens_BSD), visible_BS, wanted)
         tokens_BSD = tokens_BSD[:, -wanted:] + attended
         return tokens_BSD + self.mlp(self.norm2(tokens_BSD))
+
+
+@final
+class ComputedAgain:
+    """A block's forward that keeps its inputs alone: the backward pass computes the rest again, and drops the same."""
+
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        self.forward = forward
+
+    def __call__(self, *inputs: Any, **named: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return self.forward(*inputs, **named)
+        return checkpoint(
+            self.forward, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=_first_and_again, **named
+        )
+
+
+def _first_and_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _again(current())
+
+
+@contextmanager
+def _again(drops: Drops | None) -> Iterator[None]:
+    with dropping(drops), computing_again():
+        yield
 
 
 def sincos_positions(side: int, width: int, *, extent: int) -> Tensor:

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_train.backbones.base import Backbone
+from hjepa_train.modules.batch_norm import BatchNorm
+from hjepa_train.modules.offered_memory import commit_all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +104,11 @@ class Sketch:
         )
 
 
+def adds_up(objective: "Objective") -> bool:
+    """Whether a step's loss is the same for every split into micro-batches: of the objective and of its networks."""
+    return objective.is_additive and not any(isinstance(part, BatchNorm) for part in objective.modules())
+
+
 class Objective(nn.Module, ABC):
     """One way to train a backbone: its heads, its targets, its loss."""
 
@@ -122,10 +129,12 @@ class Objective(nn.Module, ABC):
         """See all micro-batches of the step before the first forward, under its autocast. Nothing by default."""
 
     def after_step(self, step: int, is_finite: Tensor) -> None:
-        """Move what gradients do not: momentum targets, queues, centres.
+        """Move what gradients do not: momentum targets, queues, centres. By default what its networks were offered.
 
         step: updates before this one.  is_finite: on the device; where it is false the step is to leave no trace.
         """
+        del step
+        commit_all(self, is_finite)
 
     def survey(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(sums over these images, in float32 or wider; what `observe` is given of them again). None by default.

@@ -1,7 +1,7 @@
 """How a model is laid over devices and memory: blocks recomputed, compiled, copied to all ranks or sharded over them.
 
-None of it changes what is computed, but for rounding. All of it works on the blocks (layers.py) that encoders,
-predictors and decoders are made of, so an objective needs to know nothing about it.
+None of it changes what is computed, but for rounding. All of it works on the blocks that encoders, predictors and
+decoders are made of: those that a backbone names, and layers.Block elsewhere. An objective knows nothing about it.
 """
 
 from collections.abc import Iterator
@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from hjepa_shards.config import Strict
+from hjepa_train.backbones.base import Backbone
 from hjepa_train.base.distributed import is_shard, world_size
-from hjepa_train.modules.layers import Block
+from hjepa_train.modules.layers import Block, ComputedAgain
 
 _FORWARDS = ("before_step", "survey", "observe", "sketch")
 """Methods of an objective, besides `forward`, that run its networks."""
@@ -35,11 +36,12 @@ class ScaleConfig(Strict):
 def lay_out(objective: nn.Module, config: ScaleConfig) -> None:
     """Make `objective`, already on its device, run as configured, in place. Names in its state_dict() stay."""
     blocks = blocks_of(objective)
-    recompute(objective, config.activation_checkpointing)
     for block in blocks:
         if config.compile:
             torch._dynamo.config.recompile_limit = _GRAPHS_A_BLOCK  # pyright: ignore[reportPrivateUsage] the public name of it
             block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
+    if config.activation_checkpointing:
+        recompute(objective)
     if config.parallel == "fsdp" and world_size() > 1:
         from torch.distributed.device_mesh import init_device_mesh  # only here: seconds
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -53,15 +55,22 @@ def lay_out(objective: nn.Module, config: ScaleConfig) -> None:
             register_fsdp_forward_method(objective, name)
 
 
-def blocks_of(objective: nn.Module) -> list[Block]:
-    """All that its networks are made of."""
-    return [part for part in objective.modules() if isinstance(part, Block)]
+def blocks_of(objective: nn.Module) -> list[nn.Module]:
+    """All that its networks are made of. AssertionError for a backbone that names none."""
+    named: list[nn.Module] = []
+    for part in objective.modules():
+        if isinstance(part, Backbone):
+            blocks = part.block_list()
+            assert blocks, f"{type(part).__name__}.block_list: at least one block expected, none found"
+            named += blocks
+    inner = {id(module) for block in named for module in block.modules()}
+    return named + [part for part in objective.modules() if isinstance(part, Block) and id(part) not in inner]
 
 
-def recompute(objective: nn.Module, wanted: bool) -> None:
-    """Whether blocks keep their inputs alone for the backward pass."""
+def recompute(objective: nn.Module) -> None:
+    """Have blocks keep their inputs alone for the backward pass. At most once for an objective."""
     for block in blocks_of(objective):
-        block.recompute = wanted
+        block.forward = ComputedAgain(block.forward)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from hjepa_train.modules.layers import ComputedAgain
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.parallel.layout import blocks_of
 
@@ -120,7 +121,11 @@ def _kept_for_backward(objective: Objective, batch: Batch, autocast: Callable[[]
         if torch.is_grad_enabled():
             keep(inputs[0])
 
-    hooks = [block.register_forward_pre_hook(keep_input) for block in blocks_of(objective) if block.recompute]
+    hooks = [
+        block.register_forward_pre_hook(keep_input)
+        for block in blocks_of(objective)
+        if isinstance(block.forward, ComputedAgain)
+    ]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast():
         objective.before_step([batch])
         loss, _ = objective(batch)

@@ -3,7 +3,7 @@
 import torch
 
 from hjepa_train.base.distributed import world_size
-from hjepa_train.objectives.base import Objective
+from hjepa_train.objectives.base import Objective, adds_up
 from hjepa_train.training.config import TrainingConfig
 
 
@@ -12,7 +12,7 @@ def smaller_steps(training: TrainingConfig, objective: Objective, device: torch.
     now, rows = micro_batch_of(training, world_size()), training.global_batch // world_size()
     smaller = max((size for size in range(2, now // 2 + 1) if rows % size == 0), default=None)
     advice = f"set `training.micro_batch: {smaller}`" if smaller else "choose a smaller backbone or data.image_size"
-    if smaller and not objective.is_additive:
+    if smaller and not adds_up(objective):
         advice += (
             f", and {objective.additive_with}, with which the loss is that of any other micro-batch"
             if objective.additive_with

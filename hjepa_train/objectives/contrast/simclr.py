@@ -23,6 +23,7 @@ from hjepa_shards.config import Strict
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.base.distributed import gather_rows, rank
 from hjepa_train.modules import flop_count, learning_signals
+from hjepa_train.modules.keyed_drops import joined
 from hjepa_train.modules.layers import initialise
 from hjepa_train.objectives.base import Batch, Objective
 
@@ -66,7 +67,8 @@ class Simclr(Objective):
         """([2B, D] features, [B, P] first views on the unit sphere, [B, P] second ones), all float32 or wider."""
         (second_BCHW,) = batch.other_views
         images = torch.cat([batch.images_BCHW, second_BCHW])
-        features = self.backbone.encode(self.backbone.embed(images)).pooled_BD
+        drops = [self.backbone.draws(batch.positions_B, view) for view in range(2)]
+        features = self.backbone.encode(self.backbone.embed(images), drops=joined(drops)).pooled_BD
         projected = self.head(features)
         wide = torch.promote_types(projected.dtype, torch.float32)
         first_BP, second_BP = F.normalize(projected.to(wide), dim=1).chunk(2)

@@ -25,12 +25,13 @@ from torch import Tensor
 from hjepa_shards.base.keyed_random import derive_key
 from hjepa_shards.config import Strict, brief
 from hjepa_shards.errors import InputError
-from hjepa_train.backbones.base import Backbone
+from hjepa_train.backbones.base import Backbone, require_parts
 from hjepa_train.base import schedules
 from hjepa_train.modules import flop_count, learning_signals
 from hjepa_train.modules.anticollapse import sigreg, vicreg
 from hjepa_train.modules.block_masks import Masking, Masks
 from hjepa_train.modules.ema import follow
+from hjepa_train.modules.keyed_drops import Drops
 from hjepa_train.objectives.base import Batch, Objective, Sketch
 from hjepa_train.objectives.joint.predictor import Predictor, PredictorConfig
 
@@ -83,6 +84,7 @@ class HJepa(Objective):
     def __init__(self, backbone: Backbone, config: HJepaConfig, *, image_size: int, num_steps: int, seed: int) -> None:
         """image_size: side, pixels.  num_steps: optimizer steps of the whole run.  seed: of predictor and masks."""
         super().__init__()
+        require_parts(backbone, "hjepa")
         self.config, self.num_steps = config, num_steps
         self.grid = image_size // backbone.patch_size
         self.strides, self.stages = _levels(config, self.grid, backbone.num_stages)
@@ -116,7 +118,7 @@ class HJepa(Objective):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         masks = self.masking(batch.positions_B)
         targets = self.targets(batch.images_BCHW)
-        context_BKD = self.encode_context(batch.images_BCHW, masks)
+        context_BKD = self.encode_context(batch.images_BCHW, masks, self.backbone.draws(batch.positions_B))
         predictions = self.predictor(context_BKD, masks)
         loss_B = torch.zeros((), device=context_BKD.device)
         report: dict[str, Tensor] = {}
@@ -145,10 +147,10 @@ class HJepa(Objective):
         pooled = [self._pool(tokens, stride) for tokens, stride in zip(sources, self.strides, strict=True)]
         return [F.layer_norm(tokens, tokens.shape[-1:]) for tokens in pooled]
 
-    def encode_context(self, images_BCHW: Tensor, masks: Masks) -> Tensor:
+    def encode_context(self, images_BCHW: Tensor, masks: Masks, drops: Drops | None = None) -> Tensor:
         """[B, K, D]: what the online encoder makes of the visible patches alone."""
         patches = self.backbone.embed(images_BCHW).take(masks.context_BK)
-        return self.backbone.encode(patches).tokens_BND
+        return self.backbone.encode(patches, drops=drops).tokens_BND
 
     @torch.no_grad()
     def before_step(self, micro_batches: Sequence[Batch]) -> None:
@@ -158,7 +160,8 @@ class HJepa(Objective):
             return
         masks = [self.masking(batch.positions_B) for batch in micro_batches]
         tokens = [
-            self.encode_context(batch.images_BCHW, mask) for batch, mask in zip(micro_batches, masks, strict=True)
+            self.encode_context(batch.images_BCHW, mask, self.backbone.draws(batch.positions_B))
+            for batch, mask in zip(micro_batches, masks, strict=True)
         ]
         with torch.enable_grad():
             leaves = [part.detach().requires_grad_() for part in tokens]
@@ -171,6 +174,7 @@ class HJepa(Objective):
     @torch.no_grad()
     def after_step(self, step: int, is_finite: Tensor) -> None:
         """Move the target towards the online encoder."""
+        super().after_step(step, is_finite)
         keep = schedules.momentum(step, self.num_steps, initial=self.config.momentum)
         follow(self.target, self.backbone, 1 - keep, is_finite)
         self.num_updates.fill_(step + 1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hjepa_shards.base.keyed_random import derive_key
 from hjepa_shards.config import Strict
 from hjepa_shards.errors import InputError
-from hjepa_train.backbones.base import Backbone
+from hjepa_train.backbones.base import Backbone, require_parts
 from hjepa_train.base.keyed_integers import draw_integers
 from hjepa_train.modules import flop_count
 from hjepa_train.modules.layers import Block, StackConfig, initialise, sincos_positions
@@ -51,6 +51,7 @@ class Mae(Objective):
         """image_size: side, pixels.  num_steps: nothing here depends on it.  seed: of decoder and masks."""
         super().__init__()
         del num_steps
+        require_parts(backbone, "mae")
         self.config = config
         self.grid = image_size // backbone.patch_size
         self.num_visible = round((1 - config.mask_ratio) * self.grid**2)
@@ -78,7 +79,8 @@ class Mae(Objective):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         visible_BK, hidden_BM = self.masks(batch.positions_B)
         patches = self.backbone.embed(batch.images_BCHW).take(visible_BK)
-        predicted_BMV = self.reconstruct(self.backbone.encode(patches).tokens_BND, visible_BK, hidden_BM)
+        features = self.backbone.encode(patches, drops=self.backbone.draws(batch.positions_B))
+        predicted_BMV = self.reconstruct(features.tokens_BND, visible_BK, hidden_BM)
         wanted_BMV = self.wanted(batch.images_BCHW, hidden_BM)
         loss_B = (predicted_BMV.to(wanted_BMV) - wanted_BMV).square().mean((1, 2))
         return loss_B.mean(), {"loss_B": loss_B.detach()}

@@ -69,10 +69,10 @@ def test_activations_are_those_that_a_real_forward_pass_holds(
 def test_blocks_that_are_computed_again_keep_what_a_real_forward_pass_holds_at_its_end() -> None:
     with torch.device("meta"):
         objective, plain = (hjepa(VIT, SIZE, levels=1) for _ in range(2))
-    recompute(objective, True)
+    recompute(objective)
     expected = estimate(objective, "fp32").activations
     real, batch = hjepa(VIT, SIZE, levels=1), images(ROWS, SIZE)
-    recompute(real, True)
+    recompute(real)
     real(batch)
     _, held = allocated(lambda: real(batch))
     assert expected == pytest.approx(held, rel=0.05)
