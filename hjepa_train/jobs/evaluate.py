@@ -23,6 +23,7 @@ from hjepa_shards.config import parse
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.base.device import choose_device, devices_here
+from hjepa_train.base.mixture_facts import facts_of, read_facts
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import restore
 from hjepa_train.data.labelled_images import Apart, EvaluationConfig, Labelled, held_out_split, read_bank_and_test
@@ -81,7 +82,7 @@ def evaluate(
     path = checkpoint_files.choose(folder / "checkpoints", which, config.training.keep_best)
     trained_on = config.training.device
     device = choose_device(trained_on if trained_on in devices_here() else "auto")  # it may have been trained elsewhere
-    encoders = _encoders(config, path, device)
+    encoders = _encoders(folder, config, path, device)
     data = config.data
     split = held_out_split(data, name, settings.split)
     require_shared_classes(data, name, split)
@@ -236,11 +237,11 @@ def _row(
     return {"features": features} | {column: found[column] for column in _COLUMNS if column in found}
 
 
-def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, Backbone]:
+def _encoders(folder: Path, config: RunConfig, path: Path, device: torch.device) -> dict[str, Backbone]:
     """The encoders of a checkpoint, and the one the run began with."""
     mixture = load_mixture(config.data, config.run.name)
     num_steps = mixture.make_plan(config.run.seed).num_steps(config.training.epochs, config.training.global_batch)
-    backbone, objective = build_parts(config, num_steps, config.run.name)
+    backbone, objective = build_parts(config, num_steps, config.run.name, read_facts(folder) or facts_of(mixture))
     untrained = copy.deepcopy(backbone)
     restore(checkpoint_files.load(path), objective)
     found = {"untrained": untrained, **objective.encoders()}

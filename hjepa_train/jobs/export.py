@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.backbones.vit import ViT
+from hjepa_train.base.mixture_facts import NO_FACTS, read_facts
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import restore
 from hjepa_train.training.config import RunConfig, build_parts
@@ -48,7 +49,7 @@ def export(
     """
     config = load_saved_config(folder)
     path = checkpoint_files.choose(folder / "checkpoints", which, config.training.keep_best)
-    _, objective = build_parts(config, _ANY_LENGTH, str(folder))
+    _, objective = build_parts(config, _ANY_LENGTH, str(folder), read_facts(folder) or NO_FACTS)
     restore(checkpoint_files.load(path), objective)
     encoders = objective.encoders()
     encoder = encoder or list(encoders)[-1]

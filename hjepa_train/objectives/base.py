@@ -21,6 +21,7 @@ Axes: B images, C channels, H W pixels.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,18 @@ def adds_up(objective: "Objective") -> bool:
     return objective.is_additive and not any(isinstance(part, BatchNorm) for part in objective.modules())
 
 
+@runtime_checkable
+class Classifies(Protocol):
+    """An objective with classifiers of its own."""
+
+    class_names: tuple[str, ...]
+    """K of them."""
+
+    def classify(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Encoder, as `Objective.encoders` names it -> [B, K] logits."""
+        ...
+
+
 class Objective(nn.Module, ABC):
     """One way to train a backbone: its heads, its targets, its loss."""
 
@@ -120,6 +133,9 @@ class Objective(nn.Module, ABC):
 
     additive_with = ""
     """The setting that would make it so; nothing where none does."""
+
+    rows_together = 1
+    """So many consecutive images belong together: a number that divides micro-batches and ranks' parts of a batch."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

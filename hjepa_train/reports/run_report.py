@@ -43,6 +43,7 @@ _MOST_BYTES = 1 << 26
 """Of a run's small files."""
 _SIGNAL_NAMES = {
     "loss": "loss",
+    "accuracy": "percent right while training, on changed images",
     "rho": "ρ: loss / loss of predicting the position's mean",
     "gap": "gap: own target against another image's (cosine)",
     "sd": "deviation between images at one position",
@@ -51,8 +52,11 @@ _SIGNAL_NAMES = {
     "grad_norm": "gradient norm",
     **{
         f"{kind}_{name}": f"{title} of the {which} during the run, percent right"
-        for kind, title in (("knn", "k-NN"), ("ridge", "ridge probe"))
-        for name, which in (("online", "online encoder"), ("target", "target encoder"), ("encoder", "encoder"))
+        for kind, title in (("knn", "k-NN"), ("ridge", "ridge probe"), ("own", "own classifier"))
+        for name, which in (
+            *(("online", "online encoder"), ("target", "target encoder"), ("encoder", "encoder")),
+            ("average", "average of the weights"),
+        )
     },
 }
 
@@ -275,7 +279,7 @@ def _shares(run: Run) -> TextTable:
 
 def digits_of(key: str) -> int:
     """After the point: what is percent of some thousand images has no more."""
-    return 1 if key.startswith(("knn_", "ridge_")) else 3
+    return 1 if key.startswith(("knn_", "ridge_", "own_")) else 3
 
 
 def _signals(run: Run) -> TextTable:
