@@ -59,7 +59,7 @@ _HOUSES = {
         checkpoints: sharded_metadata checkpoint_files sharded_files background_saver
         evaluation: frozen_features standardised_rows linear_knn_probes ridge_probe sgd_probe attentive_probe
             probe_failures finished_probes own_classifier online_probes
-        reports: text_table metric_charts image_panels run_page run_report compare_runs run_log
+        reports: text_table metric_charts confusion_chart image_panels run_page run_report compare_runs run_log
         training: optimizer config saved_config nonfinite_guard out_of_memory diagnosis trainer
         jobs: rank_facts resume_checks run dry_run evaluate bench bench_report speed_here export
         : cli __main__

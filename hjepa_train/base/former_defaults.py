@@ -13,6 +13,11 @@ AS_IT_WAS: dict[str, Any] = {
     "data.augmentation.views": 1,
     "data.augmentation.grayscale": 0.0,
     "data.augmentation.blur": 0.0,
+    "data.augmentation.hue": 0.0,
+    "data.augmentation.jitter_share": 1.0,
+    "data.augmentation.solarize": 0.0,
+    "data.augmentation.three_augment": False,
+    "data.augmentation.erase": 0.0,
 }
 """By dotted key. A key that comes belongs here, and one whose default changes, where a run's numbers depend on it.
 

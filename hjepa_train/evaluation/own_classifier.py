@@ -62,8 +62,8 @@ def by_class(said_N5: Tensor, truth_N: Tensor, class_names: tuple[str, ...]) -> 
     return rows
 
 
-def confusion(said_N5: Tensor, truth_N: Tensor, num_classes: int) -> list[list[int]]:
-    """[K][K] counts: the class of an image, then the one it is taken for."""
+def confusion(said_N5: Tensor, truth_N: Tensor) -> list[list[int]]:
+    """[class, the one it is taken for, how many images] of all pairs that occur, in order."""
     known_N = truth_N >= 0
-    cells = truth_N[known_N] * num_classes + said_N5[known_N, 0]
-    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes).tolist()
+    pairs = Counter(zip(truth_N[known_N].tolist(), said_N5[known_N, 0].tolist(), strict=True))
+    return [[*pair, times] for pair, times in sorted(pairs.items())]
