@@ -225,8 +225,20 @@ def test_a_run_is_resumed_to_the_bit_evaluated_and_exported(shards: Path, tmp_pa
     assert len(table[0]) == 3 * STEPS
     first, last = (sum(row[1] for row in part) for part in (table[0][:10], table[0][-10:]))
     assert last < first
-    rows = {row["features"]: row for row in evaluate(run, probes=("ridge",))["rows"]}
+    found = evaluate(run, probes=("ridge",))
+    rows = {row["features"]: row for row in found["rows"]}
     assert list(rows) == ["raw pixels", "PCA-30", "untrained", "encoder", "average"]
+    assert "own" not in rows["untrained"]
+    right, images = (
+        sum(row["right"] * row["images"] for row in found["classes"]),
+        sum(row["images"] for row in found["classes"]),
+    )
+    assert rows["average"]["own"] == pytest.approx(right / images)
+    assert images == found["test"] == sum(count for *_, count in found["confusion"]["counts"])
+    assert rows["average"]["own_top5"] > rows["average"]["own"]
+    report = (run / "report.md").read_text()
+    assert "the run's own classifier, class by class" in report
+    assert evaluate(run, probes=("ridge",)) == found, "from what is finished already"
     assert (export(run, "safetensors") / "model.safetensors").exists()
 
 
