@@ -32,6 +32,7 @@ FAMILIES = {
         "features that fine-tune well; cheap steps, for the encoder sees a quarter of the patches",
     ),
     "simclr": ("objective", "SimCLR", "a contrastive baseline; wants two views and large batches"),
+    "supervised": ("objective", "Supervised learning", "a classifier from labels; the measure of all backbones"),
 }
 _CONFIG_HEAD = """# Configuration: every key
 
@@ -43,7 +44,7 @@ the whole file.
 _FAMILIES_HEAD = """# Model families
 
 Any objective trains any backbone that offers what it needs. Parameters are those of the encoder, in millions, on images
-of 224 pixels. The product trains encoders; it does not generate images.
+of 224 pixels. The product trains encoders and classifiers; it does not generate images.
 *(This page is written by `tools/document_config.py`.)*
 """
 
