@@ -45,7 +45,8 @@ _HOUSES = {
     "hjepa_train": """
         base: device full_memory launcher distributed keyed_integers device_peaks metrics_file stop_signals phase_clock
             schedules former_defaults mixture_facts
-        modules: keyed_drops offered_memory batch_norm layers ema flop_count learning_signals block_masks anticollapse
+        modules: keyed_drops offered_memory batch_norm frozen_network layers ema flop_count learning_signals block_masks
+            anticollapse
         backbones: base vit registry
         objectives: base
         objectives.joint: predictor hjepa

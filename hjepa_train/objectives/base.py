@@ -122,6 +122,28 @@ class Classifies(Protocol):
         ...
 
 
+@runtime_checkable
+class Aligns(Protocol):
+    """An objective that puts images and texts into one space."""
+
+    def embed_images(self, images_BCHW: Tensor) -> Tensor:
+        """[B, D] unit vectors."""
+        ...
+
+    def embed_texts(self, tokens_BT: Tensor) -> Tensor:
+        """[B, D] unit vectors."""
+        ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """An objective that says in words what an image shows."""
+
+    def describe(self, images_BCHW: Tensor, length: int) -> Tensor:
+        """[B, length] int64: the likeliest words one after another."""
+        ...
+
+
 class Objective(nn.Module, ABC):
     """One way to train a backbone: its heads, its targets, its loss."""
 
