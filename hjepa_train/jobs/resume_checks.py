@@ -31,6 +31,8 @@ _FREE = {
     )
 }
 
+_EPOCHS, _WARMUP = "training.epochs", "training.warmup_epochs"
+
 
 class _Source(BaseModel, strict=True):
     samples: Annotated[int, Field(ge=1, lt=2**53)]
@@ -55,11 +57,11 @@ def refuse_uneven_ranks(training: TrainingConfig, world: int) -> None:
     )
 
 
-def as_begun(saved: Checkpoint, config: RunConfig, where: str) -> dict[str, Any]:
+def as_begun(saved: Checkpoint, config: RunConfig, where: str, *, extend: bool = False) -> dict[str, Any]:
     """Defaults that have changed since the run began, as they were: it continues with them.
 
-    config: as the user wrote it.  where: what to call it in errors. ResumeMismatch naming all that decides the numbers
-    and is not as it was.
+    config: as the user wrote it.  where: what to call it in errors.  extend: it may have more epochs, and a warm-up that
+    its recipe derives from them. ResumeMismatch naming all that decides the numbers and is not as it was.
     """
     before = flatten(completed(saved.state["config"]))
     now = flatten(resolved(config, where).model_dump(mode="json"))
@@ -70,11 +72,21 @@ def as_begun(saved: Checkpoint, config: RunConfig, where: str) -> dict[str, Any]
     }
     left = left_to_defaults(config)
     kept = {key: was for key, (was, _) in differs.items() if key in left and key in before and was == AS_IT_WAS[key]}
-    refused = [f"{key}: {was} saved, {here} here" for key, (was, here) in differs.items() if key not in kept]
+    was, here = differs.get(_EPOCHS, (0, 0))
+    is_longer = isinstance(was, int) and isinstance(here, int) and here > was
+    follows = {_EPOCHS, *({_WARMUP} & left)} if extend and is_longer else set[str]()
+    refused = [
+        f"{key}: {was} saved, {here} here"
+        for key, (was, here) in differs.items()
+        if key not in kept and key not in follows
+    ]
     if refused:
+        advice = "; `--extend` continues to more epochs" if is_longer and not extend else ""
+        if extend and _EPOCHS in differs and not is_longer:
+            advice = "; `--extend` makes a run longer, never shorter"
         raise ResumeMismatch(
             f"{saved.path}: this run began with other settings: {'; '.join(refused)}; restore those settings, or "
-            "choose another run.name"
+            f"choose another run.name{advice}"
         )
     return kept
 

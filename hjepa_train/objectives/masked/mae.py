@@ -22,6 +22,7 @@ from hjepa_train.base.keyed_integers import draw_integers
 from hjepa_train.modules import flop_count
 from hjepa_train.modules.layers import Block, StackConfig, initialise, sincos_positions
 from hjepa_train.objectives.base import Batch, Objective, Sketch
+from hjepa_train.objectives.recipe import Recipe
 
 
 class DecoderConfig(StackConfig):
@@ -46,6 +47,14 @@ class MaeConfig(Strict):
 @final
 class Mae(Objective):
     """The encoder and its decoder."""
+
+    recipe = Recipe(
+        name="MAE's",
+        source="arXiv 2111.06377, table 8",
+        lr_per_256=1.5e-4,
+        betas=(0.9, 0.95),
+        warmup_epochs=40,
+    )
 
     def __init__(self, backbone: Backbone, config: MaeConfig, *, image_size: int, num_steps: int, seed: int) -> None:
         """image_size: side, pixels.  num_steps: nothing here depends on it.  seed: of decoder and masks."""
