@@ -59,7 +59,8 @@ _HOUSES = {
         evaluation: frozen_features standardised_rows linear_knn_probes ridge_probe sgd_probe attentive_probe
             probe_failures finished_probes online_probes
         reports: text_table metric_charts image_panels run_page run_report compare_runs run_log
-        training: parameter_groups optimizer config recipe_values saved_config nonfinite_guard out_of_memory diagnosis trainer
+        training: parameter_groups optimizer config recipe_values saved_config nonfinite_guard out_of_memory diagnosis
+            trainer
         jobs: rank_facts resume_checks extension run dry_run evaluate bench bench_report speed_here export
         : cli __main__
     """,

@@ -60,8 +60,8 @@ def refuse_uneven_ranks(training: TrainingConfig, world: int) -> None:
 def as_begun(saved: Checkpoint, config: RunConfig, where: str, *, extend: bool = False) -> dict[str, Any]:
     """Defaults that have changed since the run began, as they were: it continues with them.
 
-    config: as the user wrote it.  where: what to call it in errors.  extend: it may have more epochs, and a warm-up that
-    its recipe derives from them. ResumeMismatch naming all that decides the numbers and is not as it was.
+    config: as the user wrote it.  where: what to call it in errors.  extend: it may have more epochs, and a
+    warm-up that its recipe derives from them. ResumeMismatch naming all that decides the numbers and is not as it was.
     """
     before = flatten(completed(saved.state["config"]))
     now = flatten(resolved(config, where).model_dump(mode="json"))

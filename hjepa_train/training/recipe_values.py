@@ -68,8 +68,8 @@ def _refuse_contradictions(training: TrainingConfig, where: str) -> None:
         found = list(training.step_at) if training.step_at else "none"
         expected = "a share of the run or more" if training.schedule == "step" else "none"
         raise InputError(
-            f"{where}: training.step_at: {expected} expected with `schedule: {training.schedule}`, {found} found; set it "
-            "with `schedule: step` alone, such as [0.875]"
+            f"{where}: training.step_at: {expected} expected with `schedule: {training.schedule}`, {found} found; it "
+            "is for `schedule: step`, such as [0.875]"
         )
     if list(training.step_at) != sorted(set(training.step_at)):
         raise InputError(f"{where}: training.step_at: rising shares expected, {list(training.step_at)} found")

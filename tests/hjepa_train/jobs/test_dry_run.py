@@ -50,7 +50,7 @@ def test_every_config_that_ships_is_a_run_that_could_begin(
     assert {entry.name: round(entry.epoch_draws) for entry in dry.plan.entries} == epoch
     assert set(dry.not_built) == set(epoch)
     assert dry.memory.total < 16 * 2**30
-    assert len(as_tables(dry)) == 4
+    assert len(as_tables(dry)) == 5
 
 
 def test_a_run_is_what_its_dry_run_said(shards: Path, tmp_path: Path) -> None:
