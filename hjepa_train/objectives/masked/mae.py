@@ -50,7 +50,7 @@ class Mae(Objective):
 
     recipe = Recipe(
         name="MAE's",
-        source="arXiv 2111.06377, table 8",
+        source="arXiv 2111.06377, and PRETRAIN.md of its authors' code",
         lr_per_256=1.5e-4,
         betas=(0.9, 0.95),
         warmup_epochs=40,
