@@ -128,6 +128,7 @@ def test_configurations_that_ship_have_the_numbers_that_they_had(
         num_steps, found.warmup_epochs, epoch_samples=mixture.epoch_samples, global_batch=found.global_batch
     )
     lr, weight_decay = rates(found, num_steps=num_steps, warmup_steps=warmup)
+    assert found.lr is not None
     assert found.lr == (1.25e-4 if path.stem == "imagenet100_m1max" else 1e-3)
     for step in (0, num_steps // 3, num_steps - 1):
         assert lr(step) == schedules.learning_rate(step, num_steps, peak=found.lr, warmup_steps=warmup)
