@@ -32,8 +32,7 @@ from hjepa_train.base.launcher import num_started
 from hjepa_train.base.phase_clock import PHASES, PREPARE, WAIT, PhaseClock, mark_borders
 from hjepa_train.checkpoints.checkpoint_files import recipe_facts
 from hjepa_train.data.micro_batches import page_locked
-from hjepa_train.jobs.extension import warmup_steps
-from hjepa_train.jobs.run import SCALES_TRIED, autocast_of, objective_of, preparation, schedule_of
+from hjepa_train.jobs.run import SCALES_TRIED, autocast_of, objective_of, preparation, schedule_of, warmup_of
 from hjepa_train.modules.learning_signals import Alarms
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.reports.run_log import RunLog
@@ -244,7 +243,7 @@ def drive(
             silent=True,
         )
         names = [entry.name for entry in loader.plan.entries]
-        schedule = schedule_of(config, num_steps, warmup_steps(config, mixture, num_steps, []))
+        schedule = schedule_of(config, num_steps, warmup_of(config, mixture, num_steps))
         borders = mark_borders(objective, scaler, clock) if waits else []
         try:
             fit(

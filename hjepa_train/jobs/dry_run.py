@@ -30,7 +30,7 @@ from hjepa_train.objectives.recipe import Recipe
 from hjepa_train.parallel.layout import recompute
 from hjepa_train.parallel.memory_estimate import Memory, memory_of_a_step
 from hjepa_train.reports.text_table import NOTHING, TextTable
-from hjepa_train.training.config import RunConfig, build_parts
+from hjepa_train.training.config import RunConfig, TrainingConfig, build_parts
 from hjepa_train.training.recipe_values import RECIPE_KEYS, recipe_of
 from hjepa_train.training.saved_config import resolved
 
@@ -94,7 +94,7 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
     where: what to call the configuration in errors, usually its file.  ranks: processes that would train together.
     InputError as from `train`; sources that are not built are fine where their size is known.
     """
-    where, written = where or config.run.name, frozenset(config.training.model_fields_set)
+    where, written = where or config.run.name, _written(config.training)
     config = resolved(config, where)
     training = config.training
     mixture, not_built = expected_mixture(config.data, where)
@@ -160,6 +160,12 @@ def hours_table(dry: DryRun, here: SpeedHere, machines: Sequence[Machine]) -> Te
         rows=tuple(rows),
         note=" ".join(notes),
     )
+
+
+def _written(training: TrainingConfig) -> frozenset[str]:
+    """Keys that have a value; a learning rate of null is none."""
+    no_rate = {key for key in ("lr", "lr_per_256") if getattr(training, key) is None}
+    return frozenset(training.model_fields_set - no_rate)
 
 
 def _parts(objective: nn.Module) -> Iterator[Part]:

@@ -93,12 +93,7 @@ def as_begun(saved: Checkpoint, config: RunConfig, where: str, *, extend: bool =
 
 def refuse_other_steps(saved: Checkpoint, config: RunConfig, mixture: Mixture) -> None:
     """ResumeMismatch naming whatever would move the number of steps or the warm-up: schedules would jump there."""
-    was = parse(RunConfig, completed(saved.state["config"]), f"{saved.path}/state.json: config")
-    try:
-        sources = _Sources.model_validate(saved.state["loader"]).sources
-    except ValidationError as error:
-        raise damaged(saved.path, f"state.json: loader: {first_problem(error)}") from error
-    sizes = {name: source.samples for name, source in sources.items()}
+    was, sizes = begun_with(saved), _sizes(saved)
     then, now = was.data.epoch_of(tuple(sizes.values())), mixture.epoch_samples
     before, after = (_lengths(config.training, epoch_samples) for epoch_samples in (then, now))
     if before == after:
@@ -112,6 +107,17 @@ def refuse_other_steps(saved: Checkpoint, config: RunConfig, mixture: Mixture) -
     )
 
 
+def begun_with(saved: Checkpoint) -> RunConfig:
+    """The configuration of a checkpoint, with all keys."""
+    return parse(RunConfig, completed(saved.state["config"]), f"{saved.path}/state.json: config")
+
+
+def lengths_until_now(saved: Checkpoint) -> tuple[int, int]:
+    """(steps of the whole run, of its warm-up) by the configuration of its checkpoint."""
+    was = begun_with(saved)
+    return _lengths(was.training, was.data.epoch_of(tuple(_sizes(saved).values())))
+
+
 def refuse_other_statistics(saved: Checkpoint, config: RunConfig, objective: Objective) -> None:
     """Where a loss depends on which images are together, as many must stay together. ResumeMismatch otherwise."""
     was = parse(TrainingConfig, saved.state["config"].get("training", {}), f"{saved.path}/state.json: training")
@@ -123,6 +129,15 @@ def refuse_other_statistics(saved: Checkpoint, config: RunConfig, objective: Obj
             f"(micro-batches of all ranks), {now} here; set `training.micro_batch: {together // world}`, or another "
             "number of ranks"
         )
+
+
+def _sizes(saved: Checkpoint) -> dict[str, int]:
+    """Samples of each entry then. CheckpointError where its state does not say."""
+    try:
+        sources = _Sources.model_validate(saved.state["loader"]).sources
+    except ValidationError as error:
+        raise damaged(saved.path, f"state.json: loader: {first_problem(error)}") from error
+    return {name: source.samples for name, source in sources.items()}
 
 
 def _lengths(training: TrainingConfig, epoch_samples: int) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from hjepa_shards.base.atomic_files import exclusive, write_atomically
 from hjepa_shards.base.terminal import escape
 from hjepa_shards.config import first_problem
 from hjepa_shards.errors import InputError
+from hjepa_train.base import schedules
 from hjepa_train.base.device import choose_device
 from hjepa_train.base.device_peaks import images_per_s_at_peak
 from hjepa_train.base.distributed import StopVote, gather, joined, on_all, on_first, rank, world_size
@@ -32,7 +33,7 @@ from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import Saver, restore
 from hjepa_train.data.micro_batches import page_locked, to_micro_batches
 from hjepa_train.evaluation.online_probes import OnlineProbes, find_labels
-from hjepa_train.jobs.extension import Extension, extensions, warmup_steps, what_moved
+from hjepa_train.jobs.extension import Extension, extensions, what_moved
 from hjepa_train.jobs.rank_facts import ADVICE as RANKS_ADVICE
 from hjepa_train.jobs.rank_facts import probe_facts, rank_facts
 from hjepa_train.jobs.resume_checks import as_begun, refuse_other_statistics, refuse_other_steps, refuse_uneven_ranks
@@ -132,8 +133,9 @@ def _train(
     num_steps = mixture.make_plan(seed).num_steps(training.epochs, training.global_batch)
     if saved:
         refuse_other_steps(saved, config, mixture)
-    made = extensions(saved, config, mixture, num_steps)
-    warmup = warmup_steps(config, mixture, num_steps, made)
+    warmup = warmup_of(config, mixture, num_steps)
+    made = extensions(saved, num_steps, warmup)
+    warmup = made[-1].warmup if made else warmup
     objective = objective_of(config, num_steps, where, device)
     optimizer = build_optimizer(objective, training)
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
@@ -208,7 +210,7 @@ def _train(
         if saved:
             log.say(f"continuing from {escape(str(saved.path))}: step {start} of {num_steps}")
             if len(made) > len(saved.state.get("extensions", [])):
-                log.say(f"extended     {what_moved(saved, config, mixture, objective, made[-1])}")
+                log.say(f"extended     {what_moved(saved, config, objective, made[-1])}")
             for key, value in kept.items():
                 log.say(f"[yellow]note[/yellow] {key}: {escape(str(value))}, as the code had it when this run began")
             if lost := _lost_log_points(folder, saved, log_points):
@@ -325,6 +327,16 @@ def schedule_of(config: RunConfig, num_steps: int, warmup: int) -> Schedule:
         log_every=config.logging.every_steps,
         save_every=training.save_every_steps,
         draw_every=config.logging.every_steps * config.logging.images_every,
+    )
+
+
+def warmup_of(config: RunConfig, mixture: Mixture, num_steps: int) -> int:
+    """Steps of the warm-up that a configuration says."""
+    return schedules.warmup_steps(
+        num_steps,
+        config.training.warmup_epochs,
+        epoch_samples=mixture.epoch_samples,
+        global_batch=config.training.global_batch,
     )
 
 
