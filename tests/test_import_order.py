@@ -48,7 +48,7 @@ _HOUSES = {
         modules: keyed_drops offered_memory batch_norm frozen_network layers ema flop_count learning_signals block_masks
             anticollapse
         backbones: base vit registry
-        objectives: base
+        objectives: recipe base
         objectives.joint: predictor hjepa
         objectives.masked: mae
         objectives.contrast: simclr
@@ -61,8 +61,9 @@ _HOUSES = {
         evaluation: frozen_features standardised_rows linear_knn_probes ridge_probe sgd_probe attentive_probe
             probe_failures finished_probes own_classifier online_probes
         reports: text_table metric_charts confusion_chart image_panels run_page run_report compare_runs run_log
-        training: optimizer config saved_config nonfinite_guard out_of_memory diagnosis trainer
-        jobs: rank_facts resume_checks run dry_run evaluate bench bench_report speed_here export
+        training: parameter_groups optimizer config recipe_values saved_config nonfinite_guard out_of_memory diagnosis
+            trainer
+        jobs: rank_facts resume_checks extension run dry_run evaluate bench bench_report speed_here export
         : cli __main__
     """,
 }

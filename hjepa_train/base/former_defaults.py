@@ -18,6 +18,19 @@ AS_IT_WAS: dict[str, Any] = {
     "data.augmentation.solarize": 0.0,
     "data.augmentation.three_augment": False,
     "data.augmentation.erase": 0.0,
+    "training.lr": 1e-3,
+    "training.lr_per_256": None,
+    "training.schedule": "cosine",
+    "training.min_lr": 0.0,
+    "training.step_at": [],
+    "training.step_factor": 0.1,
+    "training.warmup_epochs": None,
+    "training.betas": [0.9, 0.999],
+    "training.eps": 1e-8,
+    "training.weight_decay": "by_length",  # written as null then
+    "training.clip_norm": None,
+    "training.layer_decay": None,
+    "training.frozen": [],
 }
 """By dotted key. A key that comes belongs here, and one whose default changes, where a run's numbers depend on it.
 
