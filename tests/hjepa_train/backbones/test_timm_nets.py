@@ -11,7 +11,7 @@ from hjepa_train.backbones.registry import BACKBONES, build_backbone
 from hjepa_train.backbones.swin import SwinConfig
 from hjepa_train.backbones.timm_nets import TimmConfig
 from hjepa_train.modules.batch_norm import BatchNorm
-from tests.checks import assert_backbone_contract, assert_flops_are_those_of_a_pass, assert_timm_gives_the_same
+from tests.checks import assert_backbone_contract, assert_flops_are_those_of_a_pass, assert_timm_gives_the_same, awake
 
 SMALL_VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 KINDS = {
@@ -22,7 +22,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_network_of_timm_keeps_the_backbone_contract(kind: str) -> None:
-    assert_backbone_contract(lambda: build_backbone("timm", KINDS[kind], 64, seed=5), 64)
+    assert_backbone_contract(lambda: awake(build_backbone("timm", KINDS[kind], 64, seed=5)), 64)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,11 +5,11 @@ from hjepa_shards.config import parse
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.registry import BACKBONES, build_backbone
 from hjepa_train.backbones.tinyvit import TinyvitConfig
-from hjepa_train.modules.batch_norm import BatchNorm
 from tests.checks import (
     assert_backbone_contract,
     assert_flops_are_those_of_a_pass,
     assert_timm_gives_the_same,
+    awake,
     num_parameters,
 )
 
@@ -19,14 +19,6 @@ NANO = {"depths": (1, 2), "widths": (16, 32), "heads": (1, 2), "windows": (7, 3)
 def test_tinyvit_keeps_the_backbone_contract() -> None:
     config = TinyvitConfig(**NANO, drop_path=0.8)
     assert_backbone_contract(lambda: awake(build_backbone("tinyvit", config, 32, seed=5)), 32)
-
-
-def awake(backbone):
-    """The last norm of a block of convolutions begins at 0: nothing of it would be seen."""
-    for part in backbone.modules():
-        if isinstance(part, BatchNorm):
-            torch.nn.init.ones_(part.weight)
-    return backbone
 
 
 def test_timm_loads_the_state_and_gives_the_same_features() -> None:
