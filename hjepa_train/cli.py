@@ -67,6 +67,9 @@ def run_command(
     stop_after: Annotated[int | None, typer.Option(help="save and stop after this step", min=1)] = None,
     accept_mixture: Annotated[bool, typer.Option(help="resume with other weights or sources")] = False,
     accept_content: Annotated[bool, typer.Option(help="resume with other pixels in the same order")] = False,
+    extend: Annotated[
+        bool, typer.Option(help="with --resume: continue to a larger training.epochs, on schedules of that length")
+    ] = False,
     only_check: Annotated[
         bool, typer.Option("--dry-run", help="check everything; print steps, samples, memory and hours; train nothing")
     ] = False,
@@ -90,6 +93,7 @@ def run_command(
         stop_after=stop_after,
         accept_mixture=accept_mixture,
         accept_content=accept_content,
+        extend=extend,
     )
     if not is_first():
         return

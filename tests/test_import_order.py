@@ -45,10 +45,10 @@ _HOUSES = {
     "hjepa_train": """
         base: device full_memory launcher distributed keyed_integers device_peaks metrics_file stop_signals phase_clock
             schedules former_defaults mixture_facts
-        modules: keyed_drops offered_memory batch_norm relative_bias layers ema flop_count learning_signals block_masks
-            anticollapse
+        modules: keyed_drops offered_memory batch_norm frozen_network relative_bias layers ema flop_count
+            learning_signals block_masks anticollapse
         backbones: base vit convnext timm_layers swin tinyvit timm_nets registry
-        objectives: base
+        objectives: recipe base
         objectives.joint: predictor hjepa
         objectives.masked: mae
         objectives.contrast: simclr
@@ -61,8 +61,9 @@ _HOUSES = {
         evaluation: frozen_features standardised_rows linear_knn_probes ridge_probe sgd_probe attentive_probe
             probe_failures finished_probes own_classifier online_probes
         reports: text_table metric_charts confusion_chart image_panels run_page run_report compare_runs run_log
-        training: optimizer config saved_config nonfinite_guard out_of_memory diagnosis trainer
-        jobs: rank_facts resume_checks run dry_run evaluate bench bench_report speed_here export
+        training: parameter_groups optimizer config recipe_values saved_config nonfinite_guard out_of_memory diagnosis
+            trainer
+        jobs: rank_facts resume_checks extension run dry_run evaluate bench bench_report speed_here export
         : cli __main__
     """,
 }

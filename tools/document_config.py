@@ -21,6 +21,7 @@ from hjepa_train.backbones import convnext, swin, tinyvit, vit
 from hjepa_train.backbones.registry import BACKBONES, build_backbone
 from hjepa_train.objectives.registry import OBJECTIVES
 from hjepa_train.training.config import RunConfig
+from hjepa_train.training.recipe_values import RECIPE_KEYS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FAMILIES = {
@@ -37,6 +38,7 @@ FAMILIES = {
         "features that fine-tune well; cheap steps, for the encoder sees a quarter of the patches",
     ),
     "simclr": ("objective", "SimCLR", "a contrastive baseline; wants two views and large batches"),
+    "supervised": ("objective", "Supervised learning", "a classifier from labels; the measure of all backbones"),
 }
 SIZES = {
     "vit": tuple(vit.SIZES),
@@ -55,10 +57,15 @@ the whole file.
 _FAMILIES_HEAD = """# Model families
 
 Any objective trains any backbone that offers what it needs. Parameters are those of the encoder, in millions, on images
-of 224 pixels. The product trains encoders; it does not generate images.
+of 224 pixels. The product trains encoders and classifiers; it does not generate images.
 *(This page is written by `tools/document_config.py`.)*
 """
 
+_RECIPES_HEAD = """## Recipes
+
+A key of `training` that a file leaves out has the value of its objective's recipe; `--dry-run` shows each with its
+origin, and a run saves all of them. A warm-up is at most a tenth of the run.
+"""
 
 _ESCAPED = str.maketrans({"|": "\\|", "<": "&lt;"})
 """In a cell of a Markdown table."""
@@ -98,6 +105,7 @@ def tables(path: str, model: type[Strict]) -> Iterator[str]:
         if nested is not None:
             inner.append((f"{path}.{name}", nested))
         default = "see below" if nested and not is_required(field) else shown(field)
+        default = "the recipe's" if path == "training" and name in RECIPE_KEYS else default
         yield f"| `{name}` | {type_words(field)} | {default} | {about.get(name, '')} |"
     yield ""
     for inner_path, nested in inner:
@@ -174,7 +182,24 @@ def families_page() -> str:
         yaml = f"`{kind}: {{{name}: ...}}`"
         sizes = ", ".join(f"{size} {parameters(name, size):.1f}" for size in SIZES.get(name, ()))
         rows.append(f"| [{title}](families/{name}.md) | {kind} | {yaml} | {sizes or '-'} | {use} |")
-    return "\n".join([_FAMILIES_HEAD, *rows, ""])
+    return "\n".join([_FAMILIES_HEAD, *rows, "", _RECIPES_HEAD, *recipe_rows(), ""])
+
+
+def recipe_rows() -> Iterator[str]:
+    """What each objective uses for keys of `training` that a file leaves out."""
+    yield "| objective | recipe | lr | schedule, end | warm-up, epochs | betas | weight decay | clip | source |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for name, (_, objective) in OBJECTIVES.items():
+        for backbone, recipe in {"": objective.recipe, **objective.recipes_by_backbone}.items():
+            lr = recipe.lr if recipe.lr_per_256 is None else f"{recipe.lr_per_256:g} for 256 images"
+            warmup = "a tenth" if recipe.warmup_epochs is None else f"{recipe.warmup_epochs:g}"
+            clip = "none" if recipe.clip_norm is None else f"{recipe.clip_norm:g}"
+            betas = ", ".join(map(str, recipe.betas))
+            of = f"`{name}`" + f" with `{backbone}`" * bool(backbone)
+            yield (
+                f"| {of} | {recipe.name} | {lr} | {recipe.schedule}, {recipe.min_lr:g} | {warmup} | {betas} | "
+                f"{recipe.weight_decay} | {clip} | {recipe.source} |"
+            )
 
 
 def parameters(name: str, size: str) -> float:

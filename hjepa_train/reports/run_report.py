@@ -22,7 +22,7 @@ from hjepa_shards.base.atomic_files import write_atomically
 from hjepa_shards.base.regular_files import read_regular
 from hjepa_shards.base.shown_text import counted, listed
 from hjepa_shards.errors import InputError
-from hjepa_train.base.metrics_file import STOPPED, read_metrics
+from hjepa_train.base.metrics_file import EXTENDED, STOPPED, read_metrics
 from hjepa_train.checkpoints.checkpoint_files import latest, plain_facts, read_state
 from hjepa_train.reports.confusion_chart import confusion_chart
 from hjepa_train.reports.image_panels import last_pictures
@@ -152,6 +152,10 @@ def what_ran(run: Run) -> TextTable:
     last = run.metrics[-1]
     facts = {
         "steps, up to the last log point": count(last["step"] + 1),
+        **{
+            f"extended after step {count(one['at'])}": f"{count(one['before'])} -> {count(one['after'])} steps"
+            for one in last.get(EXTENDED) or ()
+        },
         "images": count(last.get("position")),
         "images/s (median)": number(_summary(median, run.metrics, "images_per_s"), 1),
         "time spent waiting for data": percent(_summary(fmean, run.metrics, "data_wait")),

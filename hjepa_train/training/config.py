@@ -17,6 +17,7 @@ from hjepa_train.objectives.base import Objective
 from hjepa_train.objectives.registry import OBJECTIVES
 from hjepa_train.parallel.layout import ScaleConfig
 from hjepa_train.training.optimizer import OptimConfig
+from hjepa_train.training.parameter_groups import freeze
 
 CONFIG_FILE = "config.yaml"
 """In a run's folder."""
@@ -43,7 +44,7 @@ class TrainingConfig(OptimConfig, ScaleConfig):
     micro_batch: int | None = Field(default=None, ge=2, le=2**24)
     """Images a rank works on at once; by default its whole part of the global batch."""
     warmup_epochs: float | None = Field(default=None, ge=0, le=2**48)
-    """Of the learning rate, from 0 to its peak; by default a tenth of the run."""
+    """Of the learning rate, from 0 to its peak; null for a tenth of the run."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of matrix products; fp16 with a loss that is scaled."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -118,9 +119,9 @@ def build_parts(config: RunConfig, num_steps: int, where: str, facts: Facts = NO
     size, seed = config.data.image_size, config.run.seed
     try:
         backbone = build_backbone(backbone_name, backbone_config, size, seed=seed)
-        return backbone, objective(
-            backbone, objective_config, image_size=size, num_steps=num_steps, seed=seed, facts=facts
-        )
+        built = objective(backbone, objective_config, image_size=size, num_steps=num_steps, seed=seed, facts=facts)
+        freeze(built, config.training.frozen)
+        return backbone, built
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 

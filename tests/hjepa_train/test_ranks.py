@@ -73,14 +73,17 @@ def assert_alike(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
         assert [row["loss"] for row in mine] == pytest.approx([row["loss"] for row in theirs], rel=1e-5)
 
 
+OPTIMIZER = {"training__clip_norm": 0.1, "training__layer_decay": 0.8, "training__frozen": ["backbone.patch_embed"]}
+"""What an optimizer has besides its rates; the gradients of a tiny run are longer."""
 EXACT = {"levels": 2, "momentum": 0.8, "statistics": "exact", "predictor": {"width": 16, "depth": 1, "heads": 2}}
 
 
 @pytest.fixture(scope="module")
 def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the run logs as one process in whole batches."""
-    config = tiny_run(shards, tmp_path_factory.mktemp("alone"), evaluation=PROBED)
+    config = tiny_run(shards, tmp_path_factory.mktemp("alone"), evaluation=PROBED, **OPTIMIZER)
     train(load_run_config(config))
+    assert min(row["grad_norm"] for row in rows(config)) > 0.1
     return rows(config)
 
 
@@ -103,7 +106,7 @@ def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
 def test_any_number_of_ranks_trains_as_one_and_continues_as_any_other(
     shards: Path, tmp_path: Path, alone: list[dict[str, Any]], changes: dict[str, Any]
 ) -> None:
-    config = tiny_run(shards, tmp_path, evaluation=PROBED, **changes)
+    config = tiny_run(shards, tmp_path, evaluation=PROBED, **OPTIMIZER, **changes)
     assert train_ranks(config, 2, stop_after=9) == []
     assert train_ranks(config, 4, stop_after=13) == []
     train(load_run_config(config), resume="auto", stop_after=25)
@@ -127,7 +130,7 @@ def test_any_number_of_ranks_trains_as_one_and_continues_as_any_other(
 def test_compiled_ranks_train_as_one_and_compile_nothing_later(
     shards: Path, tmp_path: Path, alone: list[dict[str, Any]], parallel: str
 ) -> None:
-    config = tiny_run(shards, tmp_path, training__parallel=parallel, training__compile=True)
+    config = tiny_run(shards, tmp_path, training__parallel=parallel, training__compile=True, **OPTIMIZER)
     assert train_ranks(config, 2, stop_after=8) == []
     found = rows(config)
     assert_alike(found, alone[:8])
@@ -192,7 +195,7 @@ def test_half_of_a_launchers_environment_is_refused(
 def test_a_rank_killed_with_kill_9_ends_the_other_with_an_error_and_the_run_continues_from_its_checkpoint(
     shards: Path, tmp_path: Path, alone: list[dict[str, Any]]
 ) -> None:
-    config = tiny_run(shards, tmp_path, training__save_every_steps=3)
+    config = tiny_run(shards, tmp_path, training__save_every_steps=3, **OPTIMIZER)
     port = free_port()
     with start(config, 0, port, "--resume", "auto") as first, start(config, 1, port, "--resume", "auto") as second:
         wait_for_step(first, config, 5)

@@ -27,6 +27,7 @@ from hjepa_train.modules import flop_count, learning_signals
 from hjepa_train.modules.keyed_drops import joined
 from hjepa_train.modules.layers import initialise
 from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.objectives.recipe import Recipe
 
 
 class SimclrConfig(Strict):
@@ -46,6 +47,13 @@ class Simclr(Objective):
 
     num_views = 2
     is_additive = False
+    recipe = Recipe(
+        name="AdamW for contrast with a ViT",
+        source="MoCo v3's (arXiv 2104.02057); SimCLR's own is for LARS",
+        lr_per_256=1.5e-4,
+        weight_decay=0.1,
+        warmup_epochs=40,
+    )
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ from hjepa_train.modules.ema import follow
 from hjepa_train.modules.keyed_drops import Drops
 from hjepa_train.objectives.base import Batch, Objective, Sketch
 from hjepa_train.objectives.joint.predictor import Predictor, PredictorConfig
+from hjepa_train.objectives.recipe import Recipe
 
 STRIDES = {8: (1, 2, 4), 12: (1, 2, 4), 14: (1, 2, 7), 16: (1, 2, 4), 28: (1, 4, 14)}
 LEVEL_WEIGHTS = (1.0, 0.5, 0.25)
@@ -81,6 +82,7 @@ class HJepa(Objective):
     """The online encoder, its momentum copy and the predictor."""
 
     additive_with = "`statistics: exact`"
+    recipe = Recipe(name="H-JEPA's", source="the setting that learns CIFAR-10's images, docs/results.md", lr=1e-3)
 
     def __init__(
         self,
@@ -192,6 +194,9 @@ class HJepa(Objective):
         keep = schedules.momentum(step, self.num_steps, initial=self.config.momentum)
         follow(self.target, self.backbone, 1 - keep, is_finite)
         self.num_updates.fill_(step + 1)
+
+    def followed(self, step: int, num_steps: int) -> dict[str, float]:
+        return {"momentum of the target": schedules.momentum(step, num_steps, initial=self.config.momentum)}
 
     @torch.no_grad()
     def survey(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

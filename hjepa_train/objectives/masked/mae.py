@@ -23,6 +23,7 @@ from hjepa_train.base.mixture_facts import NO_FACTS, Facts
 from hjepa_train.modules import flop_count
 from hjepa_train.modules.layers import Block, StackConfig, initialise, sincos_positions
 from hjepa_train.objectives.base import Batch, Objective, Sketch
+from hjepa_train.objectives.recipe import Recipe
 
 
 class DecoderConfig(StackConfig):
@@ -47,6 +48,14 @@ class MaeConfig(Strict):
 @final
 class Mae(Objective):
     """The encoder and its decoder."""
+
+    recipe = Recipe(
+        name="MAE's",
+        source="arXiv 2111.06377, and PRETRAIN.md of its authors' code",
+        lr_per_256=1.5e-4,
+        betas=(0.9, 0.95),
+        warmup_epochs=40,
+    )
 
     def __init__(
         self,

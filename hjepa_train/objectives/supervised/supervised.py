@@ -26,6 +26,7 @@ from hjepa_train.base.mixture_facts import Facts
 from hjepa_train.modules import flop_count
 from hjepa_train.modules.ema import follow
 from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.objectives.recipe import Recipe
 from hjepa_train.objectives.supervised.mixed_pairs import MixConfig, mix_pairs, quantiles_of
 
 
@@ -44,9 +45,56 @@ class SupervisedConfig(Strict):
     (1 + step) / (10 + step). ConvNeXt: 0.9999, DeiT: 0.99996; null for none"""
 
 
+_DEIT = Recipe(
+    name="DeiT's",
+    source="arXiv 2012.12877, and its authors' main.py",
+    lr_per_256=2.5e-4,
+    min_lr=1e-5,
+    warmup_epochs=5,
+)
+RECIPES = {
+    "vit": Recipe(
+        name="ViT's for ImageNet-1k",
+        source="arXiv 2010.11929, appendix B.1, table 3: 3e-3 for batches of 4,096",
+        lr_per_256=1.875e-4,
+        warmup_epochs=32,
+        weight_decay=0.3,
+        clip_norm=1,
+    ),
+    "deit": _DEIT,
+    "swin": Recipe(
+        name="Swin's",
+        source="arXiv 2103.14030, and its authors' config.py",
+        lr_per_256=2.5e-4,
+        min_lr=1e-5,
+        warmup_epochs=20,
+        clip_norm=5,
+    ),
+    "convnext": Recipe(
+        name="ConvNeXt's",
+        source="arXiv 2201.03545: 4e-3 for batches of 4,096",
+        lr_per_256=2.5e-4,
+        min_lr=1e-6,
+        warmup_epochs=20,
+    ),
+    "tinyvit": Recipe(
+        name="TinyViT's",
+        source="arXiv 2207.10666, and its authors' config.py",
+        lr_per_256=2.5e-4,
+        min_lr=1e-5,
+        warmup_epochs=20,
+        clip_norm=5,
+    ),
+}
+"""By backbone; DeiT's for all others."""
+
+
 @final
 class Supervised(Objective):
     """The encoder and its classifier."""
+
+    recipe = _DEIT
+    recipes_by_backbone = RECIPES
 
     def __init__(
         self,
