@@ -163,7 +163,7 @@ class Convnext(Backbone):
 
     def embed(self, images_BCHW: Tensor) -> Patches:
         maps = self.stem(images_BCHW)
-        index_BN = torch.arange(maps.shape[2] ** 2, device=maps.device).expand(len(maps), -1)
+        index_BN = torch.arange(maps.shape[2] ** 2, device=maps.device).expand(maps.shape[0], -1)
         return Patches(tokens_BND=maps.flatten(2).mT, index_BN=index_BN, grid=maps.shape[2])
 
     def encode(self, patches: Patches, stages: tuple[int, ...] = (), *, drops: Drops | None = None) -> Features:

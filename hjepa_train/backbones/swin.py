@@ -102,7 +102,7 @@ class Swin(Backbone):
     def embed(self, images_BCHW: Tensor) -> Patches:
         tokens_BND = self.patch_embed(images_BCHW).flatten(1, 2)
         grid = images_BCHW.shape[2] // self.patch_size
-        index_BN = torch.arange(grid * grid, device=tokens_BND.device).expand(len(tokens_BND), -1)
+        index_BN = torch.arange(grid * grid, device=tokens_BND.device).expand(tokens_BND.shape[0], -1)
         return Patches(tokens_BND=tokens_BND, index_BN=index_BN, grid=grid)
 
     def encode(self, patches: Patches, stages: tuple[int, ...] = (), *, drops: Drops | None = None) -> Features:

@@ -4,7 +4,8 @@ timm is imported here, when such a backbone is built, for it takes ten seconds o
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -35,6 +36,8 @@ def build_keyed(build: Callable[[], Net], generator: torch.Generator, family: st
     from timm.layers import DropPath as TheirDropPath
 
     for part in list(network.modules()):
+        if hasattr(part, "attention_bias_cache"):
+            part.get_attention_biases = MethodType(_biases_now, part)
         for name, child in list(part.named_children()):
             if isinstance(child, TheirDropPath):
                 setattr(part, name, DropPath(child.drop_prob, 0))
@@ -70,9 +73,10 @@ def learns(part: nn.Module) -> bool:
     return next(part.parameters(), None) is not None
 
 
-def cached_biases(network: nn.Module) -> Iterator[Any]:
-    """The attentions of timm that keep their biases in evaluation mode, where these may have moved since."""
-    return (part for part in network.modules() if hasattr(part, "attention_bias_cache"))
+def _biases_now(attention: Any, device: torch.device) -> Tensor:
+    """In place of a method that keeps them in evaluation mode, when they may have moved since."""
+    del device
+    return attention.attention_biases[:, attention.attention_bias_idxs]
 
 
 def _with_activation(theirs: Any) -> BatchNorm:

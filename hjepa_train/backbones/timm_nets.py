@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hjepa_shards.config import Strict
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone, Features, Patches, TimmForm
-from hjepa_train.backbones.timm_layers import build_keyed, cached_biases, learns, repeated, require_timm
+from hjepa_train.backbones.timm_layers import build_keyed, learns, repeated, require_timm
 from hjepa_train.modules.keyed_drops import Drops, dropping
 
 _OURS = ("pretrained", "checkpoint", "cache", "cfg", "num_classes", "in_chans", "features", "img_size", "scriptable")
@@ -99,14 +99,12 @@ class TimmNet(Backbone):
     def embed(self, images_BCHW: Tensor) -> Patches:
         grid = images_BCHW.shape[2] // self.patch_size
         cells_BNV = F.pixel_unshuffle(images_BCHW, self.patch_size).flatten(2).mT
-        index_BN = torch.arange(grid * grid, device=images_BCHW.device).expand(len(images_BCHW), -1)
+        index_BN = torch.arange(grid * grid, device=images_BCHW.device).expand(images_BCHW.shape[0], -1)
         return Patches(tokens_BND=cells_BNV, index_BN=index_BN, grid=grid)
 
     def encode(self, patches: Patches, stages: tuple[int, ...] = (), *, drops: Drops | None = None) -> Features:
         (network,) = self._network
         network.training = self.training
-        for attention in cached_biases(network):
-            attention.attention_bias_cache = {}
         images = F.pixel_shuffle(patches.as_map().permute(0, 3, 1, 2), self.patch_size)
         with dropping(drops):
             found = network.forward_features(images)

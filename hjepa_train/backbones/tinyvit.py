@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hjepa_shards.config import Strict
 from hjepa_train.backbones.base import Backbone, Features, Patches, TimmForm, require_stride
-from hjepa_train.backbones.timm_layers import build_keyed, cached_biases, repeated, require_timm
+from hjepa_train.backbones.timm_layers import build_keyed, repeated, require_timm
 from hjepa_train.modules.keyed_drops import Drops, dropping
 
 _STEM_STRIDE = 4
@@ -101,13 +101,11 @@ class Tinyvit(Backbone):
 
     def embed(self, images_BCHW: Tensor) -> Patches:
         maps = self.patch_embed(images_BCHW)
-        index_BN = torch.arange(maps.shape[2] ** 2, device=maps.device).expand(len(maps), -1)
+        index_BN = torch.arange(maps.shape[2] ** 2, device=maps.device).expand(maps.shape[0], -1)
         return Patches(tokens_BND=maps.flatten(2).mT, index_BN=index_BN, grid=maps.shape[2])
 
     def encode(self, patches: Patches, stages: tuple[int, ...] = (), *, drops: Drops | None = None) -> Features:
         maps, kept = patches.as_map().permute(0, 3, 1, 2), []
-        for attention in cached_biases(self):
-            attention.attention_bias_cache = {}
         with dropping(drops):
             for number, stage in enumerate(self.stages, start=1):
                 maps = stage(maps)

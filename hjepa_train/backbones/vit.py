@@ -263,7 +263,7 @@ class ViT(Backbone):
         prefix = torch.cat([t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None], 1)
         if self.config.positions == "learnt":
             prefix = prefix + self.pos_embed[:, :R]
-        return torch.cat([prefix.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], 1)
+        return torch.cat([prefix.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], 1)
 
     def _positions(self, grid: int) -> Tensor | None:
         """[grid * grid, D]; of another resolution than that of training, the sines there, or learnt rows between."""
