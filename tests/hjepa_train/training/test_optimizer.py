@@ -148,3 +148,11 @@ def test_all_that_shapes_the_learning_rate_reaches_it() -> None:
 def test_wrong_settings_are_refused(wrong) -> None:
     with pytest.raises(ValidationError):
         OptimConfig(**wrong)
+
+
+@pytest.mark.parametrize("value", ["imae", -1, [0.1], [0.1, -1], True, {"start": 0.1}])
+def test_a_weight_decay_of_no_known_form_is_one_message(value: Any) -> None:
+    with pytest.raises(ValidationError) as raised:
+        OptimConfig(weight_decay=value)
+    (detail,) = raised.value.errors()
+    assert "a number of 0 or more, [start, end] of two such, `ijepa` or `by_length` expected" in detail["msg"]
