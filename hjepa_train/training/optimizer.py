@@ -61,8 +61,8 @@ class OptimConfig(Strict):
         """Earlier versions wrote null for what is called `by_length` now. One message for all forms."""
         if value is None:
             return "by_length"
-        numbers = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
-        if value not in ("ijepa", "by_length") and not all(map(_is_decay, numbers)):
+        pair = isinstance(value, list | tuple) and len(value) == 2
+        if value not in ("ijepa", "by_length") and not all(map(_is_decay, value if pair else [value])):
             raise ValueError("a number of 0 or more, [start, end] of two such, `ijepa` or `by_length` expected")
         return value
 
@@ -74,7 +74,11 @@ class OptimConfig(Strict):
 
 
 def _is_decay(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    """YAML reads 5e-2 as a text."""
+    try:
+        return not isinstance(value, bool) and 0 <= float(value) < math.inf
+    except (TypeError, ValueError):
+        return False
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

@@ -114,7 +114,9 @@ def filled(**settings: Any) -> OptimConfig:
     [
         ({}, 10**6, [0.05] * 3),
         ({"weight_decay": 0.3}, 10**6, [0.3] * 3),
+        ({"weight_decay": "5e-2"}, 10**6, [0.05] * 3),
         ({"weight_decay": [0.1, 0.5]}, 100, [0.1, 0.3, 0.5]),
+        ({"weight_decay": ["1e-1", 0.5]}, 100, [0.1, 0.3, 0.5]),
         ({"weight_decay": "ijepa"}, 100, [0.04, 0.22, 0.4]),
         ({"weight_decay": "by_length"}, 49_999, [0.05] * 3),
         ({"weight_decay": "by_length"}, 50_000, [0.04, 0.22, 0.4]),
