@@ -28,6 +28,7 @@ from hjepa_train import RunConfig, load_run_config
 from hjepa_train.backbones.vit import ViT
 from hjepa_train.base.device import choose_device
 from hjepa_train.base.device_peaks import device_name
+from hjepa_train.base.mixture_facts import NO_FACTS
 from hjepa_train.base.phase_clock import PREPARE, WAIT, PhaseClock
 from hjepa_train.checkpoints.checkpoint_files import recipe_facts
 from hjepa_train.data.micro_batches import page_locked
@@ -194,7 +195,7 @@ def main() -> None:
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     num_steps = mixture.make_plan(config.run.seed).num_steps(config.training.epochs, config.training.global_batch)
-    objective = objective_of(config, num_steps, str(arguments.config), device)
+    objective = objective_of(config, num_steps, str(arguments.config), device, NO_FACTS)
     assert isinstance(objective, HJepa), "objective: hjepa expected"
     ijepa, optimizer = Steps(config, objective, device), build_optimizer(objective, config.training)
     stop, ours, theirs, ratios = WARM_UP + arguments.steps, list[float](), list[float](), list[float]()

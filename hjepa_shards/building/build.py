@@ -19,7 +19,6 @@ from hjepa_shards.building.merge_parts import finish, is_finished, mark_of
 from hjepa_shards.building.ray_cluster import run_on_cluster
 from hjepa_shards.building.same_input import check_input, require_same_input
 from hjepa_shards.building.shard_tasks import Job, Run, Task, run_in_processes
-from hjepa_shards.building.shard_writer import Members
 from hjepa_shards.errors import InputError
 from hjepa_shards.images.encode import JPEG_256, KEEP, PNG, EncodeSettings, require_encoder
 from hjepa_shards.shards.exclusions import read_exclusions
@@ -226,7 +225,7 @@ def build_missing(
     if todo:
         require_rules(plan.rules, target.where)
         order = shuffled(plan, listed.listing)
-        job = Job(target, listed.raw, Members(**plan.members), plan.encode_settings(), dict(plan.encoder), plan.rules)
+        job = Job(target, listed.raw, plan.members, plan.encode_settings(), dict(plan.encoder), plan.rules)
         way(
             job,
             (Task(plan.shard_name(shard), slice_of(plan, order, shard)) for shard in todo),

@@ -56,7 +56,7 @@ class BuildPlan:
     samples_per_shard: Annotated[int, Field(ge=1)]
     excluded: Sequence[Mapping[str, Any]]
     """Samples excluded on request, before the list was cut: name, index, reason."""
-    members: Mapping[str, Any]
+    members: Members
     class_names: Sequence[str]
     class_groups: Sequence[str]
     notes: Sequence[str]
@@ -214,7 +214,7 @@ def _new_plan(listed: RawList, settings: EncodeSettings, requested: Mapping[str,
     plan = BuildPlan(
         **requested,
         rules=RULES,
-        members=dataclasses.asdict(members),
+        members=members,
         class_names=raw.class_names,
         class_groups=raw.class_groups,
         notes=listed.notes,
@@ -222,7 +222,7 @@ def _new_plan(listed: RawList, settings: EncodeSettings, requested: Mapping[str,
         provenance=raw.provenance.as_dict() | ({"raw_source": raw_source} if raw_source != requested["source"] else {}),
         renamed=listing.renamed(),
     )
-    return BuildPlan(**json.loads(_packed(plan)))  # as it will be read
+    return _PLANS.validate_json(_packed(plan), strict=True)  # as it will be read
 
 
 def _packed(plan: BuildPlan) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from hjepa_shards.building.build_plan import PLAN, BuildPlan, read_plan
-from hjepa_shards.building.shard_writer import Members, add_statistics, num_measured, record_name
+from hjepa_shards.building.shard_writer import add_statistics, num_measured, record_name
 from hjepa_shards.config import first_problem
 from hjepa_shards.errors import BuildMismatch, InputError
 from hjepa_shards.images.rgb_pixels import notes_of
@@ -180,7 +180,7 @@ def _manifest_of(plan: BuildPlan, records: Sequence[dict[str, Any]]) -> Manifest
         class_names=plan.class_names,
         class_groups=plan.class_groups,
         notes=[*plan.notes, *notes_of(remarks)],
-        members=Members(**plan.members).extensions(),
+        members=plan.members.extensions(),
         shard_names=shard_pattern(plan.source, plan.split),
         shard_samples=np.array([r["samples"] for r in records], dtype=np.int64),
         shard_bytes=np.array([r["bytes"] for r in records], dtype=np.int64),

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from zlib_ng.zlib_ng import crc32
 
 from hjepa_shards.base.regular_files import open_regular
@@ -52,7 +53,7 @@ Report = Callable[[int, int], None]
 class Members:
     """What every sample of a split is made of."""
 
-    image: str
+    image: Annotated[str, Field(pattern=r"^[a-z0-9]+$")]
     """Extension of the image member: jpg, png or webp."""
     labels: bool
     captions: bool

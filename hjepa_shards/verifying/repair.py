@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -123,12 +123,10 @@ def _plan_of(folder: Path, manifest: Manifest) -> BuildPlan:
             input_digest=manifest.provenance["input_digest"],
             num_samples=num_samples,
             excluded=manifest.exclusions[:num_excluded],
-            members=asdict(
-                Members(
-                    image=manifest.members[0],
-                    labels="cls" in manifest.members,
-                    captions="txt" in manifest.members,
-                )
+            members=Members(
+                image=manifest.members[0],
+                labels="cls" in manifest.members,
+                captions="txt" in manifest.members,
             ),
             class_names=manifest.class_names,
             class_groups=manifest.class_groups,

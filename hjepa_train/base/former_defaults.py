@@ -13,6 +13,11 @@ AS_IT_WAS: dict[str, Any] = {
     "data.augmentation.views": 1,
     "data.augmentation.grayscale": 0.0,
     "data.augmentation.blur": 0.0,
+    "data.augmentation.hue": 0.0,
+    "data.augmentation.jitter_share": 1.0,
+    "data.augmentation.solarize": 0.0,
+    "data.augmentation.three_augment": False,
+    "data.augmentation.erase": 0.0,
     "training.lr": 1e-3,
     "training.lr_per_256": None,
     "training.schedule": "cosine",
@@ -26,6 +31,15 @@ AS_IT_WAS: dict[str, Any] = {
     "training.clip_norm": None,
     "training.layer_decay": None,
     "training.frozen": [],
+    "backbone.vit.class_tokens": 0,
+    "backbone.vit.distillation_token": False,
+    "backbone.vit.registers": 0,
+    "backbone.vit.positions": "sincos",
+    "backbone.vit.relative_bias": False,
+    "backbone.vit.pool": "mean",
+    "backbone.vit.layer_scale": None,
+    "backbone.vit.drop_path": 0.0,
+    "backbone.vit.dropout": 0.0,
 }
 """By dotted key. A key that comes belongs here, and one whose default changes, where a run's numbers depend on it.
 

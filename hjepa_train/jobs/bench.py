@@ -29,6 +29,7 @@ from hjepa_train.base.device_peaks import MACHINES, device_name, machine_of
 from hjepa_train.base.distributed import joined
 from hjepa_train.base.full_memory import reporting_full_memory
 from hjepa_train.base.launcher import num_started
+from hjepa_train.base.mixture_facts import facts_of
 from hjepa_train.base.phase_clock import PHASES, PREPARE, WAIT, PhaseClock, mark_borders
 from hjepa_train.checkpoints.checkpoint_files import recipe_facts
 from hjepa_train.data.micro_batches import page_locked
@@ -157,7 +158,7 @@ def bench(
         if training.threads:
             torch.set_num_threads(training.threads)
         say("building")
-        objective = objective_of(config, num_steps, where, device)
+        objective = objective_of(config, num_steps, where, device, facts_of(mixture))
         timed = partial(drive, config, mixture, objective, build_optimizer(objective, training), num_steps, device)
         step_s, waited_s, phases_s = list[float](), list[float](), list[dict[str, float]]()
         with reporting_full_memory(partial(smaller_steps, training, objective, device)):

@@ -21,10 +21,12 @@ from hjepa_shards.base.shown_text import significant
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_train.base.device import devices_here
 from hjepa_train.base.device_peaks import TARGETS_ARE, Machine
+from hjepa_train.base.mixture_facts import facts_of
 from hjepa_train.checkpoints.checkpoint_files import latest
 from hjepa_train.data.labelled_images import held_out_split
 from hjepa_train.data.shared_classes import require_shared_classes
 from hjepa_train.evaluation.online_probes import require_probe
+from hjepa_train.jobs.resume_checks import refuse_parted_rows
 from hjepa_train.objectives.base import Objective
 from hjepa_train.objectives.recipe import Recipe
 from hjepa_train.parallel.layout import recompute
@@ -100,7 +102,8 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
     mixture, not_built = expected_mixture(config.data, where)
     plan = forecast(mixture, epochs=training.epochs, global_batch=training.global_batch, ranks=ranks)
     with torch.device("meta"):
-        _, objective = build_parts(config, plan.steps, where)
+        _, objective = build_parts(config, plan.steps, where, facts_of(mixture))
+    refuse_parted_rows(training, objective, ranks)
     _refuse_nothing_to_probe(config, objective, not_built)
     parts, flops = tuple(_parts(objective)), objective.flops_per_image()
     if training.activation_checkpointing:

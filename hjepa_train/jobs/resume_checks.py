@@ -57,6 +57,23 @@ def refuse_uneven_ranks(training: TrainingConfig, world: int) -> None:
     )
 
 
+def refuse_parted_rows(training: TrainingConfig, objective: Objective, world: int) -> None:
+    """InputError where images that belong together would come into two micro-batches, or on two ranks."""
+    together = objective.rows_together
+    sizes = {
+        "training.global_batch": training.global_batch,
+        f"a part of it on each of {world} ranks": training.global_batch // world,
+        "training.micro_batch": micro_batch_of(training, world),
+    }
+    for name, size in sizes.items():
+        if size % together:
+            raise InputError(
+                f"{name}: a multiple of {together} expected, for mixup and CutMix mix neighbours, {size} found; set "
+                f"training.global_batch to a multiple of {together * world} and training.micro_batch to one of "
+                f"{together}, or turn both off (objective.supervised.mix)"
+            )
+
+
 def as_begun(saved: Checkpoint, config: RunConfig, where: str, *, extend: bool = False) -> dict[str, Any]:
     """Defaults that have changed since the run began, as they were: it continues with them.
 

@@ -1,7 +1,7 @@
 """A run: its parts, its folder, its beginning and end. The only module where parts meet.
 
-runs/<name>/  config.yaml  metrics.jsonl  report.md  report.html  pictures.png  evaluation.json  checkpoints/step-<n>/
-              tensorboard/  skipped.jsonl
+runs/<name>/  config.yaml  facts.json  metrics.jsonl  report.md  report.html  pictures.png  evaluation.json
+              checkpoints/step-<n>/  tensorboard/  skipped.jsonl
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from hjepa_train.base.device_peaks import images_per_s_at_peak
 from hjepa_train.base.distributed import StopVote, gather, joined, on_all, on_first, rank, world_size
 from hjepa_train.base.full_memory import reporting_full_memory
 from hjepa_train.base.metrics_file import METRICS_FILE, read_metrics, truncate_metrics
+from hjepa_train.base.mixture_facts import Facts, facts_of, write_facts
 from hjepa_train.base.stop_signals import interrupts, leave
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import Saver, restore
@@ -36,7 +37,13 @@ from hjepa_train.evaluation.online_probes import OnlineProbes, find_labels
 from hjepa_train.jobs.extension import Extension, extensions, what_moved
 from hjepa_train.jobs.rank_facts import ADVICE as RANKS_ADVICE
 from hjepa_train.jobs.rank_facts import probe_facts, rank_facts
-from hjepa_train.jobs.resume_checks import as_begun, refuse_other_statistics, refuse_other_steps, refuse_uneven_ranks
+from hjepa_train.jobs.resume_checks import (
+    as_begun,
+    refuse_other_statistics,
+    refuse_other_steps,
+    refuse_parted_rows,
+    refuse_uneven_ranks,
+)
 from hjepa_train.modules.learning_signals import Alarms
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.parallel.equal_ranks import require_same, require_same_weights, share_weights
@@ -136,7 +143,9 @@ def _train(
     warmup = warmup_of(config, mixture, num_steps)
     made = extensions(saved, num_steps, warmup)
     warmup = made[-1].warmup if made else warmup
-    objective = objective_of(config, num_steps, where, device)
+    facts = facts_of(mixture)
+    objective = objective_of(config, num_steps, where, device, facts)
+    refuse_parted_rows(training, objective, world_size())
     optimizer = build_optimizer(objective, training)
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
     alarms, same_signals = Alarms(warmup_steps=warmup), True
@@ -193,7 +202,7 @@ def _train(
             keep_best=training.keep_best,
             say=lambda text: log.say(text),
         )
-        log_points = on_first(lambda: _begin_files(folder, config, start))
+        log_points = on_first(lambda: _begin_files(folder, config, facts, start))
         log = RunLog(
             folder,
             log_points=log_points,
@@ -292,10 +301,10 @@ def _train(
         leave(stop_vote.last)
 
 
-def objective_of(config: RunConfig, num_steps: int, where: str, device: torch.device) -> Objective:
-    """What a run trains, on its device, laid out over its ranks."""
+def objective_of(config: RunConfig, num_steps: int, where: str, device: torch.device, facts: Facts) -> Objective:
+    """What a run trains, on its device, laid out over its ranks.  facts: of its mixture."""
     with reporting_full_memory(f"{device}: its memory is full with the weights alone; choose a smaller backbone"):
-        _, objective = build_parts(config, num_steps, where)
+        _, objective = build_parts(config, num_steps, where, facts)
         share_weights(objective.to(device))
         lay_out(objective, config.training)
     return objective
@@ -414,12 +423,13 @@ def _run_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _begin_files(folder: Path, config: RunConfig, start: int) -> int:
+def _begin_files(folder: Path, config: RunConfig, facts: Facts, start: int) -> int:
     """The run's folder as it was at step `start`. Returns the number of log points that are there."""
     for name in (METRICS_FILE, _SKIPPED):
         truncate_metrics(folder / name, start - 1)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomically(folder / CONFIG_FILE, text.encode())
+    write_facts(folder, facts)
     return len(read_metrics(folder / METRICS_FILE)) if (folder / METRICS_FILE).exists() else 0
 
 

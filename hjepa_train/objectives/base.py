@@ -21,7 +21,7 @@ Axes: B images, C channels, H W pixels.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,40 @@ def adds_up(objective: "Objective") -> bool:
     return objective.is_additive and not any(isinstance(part, BatchNorm) for part in objective.modules())
 
 
+@runtime_checkable
+class Classifies(Protocol):
+    """An objective with classifiers of its own."""
+
+    class_names: tuple[str, ...]
+    """K of them."""
+
+    def classify(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Encoder, as `Objective.encoders` names it -> [B, K] logits."""
+        ...
+
+
+@runtime_checkable
+class Aligns(Protocol):
+    """An objective that puts images and texts into one space."""
+
+    def embed_images(self, images_BCHW: Tensor) -> Tensor:
+        """[B, D] unit vectors."""
+        ...
+
+    def embed_texts(self, tokens_BT: Tensor) -> Tensor:
+        """[B, D] unit vectors."""
+        ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """An objective that says in words what an image shows."""
+
+    def describe(self, images_BCHW: Tensor, length: int) -> Tensor:
+        """[B, length] int64: the likeliest words one after another."""
+        ...
+
+
 class Objective(nn.Module, ABC):
     """One way to train a backbone: its heads, its targets, its loss."""
 
@@ -122,6 +156,9 @@ class Objective(nn.Module, ABC):
 
     additive_with = ""
     """The setting that would make it so; nothing where none does."""
+
+    rows_together = 1
+    """So many consecutive images belong together: a number that divides micro-batches and ranks' parts of a batch."""
 
     recipe: ClassVar[Recipe] = ADAMW
     """Optimizer settings for keys that a run's file leaves out."""

@@ -144,9 +144,9 @@ class RunLog:
             return
         append_metrics(self._path, row | self._extended)
         self.log_points += not row.get(STOPPED)
-        for name in (key for key in row if key.startswith("knn_")):  # the last encoder's, until the next probe
+        for name in (key for key in row if key.startswith(("knn_", "own_"))):  # the last encoder's, until the next
             if row.get(name) is not None:
-                self._probed = f"k-NN {row[name]:.1f}"
+                self._probed = f"{'k-NN' if name.startswith('knn_') else 'right'} {row[name]:.1f}"
         self._shown = _words_of(row, self._probed)
         if not self._progress.console.is_terminal and time.monotonic() > self._say_next:
             self._say_next = time.monotonic() + _SAY_EVERY_S
@@ -246,7 +246,7 @@ def _tag(name: str) -> str:
     """Of a number of a row, in TensorBoard: group/name, the groups those of the report."""
     if "." in name:
         return name.replace(".", "/")
-    group = "pace" if name in _PACE else "probes" if name.startswith(("knn_", "ridge_")) else "learning"
+    group = "pace" if name in _PACE else "probes" if name.startswith(("knn_", "ridge_", "own_")) else "learning"
     return f"{group}/{name}"
 
 

@@ -7,7 +7,8 @@ state.json), so a report can be made of any run, on any machine, while it still 
 
 evaluation.json: [{source, split, bank, test, chance, rows: [{features, dims, knn, ...}, ...]}, ...];
 the probes are those of `_PROBE_NAMES`; left_out and unseen: {images, classes} of the test that the bank lacks;
-unlabelled: {bank, test}, images besides.
+unlabelled: {bank, test}, images besides; classes: [{class, images, right, taken_for, times}, ...] of a run's own
+classifier, and confusion: {names, counts: [[class, taken for, images], ...]}.
 """
 
 import json
@@ -23,8 +24,9 @@ from hjepa_shards.base.shown_text import counted, listed
 from hjepa_shards.errors import InputError
 from hjepa_train.base.metrics_file import EXTENDED, STOPPED, read_metrics
 from hjepa_train.checkpoints.checkpoint_files import latest, plain_facts, read_state
+from hjepa_train.reports.confusion_chart import confusion_chart
 from hjepa_train.reports.image_panels import last_pictures
-from hjepa_train.reports.metric_charts import JUDGED_ON, run_charts
+from hjepa_train.reports.metric_charts import JUDGED_ON, Chart, run_charts
 from hjepa_train.reports.run_page import Section, write_page
 from hjepa_train.reports.text_table import NOTHING, TextTable, as_markdown, count, number, percent
 
@@ -38,11 +40,14 @@ _PROBE_NAMES = {
     "sgd": "SGD",
     "sgd_last4": "SGD last 4",
     "attentive": "attentive",
+    "own": "own classifier",
+    "own_top5": "own, top 5",
 }
 _MOST_BYTES = 1 << 26
 """Of a run's small files."""
 _SIGNAL_NAMES = {
     "loss": "loss",
+    "accuracy": "percent right while training, on changed images",
     "rho": "ρ: loss / loss of predicting the position's mean",
     "gap": "gap: own target against another image's (cosine)",
     "sd": "deviation between images at one position",
@@ -51,8 +56,11 @@ _SIGNAL_NAMES = {
     "grad_norm": "gradient norm",
     **{
         f"{kind}_{name}": f"{title} of the {which} during the run, percent right"
-        for kind, title in (("knn", "k-NN"), ("ridge", "ridge probe"))
-        for name, which in (("online", "online encoder"), ("target", "target encoder"), ("encoder", "encoder"))
+        for kind, title in (("knn", "k-NN"), ("ridge", "ridge probe"), ("own", "own classifier"))
+        for name, which in (
+            *(("online", "online encoder"), ("target", "target encoder"), ("encoder", "encoder")),
+            ("average", "average of the weights"),
+        )
     },
 }
 
@@ -132,7 +140,7 @@ def _write_html(run: Run, sections: Mapping[str, Sequence[TextTable]]) -> None:
         ],
         sections=[
             Section(heading=right[0], charts=charts["learning"] + charts["sources"], tables=right[1]),
-            Section(heading=learnt[0], tables=learnt[1]),
+            Section(heading=learnt[0], charts=_confusions(run), tables=learnt[1]),
             *([Section(heading="Pictures", note=seen, strips=strips)] if seen else []),
             Section(heading=what[0], charts=charts["pace"], tables=what[1]),
             Section(heading="Configuration", text=run.config.splitlines()),
@@ -167,7 +175,38 @@ def did_it_learn(run: Run) -> list[TextTable]:
     if not run.evaluations:
         note = f"Not evaluated yet: `hjepa-train eval {run.folder} --source NAME`."
         return [TextTable(title="Probes", columns=(), rows=(), note=note)]
-    return [probed([evaluation]) for evaluation in run.evaluations]
+    return [table for evaluation in run.evaluations for table in (probed([evaluation]), *_classes(evaluation))]
+
+
+def _confusions(run: Run) -> list[Chart]:
+    """Of each evaluation of a run that classifies."""
+    return [
+        confusion_chart(f"{one['source']} ({one['split']})", one["confusion"]["names"], one["confusion"]["counts"])
+        for one in run.evaluations
+        if one.get("confusion")
+    ]
+
+
+def _classes(evaluation: dict[str, Any]) -> list[TextTable]:
+    """How right the run's own classifier is about each class; none where it has none."""
+    found = evaluation.get("classes")
+    if not found:
+        return []
+    rows = sorted(found, key=lambda row: row["right"])
+    return [
+        TextTable(
+            title=f"{evaluation['source']} ({evaluation['split']}): the run's own classifier, class by class",
+            columns=("class", "images", "percent right", "most often taken for", "images of it"),
+            rows=tuple(
+                (
+                    *(row["class"], count(row["images"]), number(row["right"], 1)),
+                    *(row.get("taken_for", NOTHING), count(row.get("times"))),
+                )
+                for row in rows
+            ),
+            note="The hardest first.",
+        )
+    ]
 
 
 def probed(evaluations: Sequence[dict[str, Any]]) -> TextTable:
@@ -179,7 +218,8 @@ def probed(evaluations: Sequence[dict[str, Any]]) -> TextTable:
     for name, one in zip(names, evaluations, strict=True):
         before = f"{name}: " if len(evaluations) > 1 else ""
         chance = number(one["chance"], 1)
-        cells = [[chance] * len(columns)] + [[number(row.get(key), 1) for key in columns] for row in one["rows"]]
+        chances = [NOTHING if key == "own_top5" else chance for key in columns]
+        cells = [chances] + [[number(row.get(key), 1) for key in columns] for row in one["rows"]]
         for row, numbers in zip([{"features": "chance"}, *one["rows"]], cells, strict=True):
             chosen = [f"{row['l2']:.0e}" if "l2" in row else NOTHING] if "linear" in columns else []
             rows.append((before + row["features"], count(row.get("dims")), *numbers, *chosen))
@@ -279,7 +319,7 @@ def _shares(run: Run) -> TextTable:
 
 def digits_of(key: str) -> int:
     """After the point: what is percent of some thousand images has no more."""
-    return 1 if key.startswith(("knn_", "ridge_")) else 3
+    return 1 if key.startswith(("knn_", "ridge_", "own_")) else 3
 
 
 def _signals(run: Run) -> TextTable:
@@ -348,6 +388,8 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
         wrong = missing or [name for name, fits in _EVALUATION.items() if not fits(fields[name])]
         wrong = wrong or [name for name in ("left_out", "unseen") if not _is_apart(fields.get(name))]
         wrong = wrong or ["unlabelled"] * (not _are_counts(fields.get("unlabelled", {})))
+        wrong = wrong or ["confusion"] * (not _is_confusion(fields.get("confusion")))
+        wrong = wrong or ["classes"] * (not all(map(_is_class, fields.get("classes") or [])))
         if wrong:
             raise InputError(
                 f"{path}: evaluations with {', '.join(sorted(_EVALUATION))} expected, one without "
@@ -366,6 +408,31 @@ def _is_row(row: Any) -> bool:
         and isinstance(row.get("features"), str)
         and all(value is None or _is_number(value) for key, value in row.items() if key != "features")
     )
+
+
+def _is_confusion(value: Any) -> bool:
+    """Names of classes and pairs of their numbers, or nothing."""
+    if not value:
+        return True
+    if not isinstance(value, dict) or not isinstance(value.get("names"), list):
+        return False
+    names, counts = value["names"], value.get("counts")
+    return (
+        all(isinstance(name, str) for name in names)
+        and isinstance(counts, list)
+        and all(isinstance(one, list) and len(one) == 3 and all(type(n) is int for n in one) for one in counts)
+        and all(0 <= number < len(names) for one in counts for number in one[:2])
+        and all(0 < one[2] < 2**53 for one in counts)
+    )
+
+
+def _is_class(row: Any) -> bool:
+    """A row of `classes`."""
+    if not isinstance(row, dict) or not {"class", "images", "right"} <= row.keys():
+        return False
+    names = [row[key] for key in ("class", "taken_for") if key in row]
+    numbers = [row[key] for key in ("images", "right", "times") if key in row]
+    return all(isinstance(name, str) for name in names) and all(map(_is_number, numbers))
 
 
 def _are_counts(value: Any) -> bool:

@@ -11,6 +11,7 @@ from hjepa_shards.config import LocalPath, Strict, load_yaml, overridden, parse
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.backbones.registry import BACKBONES, build_backbone
+from hjepa_train.base.mixture_facts import NO_FACTS, Facts
 from hjepa_train.data.labelled_images import EvaluationConfig
 from hjepa_train.objectives.base import Objective
 from hjepa_train.objectives.registry import OBJECTIVES
@@ -103,10 +104,10 @@ def load_run_config(path: Path, changes: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def build_parts(config: RunConfig, num_steps: int, where: str) -> tuple[Backbone, Objective]:
-    """Backbone and objective of a run with their initial weights, a function of the configuration alone.
+def build_parts(config: RunConfig, num_steps: int, where: str, facts: Facts = NO_FACTS) -> tuple[Backbone, Objective]:
+    """Backbone and objective of a run with their initial weights, a function of the configuration and the facts alone.
 
-    where: what to call the configuration in errors.
+    where: what to call the configuration in errors.  facts: of its mixture.
     """
     backbone_name, backbone_config, _ = room(config.backbone, BACKBONES, f"{where}: backbone")
     name, objective_config, objective = room(config.objective, OBJECTIVES, f"{where}: objective")
@@ -118,7 +119,7 @@ def build_parts(config: RunConfig, num_steps: int, where: str) -> tuple[Backbone
     size, seed = config.data.image_size, config.run.seed
     try:
         backbone = build_backbone(backbone_name, backbone_config, size, seed=seed)
-        built = objective(backbone, objective_config, image_size=size, num_steps=num_steps, seed=seed)
+        built = objective(backbone, objective_config, image_size=size, num_steps=num_steps, seed=seed, facts=facts)
         freeze(built, config.training.frozen)
         return backbone, built
     except InputError as error:

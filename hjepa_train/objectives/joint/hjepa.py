@@ -27,6 +27,7 @@ from hjepa_shards.config import Strict, brief
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone, require_parts
 from hjepa_train.base import schedules
+from hjepa_train.base.mixture_facts import NO_FACTS, Facts
 from hjepa_train.modules import flop_count, learning_signals
 from hjepa_train.modules.anticollapse import sigreg, vicreg
 from hjepa_train.modules.block_masks import Masking, Masks
@@ -83,9 +84,22 @@ class HJepa(Objective):
     additive_with = "`statistics: exact`"
     recipe = Recipe(name="H-JEPA's", source="the setting that learns CIFAR-10's images, docs/results.md", lr=1e-3)
 
-    def __init__(self, backbone: Backbone, config: HJepaConfig, *, image_size: int, num_steps: int, seed: int) -> None:
-        """image_size: side, pixels.  num_steps: optimizer steps of the whole run.  seed: of predictor and masks."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: HJepaConfig,
+        *,
+        image_size: int,
+        num_steps: int,
+        seed: int,
+        facts: Facts = NO_FACTS,
+    ) -> None:
+        """image_size: side, pixels.  num_steps: optimizer steps of the whole run.  seed: of predictor and masks.
+
+        facts: nothing here depends on them.
+        """
         super().__init__()
+        del facts
         require_parts(backbone, "hjepa")
         self.config, self.num_steps = config, num_steps
         self.grid = image_size // backbone.patch_size

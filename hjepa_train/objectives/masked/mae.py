@@ -19,6 +19,7 @@ from hjepa_shards.config import Strict
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone, require_parts
 from hjepa_train.base.keyed_integers import draw_integers
+from hjepa_train.base.mixture_facts import NO_FACTS, Facts
 from hjepa_train.modules import flop_count
 from hjepa_train.modules.layers import Block, StackConfig, initialise, sincos_positions
 from hjepa_train.objectives.base import Batch, Objective, Sketch
@@ -56,10 +57,19 @@ class Mae(Objective):
         warmup_epochs=40,
     )
 
-    def __init__(self, backbone: Backbone, config: MaeConfig, *, image_size: int, num_steps: int, seed: int) -> None:
-        """image_size: side, pixels.  num_steps: nothing here depends on it.  seed: of decoder and masks."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: MaeConfig,
+        *,
+        image_size: int,
+        num_steps: int,
+        seed: int,
+        facts: Facts = NO_FACTS,
+    ) -> None:
+        """image_size: side, pixels.  num_steps, facts: nothing here depends on them.  seed: of decoder and masks."""
         super().__init__()
-        del num_steps
+        del num_steps, facts
         require_parts(backbone, "mae")
         self.config = config
         self.grid = image_size // backbone.patch_size

@@ -10,6 +10,7 @@ import pytest
 
 from hjepa_shards.building.build import BuildOptions, build
 from hjepa_shards.building.build_plan import PLAN, read_plan, shuffled, slice_of, take_list
+from hjepa_shards.building.shard_writer import Members
 from hjepa_shards.errors import BuildMismatch
 from hjepa_shards.images.encode import EncodeSettings
 from hjepa_shards.sources.registry import open_split
@@ -37,7 +38,7 @@ def test_a_plan_tells_all_that_a_manifest_needs_but_the_records(shards: Path) ->
     assert plan is not None
     assert list(plan.class_names) == list("0123456789")
     assert plan.encode_settings() == EncodeSettings(pixels="png")
-    assert plan.members == {"image": "png", "labels": True, "captions": False}
+    assert plan.members == Members(image="png", labels=True, captions=False)
 
 
 @pytest.mark.parametrize(
@@ -106,3 +107,16 @@ def test_another_encoder_is_refused_with_both_identities(shards: Path, tmp_path:
     assert refused.stderr.count("\n") == 1
     after = {name: data for name, data in files_of(tmp_path).items() if ".part-" not in name}
     assert after == before
+
+
+@pytest.mark.parametrize(
+    "members",
+    [{"labels": True, "captionsimage": "png"}, {"image": "../x", "labels": True, "captions": False}, [], None],
+)
+def test_members_that_no_build_has_written_are_refused(shards: Path, tmp_path: Path, members: object) -> None:
+    path = tmp_path / PLAN
+    path.parent.mkdir()
+    content = json.loads((shards / "digits" / "train" / PLAN).read_text())
+    path.write_text(json.dumps(content | {"members": members}))
+    with pytest.raises(BuildMismatch, match=r"not a plan that this hjepa-shards wrote \(members"):
+        read_plan(FolderTarget(tmp_path))
