@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hjepa_train.jobs.dry_run import DryRun
 
 _WHICH = "latest, best (by the probe that training.keep_best names), or a checkpoint's folder"
+_WEIGHTS = "what init.weights may be, or init's keys: '{weights: FILE, key: teacher}'"
 _EXTRA = ("torch", "safetensors", "tensorboard")
 """What `pip install 'hjepa[train]'` brings."""
 
@@ -129,6 +130,9 @@ def eval_command(
     test: Annotated[int | None, typer.Option(help="images they are tested on")] = None,
     probe: Annotated[str, typer.Option(help="some of linear, knn, ridge, sgd, attentive")] = "linear,knn,ridge",
     checkpoint: Annotated[str, typer.Option(help=_WHICH)] = "latest",
+    beside: Annotated[
+        list[str] | None, typer.Option(help=f"weights from elsewhere as further rows: {_WEIGHTS} (may be repeated)")
+    ] = None,
 ) -> None:
     """Probe a run's encoders on frozen features, beside chance, raw pixels, PCA-30 and the untrained encoder.
 
@@ -137,6 +141,7 @@ def eval_command(
     from hjepa_train.jobs.evaluate import evaluate_all, probes_named
     from hjepa_train.reports.run_report import probed
     from hjepa_train.reports.text_table import as_rich
+    from hjepa_train.weights.init_config import weights_named
 
     results = evaluate_all(
         folder,
@@ -144,6 +149,7 @@ def eval_command(
         split=split,
         which=checkpoint,
         probes=probes_named(probe),
+        beside=[weights_named(one, "--beside") for one in beside or ()],
         bank=bank,
         test=test,
         say=console.print,

@@ -13,6 +13,7 @@ AS_IT_WAS: dict[str, Any] = {
     "data.augmentation.views": 1,
     "data.augmentation.grayscale": 0.0,
     "data.augmentation.blur": 0.0,
+    "init": None,
 }
 """By dotted key. A key that comes belongs here, and one whose default changes, where a run's numbers depend on it.
 

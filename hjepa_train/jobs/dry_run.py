@@ -25,6 +25,7 @@ from hjepa_train.checkpoints.checkpoint_files import latest
 from hjepa_train.data.labelled_images import held_out_split
 from hjepa_train.data.shared_classes import require_shared_classes
 from hjepa_train.evaluation.online_probes import require_probe
+from hjepa_train.jobs.initial_weights import Began, begin_with
 from hjepa_train.objectives.base import Objective
 from hjepa_train.parallel.layout import recompute
 from hjepa_train.parallel.memory_estimate import Memory, memory_of_a_step
@@ -73,6 +74,8 @@ class DryRun:
     """Images that a rank works on at once."""
     memory: Memory
     """Of one rank."""
+    began: Began | None
+    """Of weights that are not drawn."""
     notes: tuple[str, ...]
     """What the user should know, a sentence each."""
 
@@ -92,6 +95,8 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
     plan = forecast(mixture, epochs=training.epochs, global_batch=training.global_batch, ranks=ranks)
     with torch.device("meta"):
         _, objective = build_parts(config, plan.steps, where)
+    (name,) = config.objective
+    began = begin_with(config.init, objective, name, where) if config.init else None
     _refuse_nothing_to_probe(config, objective, not_built)
     parts, flops = tuple(_parts(objective)), objective.flops_per_image()
     if training.activation_checkpointing:
@@ -113,7 +118,8 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
         flops_per_image=flops,
         micro_batch=micro_batch,
         memory=memory,
-        notes=tuple(_notes(config, plan, not_built)),
+        began=began,
+        notes=(*_notes(config, plan, not_built), *(began.notes if began else ())),
     )
 
 
@@ -212,6 +218,7 @@ def _run(dry: DryRun) -> TextTable:
     (backbone,), (objective,) = dry.config.backbone, dry.config.objective
     facts = {
         "objective, backbone": f"{objective}, {backbone}",
+        **({"begins with": f"{dry.began.facts['source']} ({dry.began.facts['digest']})"} if dry.began else {}),
         "images": f"{dry.config.data.image_size} px, {plan.samples:,} in {plan.epochs:,} "
         f"epoch{'s' * (plan.epochs != 1)} of {plan.epoch_samples:,} ({dry.config.data.strategy})",
         "optimizer steps": f"{plan.steps:,} of {plan.global_batch:,} images",

@@ -2,9 +2,10 @@
 
 Features are average-pooled (the attentive probe sees the tokens); which images, data/labelled_images.py says. Baselines
 are in the same table: chance, raw pixels, 30 principal components, and the same encoder untrained, with the same
-weights that the run began with. Images are read for each row of the table, and only that row's features are kept. Each
-finished part is on disk at once (evaluation/finished_probes.py): an evaluation that was killed continues where it was,
-and another probe of the same checkpoint joins the numbers that are there.
+weights that the run's seed draws. Weights from elsewhere have a row each (`beside`), under the same protocol, each with
+the pixel statistics that it was trained with. Images are read for each row of the table, and only that row's features
+are kept. Each finished part is on disk at once (evaluation/finished_probes.py): an evaluation that was killed continues
+where it was, and another probe of the same checkpoint joins the numbers that are there.
 """
 
 import copy
@@ -34,9 +35,11 @@ from hjepa_train.evaluation.linear_knn_probes import chance, checked, knn_probe,
 from hjepa_train.evaluation.probe_failures import probe_failures
 from hjepa_train.evaluation.ridge_probe import ridge_probe
 from hjepa_train.evaluation.sgd_probe import sgd_probe
+from hjepa_train.jobs.initial_weights import build_with
 from hjepa_train.reports.run_report import read_evaluations, write_report
 from hjepa_train.training.config import RunConfig, build_parts
 from hjepa_train.training.saved_config import load_saved_config
+from hjepa_train.weights.init_config import InitConfig
 
 Probe = Literal["linear", "knn", "ridge", "sgd", "attentive"]
 PROBES: tuple[Probe, ...] = get_args(Probe)
@@ -58,6 +61,7 @@ def evaluate(
     source: str | None = None,
     which: str = "latest",
     probes: Sequence[Probe] = USUAL,
+    beside: Sequence[InitConfig] = (),
     known_rows: Sequence[dict[str, Any]] = (),
     say: Callable[[str], None] = lambda what: None,
     **changes: Any,
@@ -65,6 +69,7 @@ def evaluate(
     """Probe a run's checkpoint on a labelled source; also written to evaluation.json and report.md.
 
     which: `latest`, `best` (by training.keep_best) or a checkpoint's folder.  probes: in the order of the columns.
+    beside: weights from elsewhere, a row each; `weights` is what it is called.
     known_rows: rows that need no probing, such as the pixels' from another run's evaluation on the same images.
     say: receives what is being done, some minutes in all.
     changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in run_report.py.
@@ -83,6 +88,7 @@ def evaluate(
     device = choose_device(trained_on if trained_on in devices_here() else "auto")  # it may have been trained elsewhere
     encoders = _encoders(config, path, device)
     data = config.data
+    others = {init.weights: _beside(init, data, device) for init in beside}
     split = held_out_split(data, name, settings.split)
     require_shared_classes(data, name, split)
 
@@ -112,6 +118,12 @@ def evaluate(
             key = digest({**decides, "features": features, **_weights(config, path, features, encoder)})
             subject = partial(lambda name, encoder: _Subject(name, *read()[:2], data, encoder), features, encoder)
             rows.append(_row(features, key, finished, probes, subject, say))
+    for features, (encoder, theirs, about) in others.items():
+        key = digest({**decides, "features": features, **about})
+        subject = partial(
+            lambda name, encoder, data: _Subject(name, *read()[:2], data, encoder), features, encoder, theirs
+        )
+        rows.append(_row(features, key, finished, probes, subject, say))
     result = {
         "source": name,
         "split": split,
@@ -245,6 +257,17 @@ def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, 
     restore(checkpoint_files.load(path), objective)
     found = {"untrained": untrained, **objective.encoders()}
     return {name: encoder.to(device).eval() for name, encoder in found.items()}
+
+
+def _beside(init: InitConfig, data: DataConfig, device: torch.device) -> tuple[Backbone, DataConfig, dict[str, Any]]:
+    """(an encoder with weights from elsewhere, the pixels as it knows them, what decides its features)"""
+    encoder, found, fitted = build_with(init, data.image_size)
+    known = {
+        name: found.about[key] for key, name in (("mean", "pixel_mean"), ("std", "pixel_std")) if key in found.about
+    }
+    theirs = parse(DataConfig, data.model_dump() | known, f"{found.source}: mean, std")
+    statistics = [list(theirs.pixel_mean), list(theirs.pixel_std)]
+    return encoder.to(device).eval(), theirs, {"pixels": statistics, "weights": fitted.digest, "backbone": str(encoder)}
 
 
 def _images(config: RunConfig, settings: EvaluationConfig, source: str, split: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import Saver, restore
 from hjepa_train.data.micro_batches import page_locked, to_micro_batches
 from hjepa_train.evaluation.online_probes import OnlineProbes, find_labels
+from hjepa_train.jobs.initial_weights import begin_with
 from hjepa_train.jobs.rank_facts import ADVICE as RANKS_ADVICE
 from hjepa_train.jobs.rank_facts import probe_facts, rank_facts
 from hjepa_train.jobs.resume_checks import as_begun, refuse_other_statistics, refuse_other_steps, refuse_uneven_ranks
@@ -120,7 +121,17 @@ def _train(
     num_steps = mixture.make_plan(seed).num_steps(training.epochs, training.global_batch)
     if saved:
         refuse_other_steps(saved, config, mixture)
-    objective = objective_of(config, num_steps, where, device)
+    unsaid: list[str] = []
+    began: dict[str, Any] = saved.state.get("init", {}) if saved else {}
+
+    def fill(objective: Objective) -> None:
+        init, (name,) = config.init, config.objective
+        if init and not saved:
+            came = on_first(lambda: begin_with(init, objective, name, where))
+            began.update(came.facts)
+            unsaid.extend((f"weights of {came.facts['source']}, digest {came.facts['digest']}", *came.notes))
+
+    objective = objective_of(config, num_steps, where, device, fill)
     optimizer = build_optimizer(objective, training)
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
     alarms, same_signals = Alarms(warmup_steps=_warmup_steps(config, mixture, num_steps)), True
@@ -153,7 +164,6 @@ def _train(
                 stops_alone=world_size() == 1,
             )
         )
-        unsaid: list[str] = []
         per_epoch = mixture.epoch_samples / training.global_batch
         probe_plan = on_first(
             lambda: find_labels(
@@ -220,6 +230,7 @@ def _train(
             whole = loaded.with_proof_of_all(gather(loaded.proof))
             state = {
                 "config": config.model_dump(mode="json"),
+                **({"init": began} if began else {}),
                 "loader": loader.state_dict(whole),
                 "alarms": alarms.state_dict(),
                 "scaler": scaler.state_dict(),
@@ -271,10 +282,20 @@ def _train(
         leave(stop_vote.last)
 
 
-def objective_of(config: RunConfig, num_steps: int, where: str, device: torch.device) -> Objective:
-    """What a run trains, on its device, laid out over its ranks."""
+def objective_of(
+    config: RunConfig,
+    num_steps: int,
+    where: str,
+    device: torch.device,
+    fill: Callable[[Objective], None] = lambda objective: None,
+) -> Objective:
+    """What a run trains, on its device, laid out over its ranks.
+
+    fill: gives it, on rank 0, other weights than the drawn ones, while it is whole and on the CPU.
+    """
     with reporting_full_memory(f"{device}: its memory is full with the weights alone; choose a smaller backbone"):
         _, objective = build_parts(config, num_steps, where)
+        fill(objective)
         share_weights(objective.to(device))
         lay_out(objective, config.training)
     return objective
@@ -360,6 +381,8 @@ class _State(BaseModel, strict=True):
     """What a run continues from besides its weights. Whatever else is in it is left alone."""
 
     config: dict[str, Any]
+    init: dict[str, str | int] = {}
+    """What the run began with, if not with drawn weights."""
     loader: dict[str, Any]
     recipe: _Recipe
     alarms: _Alarms
