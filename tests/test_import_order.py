@@ -45,8 +45,8 @@ _HOUSES = {
     "hjepa_train": """
         base: device full_memory launcher distributed keyed_integers device_peaks metrics_file stop_signals phase_clock
             schedules former_defaults
-        modules: keyed_drops offered_memory batch_norm layers ema flop_count learning_signals block_masks anticollapse
-        backbones: base vit registry
+        modules: keyed_drops offered_memory batch_norm relative_bias layers ema flop_count learning_signals block_masks anticollapse
+        backbones: base vit convnext timm_layers swin tinyvit timm_nets registry
         objectives: base
         objectives.joint: predictor hjepa
         objectives.masked: mae
