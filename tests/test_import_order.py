@@ -45,8 +45,9 @@ _HOUSES = {
     "hjepa_train": """
         base: device full_memory launcher distributed keyed_integers device_peaks metrics_file stop_signals phase_clock
             schedules former_defaults
-        modules: keyed_drops offered_memory batch_norm layers ema flop_count learning_signals block_masks anticollapse
-        backbones: base vit registry
+        modules: keyed_drops offered_memory batch_norm relative_bias layers ema flop_count learning_signals block_masks
+            anticollapse
+        backbones: base vit convnext timm_layers swin tinyvit timm_nets registry
         objectives: base
         objectives.joint: predictor hjepa
         objectives.masked: mae
@@ -61,7 +62,8 @@ _HOUSES = {
             probe_failures finished_probes online_probes
         reports: text_table metric_charts image_panels run_page run_report compare_runs run_log
         training: optimizer config saved_config nonfinite_guard out_of_memory diagnosis trainer
-        jobs: rank_facts resume_checks saved_objective weight_sources initial_weights run dry_run evaluate bench bench_report speed_here export
+        jobs: rank_facts resume_checks saved_objective weight_sources initial_weights run dry_run evaluate bench
+            bench_report speed_here export
         : cli __main__
     """,
 }

@@ -14,6 +14,16 @@ AS_IT_WAS: dict[str, Any] = {
     "data.augmentation.grayscale": 0.0,
     "data.augmentation.blur": 0.0,
     "init": None,
+    "backbone.vit.class_tokens": 0,
+    "backbone.vit.distillation_token": False,
+    "backbone.vit.registers": 0,
+    "backbone.vit.positions": "sincos",
+    "backbone.vit.relative_bias": False,
+    "backbone.vit.pool": "mean",
+    "backbone.vit.layer_scale": None,
+    "backbone.vit.drop_path": 0.0,
+    "backbone.vit.dropout": 0.0,
+    "backbone.vit.position_grid": None,
 }
 """By dotted key. A key that comes belongs here, and one whose default changes, where a run's numbers depend on it.
 

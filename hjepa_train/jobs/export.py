@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone
-from hjepa_train.backbones.vit import ViT
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import restore
 from hjepa_train.training.config import RunConfig, build_parts
@@ -135,22 +134,11 @@ def _timm(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig
 
     With `num_classes` timm draws a head, with `in_chans=1` it adds up the weights of the colours.
     """
-    if not isinstance(encoder, ViT):
-        raise InputError(
-            f"--to timm: the backbone vit expected, {', '.join(config.backbone)} found; say --to safetensors"
-        )
+    try:
+        form = encoder.as_timm()
+    except InputError as error:
+        raise InputError(f"--to timm: {error}; say --to safetensors") from error
     size = facts["image_size"]
-    arguments = {
-        "img_size": size,
-        "patch_size": encoder.patch_size,
-        "embed_dim": encoder.width,
-        "depth": encoder.num_stages,
-        "num_heads": encoder.num_heads,
-        "class_token": False,
-        "global_pool": "avg",
-        "fc_norm": False,
-        "num_classes": 0,
-    }
     about = {
         "input_size": [3, size, size],
         "mean": facts["mean"],
@@ -159,20 +147,22 @@ def _timm(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig
         "crop_mode": "center",
         "interpolation": "bilinear",  # of timm's, the nearest to what the loader does
         "num_classes": 0,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
+        "first_conv": form.first_conv,
+        "classifier": form.classifier,
         "tag": facts["run"],
     }
     content = {
-        "architecture": "vit_base_patch16_224",
+        "architecture": form.architecture,
         "num_classes": 0,
         "num_features": encoder.width,
-        "global_pool": "avg",
-        "model_args": arguments,
+        "global_pool": form.arguments.get("global_pool", "avg"),
+        "model_args": dict(form.arguments),
         "pretrained_cfg": about,
     }
     (out / "config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    save_file(_weights(encoder), out / "model.safetensors")
+    save_file(
+        _weights(encoder) | {name: one.cpu().clone() for name, one in form.more.items()}, out / "model.safetensors"
+    )
 
 
 class _Pooled(nn.Module):

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from hjepa_shards.errors import InputError
+from hjepa_train.backbones.base import Backbone
+from hjepa_train.modules.relative_bias import resampled
 from hjepa_train.weights.foreign_layouts import Converted, matches
 from hjepa_train.weights.position_tables import (
     as_fixed,
     fixed_table,
     halves_exchanged,
-    interpolated,
     split_prefix,
 )
 
@@ -59,6 +60,8 @@ def fit(backbone: nn.Module, found: Converted, *, leave: Sequence[str], where: s
     digest = digest_of({name: tensor for name, tensor in tensors.items() if name in ours})
     if "pos_embed" in tensors and "pos_embed" in ours:
         tensors, notes = _with_positions(backbone, tensors, _prefix_counts(found.tensors), where)
+    tensors, more = _with_relative_positions(tensors, ours)
+    notes += more
     computed = {
         name
         for name in ours
@@ -66,7 +69,8 @@ def fit(backbone: nn.Module, found: Converted, *, leave: Sequence[str], where: s
         and (not ours[name].is_floating_point() or (name == "pos_embed" and name not in tensors))
     }
     wanted = [name for name in ours if name not in computed and not matches(name, patterns)]
-    over = [name for name in tensors if name not in ours]
+    neutral = _neutral(backbone)
+    over = [name for name in tensors if name not in ours and not _is_neutral(tensors[name], neutral.get(name))]
     wrong = {
         "missing": [name for name in wanted if name not in tensors],
         "left over": [name for name in over if not matches(name, found.left_if_unused)],
@@ -137,7 +141,7 @@ def _with_positions(
     if "pos_embed" in dict(backbone.named_parameters()):
         if before != side:
             notes.append(f"positions of {before} x {before} cells as {side} x {side}")
-        grid = fixed_table(side, table.shape[1], kind) if kind and before != side else interpolated(table, side)
+        grid = fixed_table(side, table.shape[1], kind) if kind and before != side else resampled(table, side)
         rows = [prefix.float(), torch.zeros(num_here - len(prefix), table.shape[1]), grid.float()]
         return tensors | {"pos_embed": torch.cat(rows).view(ours["pos_embed"].shape)}, notes
     if kind is None:
@@ -145,7 +149,7 @@ def _with_positions(
             f"{where}: pos_embed: a fixed table of positions expected, as this backbone has one, a learnt one found; "
             "set backbone.vit.positions: learnt"
         )
-    extent = getattr(backbone, "extent", side)
+    extent = getattr(backbone, "extent", None) or side
     if extent != kind.extent:
         raise InputError(
             f"{where}: pos_embed: positions in units of a grid of {extent} x {extent} cells expected, of "
@@ -158,6 +162,42 @@ def _with_positions(
         tensors = halves_exchanged(tensors)
         notes.append("its positions have the column first, ours the row: the halves of all channels are exchanged")
     return {name: tensor for name, tensor in tensors.items() if name != "pos_embed"}, notes
+
+
+def _with_relative_positions(
+    tensors: dict[str, Tensor], ours: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """With tables of relative positions as large as the backbone's: [(2 G - 1)^2 + rows of prefix tokens, heads]."""
+    found, notes = dict(tensors), dict[str, None]()
+    for name in tensors:
+        if not name.endswith("relative_position_bias_table") or name not in ours:
+            continue
+        theirs, here = tensors[name], ours[name]
+        if theirs.dim() != 2 or theirs.shape == here.shape or theirs.shape[1:] != here.shape[1:]:
+            continue
+        split, wanted = split_prefix(theirs, (0, 3)), split_prefix(here, (0, 3))
+        if split is None or wanted is None or len(split[0]) != len(wanted[0]):
+            continue
+        rows, side = len(split[0]), math.isqrt(len(wanted[1]))
+        # rows of prefix tokens are the last ones of such a table
+        cells, prefix = theirs[: len(theirs) - rows], theirs[len(theirs) - rows :]
+        notes[f"relative positions of {math.isqrt(len(cells))} x {math.isqrt(len(cells))} as {side} x {side}"] = None
+        found[name] = torch.cat([resampled(cells, side), prefix])
+    return found, list(notes)
+
+
+def _neutral(backbone: nn.Module) -> Mapping[str, Tensor]:
+    """What timm's network has besides, where it changes nothing."""
+    try:
+        return backbone.as_timm().more if isinstance(backbone, Backbone) else {}
+    except InputError:
+        return {}
+
+
+def _is_neutral(tensor: Tensor, neutral: Tensor | None) -> bool:
+    if neutral is None or tensor.shape != neutral.shape:
+        return False
+    return neutral.is_meta or bool((tensor == neutral).all())
 
 
 def _prefix_counts(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:

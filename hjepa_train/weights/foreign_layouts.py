@@ -146,7 +146,18 @@ def _downsampled_first(tensors: _Named) -> _Named:
     }
 
 
-_BEIT = (_joined_bias, _renamed(r"\.gamma_([12])$", r".ls\1.gamma"))
+def _bias_of_each_block(tensors: _Named) -> _Named:
+    """Where all blocks share one table of relative positions, each has it, by the name that timm gives it."""
+    shared = "rel_pos_bias.relative_position_bias_table"
+    found = _renamed(r"^(blocks\.\d+\.attn)\.(relative_position_bias_table)$", r"\1.rel_pos.\2")(tensors)
+    if shared not in found:
+        return found
+    table = found.pop(shared)
+    blocks = {match[0] for name in found if (match := re.match(r"blocks\.\d+\.attn\.", name))}
+    return found | {f"{block}rel_pos.relative_position_bias_table": table for block in blocks}
+
+
+_BEIT = (_joined_bias, _renamed(r"\.gamma_([12])$", r".ls\1.gamma"), _bias_of_each_block)
 _CHANGES: dict[Layout, tuple[Callable[[_Named], _Named], ...]] = {
     "dino": (_under("backbone."),),
     "dinov2": (

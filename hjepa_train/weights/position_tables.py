@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hjepa_train.modules.layers import sincos_positions
@@ -76,15 +75,6 @@ def fixed_table(side: int, width: int, kind: Fixed) -> Tensor:
     """[side * side, width]"""
     table = sincos_positions(side, width, extent=kind.extent)
     return table.roll(width // 2, 1) if kind.column_first else table
-
-
-def interpolated(table_ND: Tensor, side: int) -> Tensor:
-    """[side * side, D]: a learnt table of a square grid on another one."""
-    before = math.isqrt(len(table_ND))
-    if before == side:
-        return table_ND
-    grid = table_ND.float().T.unflatten(1, (before, before))[None]
-    return F.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)[0].flatten(1).T
 
 
 def halves_exchanged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from hjepa_train.modules.layers import sincos_positions
-from hjepa_train.weights.position_tables import Fixed, as_fixed, fixed_table, interpolated, split_prefix
+from hjepa_train.modules.relative_bias import resampled
+from hjepa_train.weights.position_tables import Fixed, as_fixed, fixed_table, split_prefix
 from tests.hjepa_train.weights.published_nets import sincos
 
 
@@ -39,7 +40,7 @@ def test_a_learnt_table_is_interpolated_as_timm_does_it(before: int, side: int) 
 
     table = torch.randn(before**2, 12, generator=torch.Generator().manual_seed(1))
     expected = resample_abs_pos_embed(table[None], [side, side], num_prefix_tokens=0)[0]
-    torch.testing.assert_close(interpolated(table, side), expected, rtol=0, atol=0)
+    torch.testing.assert_close(resampled(table, side), expected, rtol=0, atol=0)
 
 
 def test_rows_of_tokens_are_split_from_those_of_cells() -> None:
