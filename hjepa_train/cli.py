@@ -223,15 +223,27 @@ def bench_command(
 
 @app.command("export")
 def export_command(
-    folder: Annotated[Path, typer.Argument(help="runs/<name>")],
     to: Annotated[Literal["safetensors", "torch", "timm", "onnx"], typer.Option(help="for which programs")],
+    folder: Annotated[Path | None, typer.Argument(help="runs/<name>; none with --weights")] = None,
     out: Annotated[Path | None, typer.Option(help="folder to make (default: RUN/export/<encoder>-<to>)")] = None,
     encoder: Annotated[
         str | None, typer.Option(help="online or target (default: the target, where there is one)")
     ] = None,
     checkpoint: Annotated[str, typer.Option(help=_WHICH)] = "latest",
+    weights: Annotated[str | None, typer.Option(help=f"in place of a run's: {_WEIGHTS}")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="of --weights, pixels (default: as their source says)", min=1)
+    ] = None,
 ) -> None:
     """The encoder for other programs: weights, a folder for timm.create_model("local-dir:..."), an ONNX graph."""
-    from hjepa_train.jobs.export import export
+    from hjepa_train.jobs.export import export, export_weights
+    from hjepa_train.weights.init_config import weights_named
 
+    if weights is not None:
+        if folder is not None or out is None:
+            raise InputError("export --weights: no run, and a folder to make with --out, expected")
+        written = export_weights(weights_named(weights, "--weights"), to, out, image_size=image_size)
+        return console.print(f"written  {escape(str(written))}")
+    if folder is None:
+        raise InputError("export: a run's folder, or --weights, expected, neither found")
     console.print(f"written  {escape(str(export(folder, to, out, encoder=encoder, which=checkpoint)))}")

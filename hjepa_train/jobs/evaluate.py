@@ -36,6 +36,7 @@ from hjepa_train.evaluation.probe_failures import probe_failures
 from hjepa_train.evaluation.ridge_probe import ridge_probe
 from hjepa_train.evaluation.sgd_probe import sgd_probe
 from hjepa_train.jobs.initial_weights import build_with
+from hjepa_train.jobs.weight_sources import find
 from hjepa_train.reports.run_report import read_evaluations, write_report
 from hjepa_train.training.config import RunConfig, build_parts
 from hjepa_train.training.saved_config import load_saved_config
@@ -261,13 +262,15 @@ def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, 
 
 def _beside(init: InitConfig, data: DataConfig, device: torch.device) -> tuple[Backbone, DataConfig, dict[str, Any]]:
     """(an encoder with weights from elsewhere, the pixels as it knows them, what decides its features)"""
-    encoder, found, fitted = build_with(init, data.image_size)
+    found = find(init)
+    built = build_with(found, data.image_size, init.leave)
     known = {
         name: found.about[key] for key, name in (("mean", "pixel_mean"), ("std", "pixel_std")) if key in found.about
     }
     theirs = parse(DataConfig, data.model_dump() | known, f"{found.source}: mean, std")
     statistics = [list(theirs.pixel_mean), list(theirs.pixel_std)]
-    return encoder.to(device).eval(), theirs, {"pixels": statistics, "weights": fitted.digest, "backbone": str(encoder)}
+    about = {"pixels": statistics, "weights": built.fitted.digest, "backbone": built.config}
+    return built.backbone.to(device).eval(), theirs, about
 
 
 def _images(config: RunConfig, settings: EvaluationConfig, source: str, split: str) -> dict[str, Any]:

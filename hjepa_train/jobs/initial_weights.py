@@ -5,8 +5,9 @@ run with the same objective, for a second phase at another resolution or on anot
 follows from the resolution, is the new run's.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -20,9 +21,15 @@ from hjepa_train.backbones.registry import BACKBONES, build_backbone
 from hjepa_train.backbones.vit import SIZES
 from hjepa_train.jobs.weight_sources import Found, find
 from hjepa_train.objectives.base import Objective
-from hjepa_train.weights.fitting import Fitted, digest_of, fit, put
+from hjepa_train.weights.fitting import Fitted, digest_of, fit, prefix_counts, put
 from hjepa_train.weights.foreign_layouts import Converted
 from hjepa_train.weights.init_config import InitConfig
+from hjepa_train.weights.position_tables import as_fixed, split_prefix
+
+_SIZED = ("img_size", "num_classes", "in_chans")
+"""Arguments of timm's that follow from the images."""
+_MEAN = ("simmim", "beit")
+"""Layouts with a class token whose authors average the patches."""
 
 
 @final
@@ -54,15 +61,42 @@ def begin_with(init: InitConfig, objective: Objective, name: str, where: str) ->
     return _began(found, fitted)
 
 
-def build_with(init: InitConfig, image_size: int) -> tuple[Backbone, Found, Fitted]:
-    """A backbone for images of this size, in pixels, with these weights: the one that their source or shapes say."""
-    found = find(init)
-    name, content = _backbone_of(found, image_size)
-    where = f"{found.source}: backbone.{name}"
-    backbone = build_backbone(name, parse(BACKBONES[name][0], content, where), image_size, seed=0)
-    fitted = fit(backbone, found.weights, leave=init.leave, where=found.source)
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Built:
+    """A backbone with weights from elsewhere."""
+
+    backbone: Backbone
+    config: dict[str, Any]
+    """As a run's configuration has it: {name: its keys}."""
+    fitted: Fitted
+
+
+def build_with(found: Found, image_size: int, leave: Sequence[str] = ()) -> Built:
+    """A backbone for images of this size, in pixels, with these weights: the one that their source or shapes say.
+
+    leave: as in `init`. InputError where neither says it, or they do not fit.
+    """
+    name, content = _backbone_of(found)
+    if name not in BACKBONES:
+        raise InputError(f"{found.source}: backbone: one of {', '.join(BACKBONES)} expected, {name[:80]!r} found")
+    config = parse(BACKBONES[name][0], content, f"{found.source}: backbone.{name}")
+    backbone = build_backbone(name, config, image_size, seed=0)
+    fitted = fit(backbone, found.weights, leave=leave, where=found.source)
     put(backbone, fitted.tensors)
-    return backbone, found, fitted
+    return Built(backbone=backbone, config={name: config.model_dump(mode="json")}, fitted=fitted)
+
+
+def image_size_of(found: Found) -> int:
+    """Side in pixels of the images that weights are of, as their source or their table of positions says it."""
+    size, tensors = found.about.get("image_size"), found.weights.tensors
+    if isinstance(size, int) and 0 < size < 2**16:
+        return size
+    table, patches = tensors.get("pos_embed"), tensors.get("patch_embed.proj.weight")
+    split = split_prefix(table, prefix_counts(tensors)) if table is not None else None
+    if split is None or patches is None:
+        raise InputError(f"{found.source}: the size of its images is not in it; say it with --image-size")
+    return math.isqrt(len(split[1])) * patches.shape[-1]
 
 
 def _began(found: Found, fitted: Fitted) -> Began:
@@ -125,19 +159,39 @@ class _Rest(torch.nn.Module):
         return iter(self._tensors.items())
 
 
-def _backbone_of(found: Found, image_size: int) -> tuple[str, dict[str, Any]]:
-    """(its name, its configuration), as the source says it or as the shapes do."""
-    said = found.about.get("backbone")
+def _backbone_of(found: Found) -> tuple[str, dict[str, Any]]:
+    """(its name, its configuration), as the source says it, else as names and shapes do."""
+    said, architecture = found.about.get("backbone"), found.about.get("architecture")
     if isinstance(said, dict) and len(said) == 1 and isinstance(next(iter(said.values())), dict):
         return next(iter(said.items()))
+    if isinstance(architecture, str):
+        arguments = found.about.get("arguments", {})
+        return "timm", {"name": architecture, "arguments": {k: v for k, v in arguments.items() if k not in _SIZED}}
     tensors = found.weights.tensors
-    patches = tensors.get("patch_embed.proj.weight")
-    numbers = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d{1,3})\.attn\.", name))}
+    patches, table = tensors.get("patch_embed.proj.weight"), tensors.get("pos_embed")
+    numbers = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.(\d{1,3})\.attn\.qkv\.weight$", name))}
     if patches is None or patches.dim() != 4 or not numbers:
         raise InputError(
             f"{found.source}: weights of a vision transformer, or an export that says its backbone, expected, neither "
-            "found"
+            "found; export it with hjepa-train, or begin a run with it (`init`), whose configuration says the backbone"
         )
-    width, depth = patches.shape[0], max(numbers) + 1
+    width, depth, has_class = patches.shape[0], max(numbers) + 1, "cls_token" in tensors
     heads = {size[:2]: size[2] for size in SIZES.values()}.get((width, depth), width // 64)
-    return "vit", {"width": width, "depth": depth, "heads": found.about.get("heads", heads), "patch": patches.shape[2]}
+    if not heads:
+        raise InputError(
+            f"{found.source}: the number of attention heads is not in weights, and {width} wide it is no published "
+            "size; begin a run with them (`init`), whose configuration says it"
+        )
+    split = split_prefix(table, prefix_counts(tensors)) if table is not None else None
+    fixed = as_fixed(split[1]) if split else None
+    return "vit", {
+        **{"width": width, "depth": depth, "heads": heads, "patch": patches.shape[2]},
+        "class_tokens": int(has_class),
+        "distillation_token": "dist_token" in tensors,
+        "registers": tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
+        "positions": "none" if table is None else "sincos" if fixed else "learnt",
+        "position_grid": fixed.extent if fixed else None,
+        "relative_bias": any(".rel_pos." in name for name in tensors),
+        "pool": "class" if has_class and found.weights.layout not in _MEAN else "mean",
+        "layer_scale": 1e-5 if "blocks.0.ls1.gamma" in tensors else None,
+    }

@@ -25,7 +25,7 @@ from hjepa_train.weights.weight_files import read_weights
 _MOST_JSON_BYTES = 1 << 24
 _FILES = ("model.safetensors", "pytorch_model.bin", "model.pt")
 """Of weights, in a folder of timm's or of an export, the first that is there."""
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and deviation of the pixels with which the published layouts were trained."""
 
 
@@ -102,7 +102,7 @@ def _of_file(path: Path, init: InitConfig, about: Mapping[str, Any], called: str
     weights = convert(named.tensors, layout, where)
     known = {key: _unquoted(value) for key, value in named.about.items()}
     if layout not in ("timm", "dinov3"):
-        about = {"mean": list(_IMAGENET[0]), "std": list(_IMAGENET[1]), **about}
+        about = {"mean": list(IMAGENET[0]), "std": list(IMAGENET[1]), **about}
     return Found(weights=weights, source=where, about={**known, **about})
 
 
@@ -134,8 +134,8 @@ def _about_timm(content: Mapping[str, Any]) -> dict[str, Any]:
         "image_size": size[-1] if isinstance(size, list | tuple) and size else None,
         "mean": about.get("mean"),
         "std": about.get("std"),
-        "heads": arguments.get("num_heads"),
         "architecture": content.get("architecture"),
+        "arguments": arguments,
     }
     return {key: value for key, value in known.items() if value is not None}
 
@@ -187,9 +187,6 @@ def _timm(name: str, init: InitConfig) -> Found:
             "names those that there are; without a network, name a downloaded file"
         ) from error
     about = _about_timm({"pretrained_cfg": model.pretrained_cfg, "architecture": name})
-    heads = next((one.num_heads for one in model.modules() if isinstance(getattr(one, "num_heads", None), int)), None)
-    if heads is not None:
-        about["heads"] = heads
     weights = Converted(layout="timm", tensors=dict(model.state_dict()), left=())
     return Found(weights=weights, source=f"timm:{name}", about=about)
 

@@ -59,7 +59,7 @@ def fit(backbone: nn.Module, found: Converted, *, leave: Sequence[str], where: s
     _refuse_other_patches(ours.get(_PATCHES), tensors.get(_PATCHES), where)
     digest = digest_of({name: tensor for name, tensor in tensors.items() if name in ours})
     if "pos_embed" in tensors and "pos_embed" in ours:
-        tensors, notes = _with_positions(backbone, tensors, _prefix_counts(found.tensors), where)
+        tensors, notes = _with_positions(backbone, tensors, prefix_counts(found.tensors), where)
     tensors, more = _with_relative_positions(tensors, ours)
     notes += more
     computed = {
@@ -131,7 +131,7 @@ def _with_positions(
     counts: how many rows of prefix tokens the table may have.
     """
     ours = backbone.state_dict()
-    theirs, here = split_prefix(tensors["pos_embed"], counts), split_prefix(ours["pos_embed"], _prefix_counts(ours))
+    theirs, here = split_prefix(tensors["pos_embed"], counts), split_prefix(ours["pos_embed"], prefix_counts(ours))
     if theirs is None or here is None or theirs[1].shape[1] != here[1].shape[1]:
         return tensors, []  # of another shape, and named as that
     (prefix, table), num_here, side = theirs, len(here[0]), math.isqrt(len(here[1]))
@@ -200,7 +200,7 @@ def _is_neutral(tensor: Tensor, neutral: Tensor | None) -> bool:
     return neutral.is_meta or bool((tensor == neutral).all())
 
 
-def _prefix_counts(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+def prefix_counts(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
     """How many rows before the patches a position table may have: none, or those of its tokens."""
     counts = [0]
     for name in _PREFIXES:
