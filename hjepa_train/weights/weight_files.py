@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -28,6 +29,12 @@ _PREFERRED = (
 _WRAPPERS = ("_orig_mod.", "module.")
 """What compilation and data parallelism put before each name."""
 _DEEPEST = 4
+_TYPES = frozenset(
+    (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+)
 
 
 @final
@@ -71,6 +78,12 @@ def read_weights(path: Path, key: str | None = None) -> NamedTensors:
             raise InputError(f"{path}: tensors by name expected, a {type(content).__name__} found")
         at, chosen = _chosen(content, key, path)
         tensors = {name: tensor.read() for name, tensor in _unwrapped(chosen).items()}
+    odd = [name for name, tensor in tensors.items() if tensor.dtype not in _TYPES]
+    if odd:
+        raise InputError(
+            f"{path}: floating point of 16 to 64 bits, or integers, expected, {tensors[odd[0]].dtype} found in "
+            f"{odd[0][:80]!r}; save the weights in float32"
+        )
     plain = {name: value for name, value in content.items() if isinstance(value, str | int | float | list | dict)}
     return NamedTensors(
         tensors=tensors,

@@ -1,6 +1,7 @@
 """A run that begins with weights from elsewhere: they are in every encoder, and stay in its memory."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from hjepa_shards.errors import InputError, ResumeMismatch
 from hjepa_train import dry_run, export, load_run_config, train, write_report
 from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.checkpoints.checkpoint_files import latest, load, read_state
+from hjepa_train.cli import main
 from hjepa_train.jobs.dry_run import as_tables
 from hjepa_train.jobs.export import Form
 from hjepa_train.jobs.initial_weights import begin_with
+from hjepa_train.modules.layers import sincos_positions
 from hjepa_train.training.config import build_parts
 from hjepa_train.weights.fitting import digest_of
 from hjepa_train.weights.init_config import InitConfig, weights_named
+from tests.conftest import in_this_process
+from tests.hjepa_train.jobs.test_weight_sources import tiny_dino
 from tests.hjepa_train.tiny import tiny_run
 
 
@@ -205,3 +210,82 @@ def test_weights_on_a_command_line_are_a_name_or_all_of_init() -> None:
     with pytest.raises(InputError, match="--beside: unknown key `keys`; did you mean `key`"):
         weights_named("{weights: a.pth, keys: teacher}", "--beside")
     assert json.loads(InitConfig(weights="a").model_dump_json())["leave"] == []
+
+
+@pytest.mark.parametrize("positions", ["sincos", "learnt"])
+def test_a_second_phase_at_twice_the_resolution(shards: Path, tmp_path: Path, positions: str) -> None:
+    """16 px first, then 32 px, the whole objective; positions are between those that the first phase knew."""
+    vit = {"width": 24, "depth": 2, "heads": 2, "patch": 2, "positions": positions}
+    levels = {"levels": 2, "strides": [1, 2], "momentum": 0.8, "predictor": {"width": 16, "depth": 1, "heads": 2}}
+    parts = {"objective__hjepa": levels, "backbone__vit": vit}
+    low = train(load_run_config(tiny_run(shards, tmp_path / "low", **parts)), stop_after=3)
+    high = second(shards, tmp_path / "high", {"weights": str(low), "parts": "all"}, data__image_size=32, **parts)
+    if positions == "sincos":
+        with pytest.raises(
+            InputError, match=r"of 16 x 16 cells expected, of 8 x 8 found; set backbone\.vit\.position_grid: 8"
+        ):
+            begun(high)
+        high = second(
+            shards,
+            tmp_path / "high",
+            {"weights": str(low), "parts": "all"},
+            data__image_size=32,
+            **{**parts, "backbone__vit": {**vit, "position_grid": 8}},
+        )
+    found, facts = begun(high)
+    before = memory(low)
+    table = found["target.pos_embed"][0]
+    coarse = before["target.pos_embed"][0].view(8, 8, 24)
+    if positions == "sincos":
+        torch.testing.assert_close(table, sincos_positions(16, 24, extent=8))
+    else:
+        pooled = table.view(8, 2, 8, 2, 24).mean((1, 3))
+        assert (pooled - coarse)[1:-1, 1:-1].abs().max() < 0.25 * coarse.std(), (
+            "four small cells are about their large one"
+        )
+    torch.testing.assert_close(found["predictor.heads.0.weight"], before["predictor.heads.0.weight"], rtol=0, atol=0)
+    assert len(facts["digest"]) == 32
+    run = train(load_run_config(high), stop_after=2)
+    assert (run / "report.md").exists()
+    assert all(row["loss"] < 10 for row in read_metrics(run / "metrics.jsonl"))
+
+
+def test_foreign_encoders_are_rows_beside_ours(
+    first: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An export of the run's own target, with its own pixels, has the target's numbers in each column."""
+    run = shutil.copytree(first, tmp_path / "run")
+    out = export(first, "safetensors", tmp_path / "ours")
+    command = in_this_process("hjepa-train", main, monkeypatch, capfd)
+    spec = f"{{weights: {out}, leave: [norm.bias]}}"
+    code, said, _ = command("eval", run, "--probe", "knn,ridge", "--beside", out, "--beside", tiny_foreign(tmp_path))
+    assert code == 0
+    [evaluation] = json.loads((run / "evaluation.json").read_text())
+    rows = {row.pop("features"): row for row in evaluation["rows"]}
+    assert list(rows)[-2:] == [str(out), str(tmp_path / "dino.pth")]
+    assert rows[str(out)] == rows["target"]
+    assert rows[str(tmp_path / "dino.pth")] != rows["target"]
+    assert rows[str(tmp_path / "dino.pth")]["dims"] == 64
+    code, said, _ = command("eval", run, "--probe", "knn,ridge", "--beside", out)
+    assert "known already: target (knn, ridge)" in said
+    assert f"known already: {out}" in "".join(said.split("\n"))
+    code, _, err = command("eval", run, "--beside", spec.replace("leave", "leaves"))
+    assert (code, "did you mean `leave`" in " ".join(err.split())) == (2, True)
+
+
+def test_the_program_exports_weights_without_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = in_this_process("hjepa-train", main, monkeypatch, capfd)
+    weights, out = tiny_foreign(tmp_path), tmp_path / "out"
+    asked = command("export", "--weights", weights, "--to", "safetensors", "--out", out, "--image-size", 16)
+    assert (asked[0], (out / "model.safetensors").is_file()) == (0, True)
+    assert load_file(out / "model.safetensors")["pos_embed"].shape == (1, 1 + 4, 64)
+    assert command("export", "--to", "torch")[0] == 2
+    assert command("export", "--weights", weights, "--to", "torch")[0] == 2
+
+
+def tiny_foreign(folder: Path) -> Path:
+    path = folder / "dino.pth"
+    torch.save(tiny_dino(torch.Generator().manual_seed(5)), path)
+    return path
