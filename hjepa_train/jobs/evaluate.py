@@ -75,7 +75,7 @@ def evaluate(
     """Probe a run's checkpoint on a labelled source; also written to evaluation.json and report.md.
 
     which: `latest`, `best` (by training.keep_best) or a checkpoint's folder.  probes: in the order of the columns.
-    beside: weights from elsewhere, a row each; `weights` is what it is called.
+    beside: weights from elsewhere, a row each.
     known_rows: rows that need no probing, such as the pixels' from another run's evaluation on the same images.
     say: receives what is being done, some minutes in all.
     changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in run_report.py.
@@ -94,7 +94,7 @@ def evaluate(
     device = choose_device(trained_on if trained_on in devices_here() else "auto")  # it may have been trained elsewhere
     encoders, objective = _encoders(folder, config, path, device)
     data = config.data
-    others = {init.weights: _beside(init, data, device) for init in beside}
+    others = {init.called: _beside(init, data, device) for init in beside}
     split = held_out_split(data, name, settings.split)
     require_shared_classes(data, name, split)
 
@@ -136,6 +136,12 @@ def evaluate(
         own = _own_classifiers(objective, key, finished, data, lambda: read()[1], say)
         for row in rows:
             row |= own["right"].get(row["features"], {})
+    for features, (encoder, theirs, about) in others.items():
+        key = digest({**decides, "features": features, **about})
+        subject = partial(
+            lambda name, encoder, data: _Subject(name, *read()[:2], data, encoder), features, encoder, theirs
+        )
+        rows.append(_row(features, key, finished, probes, subject, say))
     result = {
         "source": name,
         "split": split,

@@ -81,6 +81,9 @@ def build_with(found: Found, image_size: int, leave: Sequence[str] = ()) -> Buil
     if name not in BACKBONES:
         raise InputError(f"{found.source}: backbone: one of {', '.join(BACKBONES)} expected, {name[:80]!r} found")
     config = parse(BACKBONES[name][0], content, f"{found.source}: backbone.{name}")
+    with torch.device("meta"):  # a source may say any size: memory is taken for one that its weights have
+        empty = build_backbone(name, config, image_size, seed=0)
+    fit(empty, found.weights, leave=leave, where=found.source)
     backbone = build_backbone(name, config, image_size, seed=0)
     fitted = fit(backbone, found.weights, leave=leave, where=found.source)
     put(backbone, fitted.tensors)

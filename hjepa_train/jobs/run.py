@@ -322,8 +322,8 @@ def objective_of(
 ) -> Objective:
     """What a run trains, on its device, laid out over its ranks.
 
-    facts: of its mixture.  fill: gives it, on rank 0, other weights than the drawn ones, while it is whole and on the
-    CPU.
+    facts: of its mixture.
+    fill: gives it, on rank 0, other weights than the drawn ones, while it is whole and on the CPU.
     """
     with reporting_full_memory(f"{device}: its memory is full with the weights alone; choose a smaller backbone"):
         _, objective = build_parts(config, num_steps, where, facts)

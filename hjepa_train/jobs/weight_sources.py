@@ -23,6 +23,8 @@ from hjepa_train.weights.init_config import InitConfig
 from hjepa_train.weights.weight_files import read_weights
 
 _MOST_JSON_BYTES = 1 << 24
+_SAID = ("image_size", "mean", "std", "backbone")
+"""What our exports say of themselves."""
 _FILES = ("model.safetensors", "pytorch_model.bin", "model.pt")
 """Of weights, in a folder of timm's or of an export, the first that is there."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -100,7 +102,7 @@ def _of_file(path: Path, init: InitConfig, about: Mapping[str, Any], called: str
     layout = init.layout or recognise(named.tensors, named.beside)
     where = (called or str(path)) + (f", {'.'.join(named.path)}" if named.path else "")
     weights = convert(named.tensors, layout, where)
-    known = {key: _unquoted(value) for key, value in named.about.items()}
+    known = _pixels({key: _unquoted(named.about[key]) for key in _SAID if key in named.about})
     if layout not in ("timm", "dinov3"):
         about = {"mean": list(IMAGENET[0]), "std": list(IMAGENET[1]), **about}
     return Found(weights=weights, source=where, about={**known, **about})
@@ -137,7 +139,18 @@ def _about_timm(content: Mapping[str, Any]) -> dict[str, Any]:
         "architecture": content.get("architecture"),
         "arguments": arguments,
     }
-    return {key: value for key, value in known.items() if value is not None}
+    return _pixels({key: value for key, value in known.items() if value is not None})
+
+
+def _pixels(about: dict[str, Any]) -> dict[str, Any]:
+    """Without a mean or deviation that is none of three colours."""
+
+    def is_one(value: Any) -> bool:
+        return (
+            isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(one, int | float) for one in value)
+        )
+
+    return {key: value for key, value in about.items() if key not in ("mean", "std") or is_one(value)}
 
 
 def _local_dir(name: str, init: InitConfig) -> Found:

@@ -26,6 +26,12 @@ class InitConfig(Strict):
     leave: tuple[str, ...] = ()
     """names (* stands for anything) that may be missing, left over or of another shape"""
 
+    @property
+    def called(self) -> str:
+        """For people: the weights, and which of them where that was chosen."""
+        chosen = (self.encoder, self.checkpoint if self.checkpoint != "latest" else None, self.key)
+        return ", ".join([self.weights, *(one for one in chosen if one)])
+
 
 def weights_named(text: str, where: str) -> InitConfig:
     """What `init.weights` may be, or all of `init` as YAML in braces.

@@ -206,7 +206,9 @@ def test_what_may_differ_is_left_as_it_is(first: Path, shards: Path, tmp_path: P
 def test_weights_on_a_command_line_are_a_name_or_all_of_init() -> None:
     assert weights_named("runs/x", "--beside") == InitConfig(weights="runs/x")
     assert weights_named("timm:vit_tiny", "--beside").weights == "timm:vit_tiny"
-    assert weights_named("{weights: a.pth, key: teacher}", "--beside") == InitConfig(weights="a.pth", key="teacher")
+    one = weights_named("{weights: a.pth, key: teacher}", "--beside")
+    assert one == InitConfig(weights="a.pth", key="teacher")
+    assert (one.called, InitConfig(weights="a.pth").called) == ("a.pth, teacher", "a.pth")
     with pytest.raises(InputError, match="--beside: unknown key `keys`; did you mean `key`"):
         weights_named("{weights: a.pth, keys: teacher}", "--beside")
     assert json.loads(InitConfig(weights="a").model_dump_json())["leave"] == []

@@ -204,3 +204,36 @@ def tiny_dino(generator: torch.Generator) -> dict[str, Tensor]:
         **{"blocks.0.mlp.fc2.weight": (64, 256), "blocks.0.mlp.fc2.bias": (64,)},
     }
     return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def test_what_a_file_says_of_itself_takes_no_memory_and_is_checked(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "w.safetensors"
+    tensors = tiny_dino(torch.Generator().manual_seed(0))
+    huge = {"vit": {"width": 65536, "depth": 256, "heads": 64, "patch": 8}}
+    for backbone, message in (
+        (huge, "of another shape|missing"),
+        ({"vit": {"width": "a", "depth": 1, "heads": 1, "patch": 8}}, r"backbone\.vit: width"),
+        ({"no_such": {}}, r"one of vit, .* expected, 'no_such' found"),
+        ({"timm": {"name": "resnet10t", "arguments": {"checkpoint_path": "/x"}}}, "arguments of the network's shape"),
+    ):
+        save_file(tensors, path, {"backbone": json.dumps(backbone), "mean": "7", "image_size": "[]", "arguments": "3"})
+        found = find(InitConfig(weights=str(path)))
+        assert "mean" not in found.about
+        with pytest.raises(InputError, match=message):
+            build_with(found, 32)
+    folder = tmp_path / "net"
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    for text in (
+        "[1]",
+        '{"pretrained_cfg": 3, "model_args": [], "architecture": 5}',
+        '{"pretrained_cfg": {"mean": [1]}}',
+    ):
+        (folder / "config.json").write_text(text)
+        assert "mean" not in find(InitConfig(weights=f"local-dir:{folder}")).about
+    for text in ("{", "[" * 100_000):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(InputError, match="timm's description of a model expected"):
+            find(InitConfig(weights=f"local-dir:{folder}"))
