@@ -195,7 +195,7 @@ def test_the_untrained_row_is_the_encoder_that_the_run_began_with(shards: Path, 
     still = train(
         load_run_config(tiny_run(shards, tmp_path, training__lr=1e-12, training__weight_decay=0.0)), stop_after=7
     )
-    rows = {row["features"]: row for row in evaluate(still, bank=60)["rows"]}
+    rows = {row["features"]: row for row in evaluate(still, probes=("knn",), bank=60)["rows"]}
     assert rows["untrained"]["knn"] == rows["online"]["knn"] == rows["target"]["knn"]
 
 
@@ -205,10 +205,10 @@ def test_a_run_on_shards_at_a_url_is_the_run_on_the_folder(shards: Path, tmp_pat
             if path.is_file():
                 server.files[str(path.relative_to(shards))] = path.read_bytes()
         far = train(load_run_config(tiny_run(shards, tmp_path / "far", data__root=server.url())), stop_after=4)
-        there = evaluate(far, bank=60)
+        there = evaluate(far, probes=("knn",), bank=60)
     near = train(load_run_config(tiny_run(shards, tmp_path / "near")), stop_after=4)
     assert column(far) == column(near)
-    assert there == evaluate(near, bank=60)
+    assert there == evaluate(near, probes=("knn",), bank=60)
 
 
 def test_an_objective_of_one_view_refuses_several(shards: Path, tmp_path: Path) -> None:
