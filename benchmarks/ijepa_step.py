@@ -28,6 +28,7 @@ from hjepa_train import RunConfig, load_run_config
 from hjepa_train.backbones.vit import ViT
 from hjepa_train.base.device import choose_device
 from hjepa_train.base.device_peaks import device_name
+from hjepa_train.base.mixture_facts import NO_FACTS
 from hjepa_train.base.phase_clock import PREPARE, WAIT, PhaseClock
 from hjepa_train.checkpoints.checkpoint_files import recipe_facts
 from hjepa_train.data.micro_batches import page_locked
@@ -37,6 +38,7 @@ from hjepa_train.modules.block_masks import block_shapes
 from hjepa_train.modules.layers import sincos_positions
 from hjepa_train.objectives.joint.hjepa import HJepa
 from hjepa_train.training.optimizer import build_optimizer
+from hjepa_train.training.saved_config import resolved
 
 NUM_MASKS = 8
 """Batches of masks that are drawn beforehand, and used in turn."""
@@ -105,6 +107,7 @@ class Steps:
             {"params": [parameter for parameter in trained if parameter.ndim > 1]},
             {"params": [parameter for parameter in trained if parameter.ndim == 1], "weight_decay": 0.0},
         ]
+        assert config.training.lr is not None
         self.optimizer = torch.optim.AdamW(groups, lr=config.training.lr, weight_decay=0.04)
         self.autocast, self.device = autocast_of(config.training, device), device
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.training.precision != "fp32")
@@ -186,12 +189,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="counted, of a round")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    config = load_run_config(arguments.config, ["objective.hjepa.levels=1", *arguments.changes])
+    written = load_run_config(arguments.config, ["objective.hjepa.levels=1", *arguments.changes])
+    config = resolved(written, str(arguments.config))
     mixture, device = load_mixture(config.data, str(arguments.config)), choose_device(config.training.device)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     num_steps = mixture.make_plan(config.run.seed).num_steps(config.training.epochs, config.training.global_batch)
-    objective = objective_of(config, num_steps, str(arguments.config), device)
+    objective = objective_of(config, num_steps, str(arguments.config), device, NO_FACTS)
     assert isinstance(objective, HJepa), "objective: hjepa expected"
     ijepa, optimizer = Steps(config, objective, device), build_optimizer(objective, config.training)
     stop, ours, theirs, ratios = WARM_UP + arguments.steps, list[float](), list[float](), list[float]()

@@ -26,6 +26,7 @@ from hjepa_shards import Batch as Loaded
 from hjepa_shards import load_mixture, open_loader
 from hjepa_train import RunConfig, load_run_config
 from hjepa_train.base.distributed import joined, rank, world_size
+from hjepa_train.base.mixture_facts import NO_FACTS
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import restore
 from hjepa_train.data.micro_batches import to_micro_batches
@@ -97,7 +98,7 @@ def restored(run: Path) -> tuple[RunConfig, Objective, torch.optim.Optimizer, Lo
     saved = checkpoint_files.load(newest)
     mixture, seed = load_mixture(config.data, str(run)), config.run.seed
     num_steps = mixture.make_plan(seed).num_steps(config.training.epochs, config.training.global_batch)
-    objective = objective_of(config, num_steps, str(run), CPU).train()
+    objective = objective_of(config, num_steps, str(run), CPU, NO_FACTS).train()
     optimizer = build_optimizer(objective, config.training)
     restore(saved, objective, optimizer)
     loader = open_loader(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hjepa_train.jobs.dry_run import DryRun
 
 _WHICH = "latest, best (by the probe that training.keep_best names), or a checkpoint's folder"
+_WEIGHTS = "what init.weights may be, or init's keys: '{weights: FILE, key: teacher}'"
 _EXTRA = ("torch", "safetensors", "tensorboard")
 """What `pip install 'hjepa[train]'` brings."""
 
@@ -67,6 +68,9 @@ def run_command(
     stop_after: Annotated[int | None, typer.Option(help="save and stop after this step", min=1)] = None,
     accept_mixture: Annotated[bool, typer.Option(help="resume with other weights or sources")] = False,
     accept_content: Annotated[bool, typer.Option(help="resume with other pixels in the same order")] = False,
+    extend: Annotated[
+        bool, typer.Option(help="with --resume: continue to a larger training.epochs, on schedules of that length")
+    ] = False,
     only_check: Annotated[
         bool, typer.Option("--dry-run", help="check everything; print steps, samples, memory and hours; train nothing")
     ] = False,
@@ -90,6 +94,7 @@ def run_command(
         stop_after=stop_after,
         accept_mixture=accept_mixture,
         accept_content=accept_content,
+        extend=extend,
     )
     if not is_first():
         return
@@ -129,6 +134,9 @@ def eval_command(
     test: Annotated[int | None, typer.Option(help="images they are tested on")] = None,
     probe: Annotated[str, typer.Option(help="some of linear, knn, ridge, sgd, attentive")] = "linear,knn,ridge",
     checkpoint: Annotated[str, typer.Option(help=_WHICH)] = "latest",
+    beside: Annotated[
+        list[str] | None, typer.Option(help=f"weights from elsewhere as further rows: {_WEIGHTS} (may be repeated)")
+    ] = None,
 ) -> None:
     """Probe a run's encoders on frozen features, beside chance, raw pixels, PCA-30 and the untrained encoder.
 
@@ -137,6 +145,7 @@ def eval_command(
     from hjepa_train.jobs.evaluate import evaluate_all, probes_named
     from hjepa_train.reports.run_report import probed
     from hjepa_train.reports.text_table import as_rich
+    from hjepa_train.weights.init_config import weights_named
 
     results = evaluate_all(
         folder,
@@ -144,6 +153,7 @@ def eval_command(
         split=split,
         which=checkpoint,
         probes=probes_named(probe),
+        beside=[weights_named(one, "--beside") for one in beside or ()],
         bank=bank,
         test=test,
         say=console.print,
@@ -217,15 +227,27 @@ def bench_command(
 
 @app.command("export")
 def export_command(
-    folder: Annotated[Path, typer.Argument(help="runs/<name>")],
     to: Annotated[Literal["safetensors", "torch", "timm", "onnx"], typer.Option(help="for which programs")],
+    folder: Annotated[Path | None, typer.Argument(help="runs/<name>; none with --weights")] = None,
     out: Annotated[Path | None, typer.Option(help="folder to make (default: RUN/export/<encoder>-<to>)")] = None,
     encoder: Annotated[
         str | None, typer.Option(help="online or target (default: the target, where there is one)")
     ] = None,
     checkpoint: Annotated[str, typer.Option(help=_WHICH)] = "latest",
+    weights: Annotated[str | None, typer.Option(help=f"in place of a run's: {_WEIGHTS}")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="of --weights, pixels (default: as their source says)", min=1)
+    ] = None,
 ) -> None:
     """The encoder for other programs: weights, a folder for timm.create_model("local-dir:..."), an ONNX graph."""
-    from hjepa_train.jobs.export import export
+    from hjepa_train.jobs.export import export, export_weights
+    from hjepa_train.weights.init_config import weights_named
 
+    if weights is not None:
+        if folder is not None or out is None:
+            raise InputError("export --weights: no run, and a folder to make with --out, expected")
+        written = export_weights(weights_named(weights, "--weights"), to, out, image_size=image_size)
+        return console.print(f"written  {escape(str(written))}")
+    if folder is None:
+        raise InputError("export: a run's folder, or --weights, expected, neither found")
     console.print(f"written  {escape(str(export(folder, to, out, encoder=encoder, which=checkpoint)))}")

@@ -44,23 +44,28 @@ _HOUSES = {
     """,
     "hjepa_train": """
         base: device full_memory launcher distributed keyed_integers device_peaks metrics_file stop_signals phase_clock
-            schedules former_defaults
-        modules: keyed_drops offered_memory batch_norm layers ema flop_count learning_signals block_masks anticollapse
-        backbones: base vit registry
-        objectives: base
+            schedules former_defaults mixture_facts
+        modules: keyed_drops offered_memory batch_norm frozen_network relative_bias layers ema flop_count
+            learning_signals block_masks anticollapse
+        backbones: base vit convnext timm_layers swin tinyvit timm_nets registry
+        objectives: recipe base
         objectives.joint: predictor hjepa
         objectives.masked: mae
         objectives.contrast: simclr
+        objectives.supervised: mixed_pairs supervised
         objectives: registry
         data: augment micro_batches own_transform epoch_position torch_dataset lightning_callback shared_classes
             labelled_images
         parallel: equal_ranks layout rank_watchdog memory_estimate
         checkpoints: sharded_metadata checkpoint_files sharded_files background_saver
+        weights: torch_files weight_files foreign_layouts init_config position_tables fitting
         evaluation: frozen_features standardised_rows linear_knn_probes ridge_probe sgd_probe attentive_probe
-            probe_failures finished_probes online_probes
-        reports: text_table metric_charts image_panels run_page run_report compare_runs run_log
-        training: optimizer config saved_config nonfinite_guard out_of_memory diagnosis trainer
-        jobs: rank_facts resume_checks run dry_run evaluate bench bench_report speed_here export
+            probe_failures finished_probes own_classifier online_probes
+        reports: text_table metric_charts confusion_chart image_panels run_page run_report compare_runs run_log
+        training: parameter_groups optimizer config recipe_values saved_config nonfinite_guard out_of_memory diagnosis
+            trainer
+        jobs: rank_facts resume_checks extension saved_objective weight_sources initial_weights run dry_run evaluate
+            bench bench_report speed_here export
         : cli __main__
     """,
 }

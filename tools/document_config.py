@@ -17,14 +17,20 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from hjepa_shards.config import Strict
+from hjepa_train.backbones import convnext, swin, tinyvit, vit
 from hjepa_train.backbones.registry import BACKBONES, build_backbone
-from hjepa_train.backbones.vit import SIZES, VitConfig
 from hjepa_train.objectives.registry import OBJECTIVES
 from hjepa_train.training.config import RunConfig
+from hjepa_train.training.recipe_values import RECIPE_KEYS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FAMILIES = {
     "vit": ("backbone", "Vision transformer", "the encoder of all objectives"),
+    "deit": ("backbone", "DeiT", "a vision transformer that learns from a teacher too"),
+    "convnext": ("backbone", "ConvNeXt", "convolutions: cheap on small images; whole images only"),
+    "swin": ("backbone", "Swin", "attention in windows: cheap at high resolution; whole images only"),
+    "tinyvit": ("backbone", "TinyViT", "fast inference, with a teacher best; whole images only"),
+    "timm": ("backbone", "Any network of timm", "comparisons with networks that are not here; whole images only"),
     "hjepa": ("objective", "H-JEPA", "features without labels and without hand-made views; the default"),
     "mae": (
         "objective",
@@ -32,6 +38,14 @@ FAMILIES = {
         "features that fine-tune well; cheap steps, for the encoder sees a quarter of the patches",
     ),
     "simclr": ("objective", "SimCLR", "a contrastive baseline; wants two views and large batches"),
+    "supervised": ("objective", "Supervised learning", "a classifier from labels; the measure of all backbones"),
+}
+SIZES = {
+    "vit": tuple(vit.SIZES),
+    "deit": ("tiny", "small", "base"),
+    "convnext": tuple(convnext.SIZES),
+    "swin": tuple(swin.SIZES),
+    "tinyvit": tuple(tinyvit.SIZES),
 }
 _CONFIG_HEAD = """# Configuration: every key
 
@@ -43,10 +57,15 @@ the whole file.
 _FAMILIES_HEAD = """# Model families
 
 Any objective trains any backbone that offers what it needs. Parameters are those of the encoder, in millions, on images
-of 224 pixels. The product trains encoders; it does not generate images.
+of 224 pixels. The product trains encoders and classifiers; it does not generate images.
 *(This page is written by `tools/document_config.py`.)*
 """
 
+_RECIPES_HEAD = """## Recipes
+
+A key of `training` that a file leaves out has the value of its objective's recipe; `--dry-run` shows each with its
+origin, and a run saves all of them. A warm-up is at most a tenth of the run.
+"""
 
 _ESCAPED = str.maketrans({"|": "\\|", "<": "&lt;"})
 """In a cell of a Markdown table."""
@@ -86,6 +105,7 @@ def tables(path: str, model: type[Strict]) -> Iterator[str]:
         if nested is not None:
             inner.append((f"{path}.{name}", nested))
         default = "see below" if nested and not is_required(field) else shown(field)
+        default = "the recipe's" if path == "training" and name in RECIPE_KEYS else default
         yield f"| `{name}` | {type_words(field)} | {default} | {about.get(name, '')} |"
     yield ""
     for inner_path, nested in inner:
@@ -152,23 +172,42 @@ def words(annotation: Any) -> str:
         return f"mapping of {words(get_args(annotation)[0])} to {words(get_args(annotation)[1])}"
     if isinstance(annotation, type) and issubclass(annotation, Strict):
         return "section"
-    names = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path"}
+    names = {Any: "anything", int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path"}
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def families_page() -> str:
-    sizes = ", ".join(f"{name} {parameters(name):.1f}" for name in SIZES)
     rows = ["| family | kind | YAML | parameters, millions | what for |", "|---|---|---|---|---|"]
     for name, (kind, title, use) in FAMILIES.items():
         yaml = f"`{kind}: {{{name}: ...}}`"
-        rows.append(f"| [{title}](families/{name}.md) | {kind} | {yaml} | {sizes if name == 'vit' else '-'} | {use} |")
-    return "\n".join([_FAMILIES_HEAD, *rows, ""])
+        sizes = ", ".join(f"{size} {parameters(name, size):.1f}" for size in SIZES.get(name, ()))
+        rows.append(f"| [{title}](families/{name}.md) | {kind} | {yaml} | {sizes or '-'} | {use} |")
+    return "\n".join([_FAMILIES_HEAD, *rows, "", _RECIPES_HEAD, *recipe_rows(), ""])
 
 
-def parameters(size: str) -> float:
-    """Of a ViT with patches of 16, in millions; counted without making them."""
+def recipe_rows() -> Iterator[str]:
+    """What each objective uses for keys of `training` that a file leaves out."""
+    yield "| objective | recipe | lr | schedule, end | warm-up, epochs | betas | weight decay | clip | source |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for name, (_, objective) in OBJECTIVES.items():
+        for backbone, recipe in {"": objective.recipe, **objective.recipes_by_backbone}.items():
+            lr = recipe.lr if recipe.lr_per_256 is None else f"{recipe.lr_per_256:g} for 256 images"
+            warmup = "a tenth" if recipe.warmup_epochs is None else f"{recipe.warmup_epochs:g}"
+            clip = "none" if recipe.clip_norm is None else f"{recipe.clip_norm:g}"
+            betas = ", ".join(map(str, recipe.betas))
+            of = f"`{name}`" + f" with `{backbone}`" * bool(backbone)
+            yield (
+                f"| {of} | {recipe.name} | {lr} | {recipe.schedule}, {recipe.min_lr:g} | {warmup} | {betas} | "
+                f"{recipe.weight_decay} | {clip} | {recipe.source} |"
+            )
+
+
+def parameters(name: str, size: str) -> float:
+    """Of a backbone without a head, patches of 16 where it must be said, in millions; counted without making them."""
+    config = BACKBONES[name][0]
+    patch = {"patch": 16} if is_required(config.model_fields.get("patch", FieldInfo(default=None))) else {}
     with torch.device("meta"):
-        backbone = build_backbone("vit", VitConfig(size=size, patch=16), 224, seed=0)  # type: ignore[arg-type]
+        backbone = build_backbone(name, config.model_validate({"size": size, **patch}), 224, seed=0)
     return sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
 
 

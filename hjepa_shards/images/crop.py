@@ -34,10 +34,20 @@ class AugmentationConfig(Strict):
     """Mirror half of the images (on the device)."""
     color_jitter: float = Field(default=0.1, ge=0, lt=1)
     """Largest relative change of brightness, contrast and saturation (on the device)."""
+    hue: float = Field(default=0, ge=0, le=0.5)
+    """Largest change of the hue, in turns of the colour circle (on the device); SimCLR: 0.2, DINO: 0.1."""
+    jitter_share: float = Field(default=1, ge=0, le=1)
+    """Share of the crops whose colours and hue are changed (on the device); SimCLR: 0.8."""
     grayscale: float = Field(default=0, ge=0, le=1)
     """Share of the crops that lose their colour (on the device); SimCLR: 0.2."""
     blur: float = Field(default=0, ge=0, le=1)
     """Share of the crops that are blurred, by a Gaussian of 0.1 to 2 pixels (on the device); SimCLR: 0.5."""
+    solarize: float = Field(default=0, ge=0, le=1)
+    """Share of the crops whose bright half of the scale is inverted (on the device)."""
+    three_augment: bool = False
+    """Each crop is made gray, or solarized, or blurred (on the device): DeiT III's, in place of RandAugment."""
+    erase: float = Field(default=0, ge=0, le=1)
+    """Share of the crops that lose a rectangle of 2 to 33% of their area to noise (on the device); DeiT: 0.25."""
 
     @field_validator("crop_scale", "crop_ratio")
     @classmethod

@@ -8,8 +8,8 @@ Axes: B images, C channels, H W pixels, N patches or cells, D width, K kept patc
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isqrt
 
@@ -45,6 +45,15 @@ class Patches:
         """`token_D` wherever the mask is True; positions stay."""
         return replace(self, tokens_BND=torch.where(mask_BN[..., None], token_D, self.tokens_BND))
 
+    def as_map(self) -> Tensor:
+        """[B, grid, grid, D]: patches at their cells. ValueError where some were taken away."""
+        if self.tokens_BND.shape[1] != self.grid**2:
+            raise ValueError(
+                f"a backbone that needs the whole grid: {self.grid**2} patches expected, {self.tokens_BND.shape[1]} "
+                "found; replace patches instead of taking them, or use backbone.vit"
+            )
+        return self.tokens_BND.unflatten(1, (self.grid, self.grid))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Features:
@@ -62,6 +71,21 @@ class Features:
     """tokens that are of no place: class, distillation, registers, in this order; None where there are none"""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimmForm:
+    """The network of timm that gives a backbone's vector; its state_dict() and `more` load there with strict=True."""
+
+    architecture: str
+    arguments: Mapping[str, object]
+    """of timm.create_model, besides the name"""
+    first_conv: str
+    """what takes the image's colours"""
+    classifier: str | tuple[str, ...]
+    """what a number of classes adds"""
+    more: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """weights that timm's network has and this one needs not: factors of 1, by name"""
+
+
 class Backbone(nn.Module, ABC):
     """Images to features. Built initialised, from a keyed generator."""
 
@@ -77,6 +101,8 @@ class Backbone(nn.Module, ABC):
     """whether `encode` accepts patches of which some were taken away"""
     num_stages: int
     """the last one that `encode` can give"""
+    extent: int | None = None
+    """cells on a side of the grid in whose units its fixed positions are measured; None where it has none"""
     seed = 0
     """what it drops in training is drawn by this (registry.py sets it)"""
 
@@ -104,6 +130,10 @@ class Backbone(nn.Module, ABC):
             return None
         return draw_drops(self._drop_rates, derive_key(self.seed, "drops", view), positions_B)
 
+    def as_timm(self) -> TimmForm:
+        """InputError saying what timm expects, where it has no such network."""
+        raise InputError(f"a network that timm has expected, {type(self).__name__} found")
+
     def embed_flops(self, num_patches: int) -> int:
         """Of one image's `embed`, forward, as flop_count.py counts. By default as PyTorch counts its operations."""
         images = torch.empty(1, 3, *[isqrt(num_patches) * self.patch_size] * 2, device="meta")
@@ -127,4 +157,13 @@ def require_parts(backbone: Backbone, family: str) -> None:
             f"objective.{family}: takes patches away before the encoder, so a backbone that takes parts of an image "
             f"expected (backbone.vit), {type(backbone).__name__} found, which needs the whole grid; choose vit, or "
             "train this backbone with simclr or supervised"
+        )
+
+
+def require_stride(stride: int, image_size: int, family: str, remedy: str) -> None:
+    """InputError where cells that come out do not fill an image.  stride: side of one, pixels."""
+    if image_size % stride:
+        raise InputError(
+            f"backbone.{family}: an image size that {stride} divides expected, for that is the side of the cells that "
+            f"come out, {image_size} found; {remedy}"
         )

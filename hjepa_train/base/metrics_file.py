@@ -17,6 +17,8 @@ A line's keys:
     sources                     {name: {count, share, target, loss, passes}}; loss is of the steps since
                                 the last line, the rest of the run so far (target: what its weights say)
     stopped                     true where there is a line only because the run was stopped there
+    extended                    [{at, before, after, warmup}]: steps done when the run was given more, of the whole run
+                                before and after, of its warm-up since; only where it was
 """
 
 import json
@@ -33,6 +35,7 @@ from hjepa_shards.errors import InputError
 METRICS_FILE = "metrics.jsonl"
 """In a run's folder."""
 STOPPED = "stopped"
+EXTENDED = "extended"
 _MOST_BYTES = 1 << 32
 _MOST = 2**63
 _NUMBER = re.compile(
@@ -45,6 +48,7 @@ _KINDS = {
     "sources": "numbers by source",
     "judged": "true or false",
     "proof": "a text",
+    EXTENDED: "a list of whole numbers by name",
 }
 
 
@@ -119,6 +123,11 @@ def _fits(key: str, value: Any) -> bool:
     if key == "sources":
         rows = list(value.values()) if isinstance(value, dict) else [None]
         return all(isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows)
+    if key == EXTENDED:
+        return isinstance(value, list) and all(
+            isinstance(one, dict) and all(_is_count(one.get(name)) for name in ("at", "before", "after"))
+            for one in value
+        )
     if key in ("judged", "proof"):
         return isinstance(value, bool if key == "judged" else str)
     return _is_number(value) or not _NUMBER.fullmatch(key)

@@ -1,20 +1,47 @@
 """Learning rate, weight decay and target momentum as pure functions of the step: nothing to save."""
 
 import math
+from collections.abc import Sequence
+from typing import Literal
+
+Shape = Literal["cosine", "linear", "constant", "step"]
+"""of the learning rate after its warm-up"""
+
+IJEPA_DECAY = (0.04, 0.4)
+"""weight decay at the start and at the end (arXiv 2301.08243)"""
+_LONG = 50_000
+"""Steps from which the weight decay of earlier versions was I-JEPA's."""
 
 MAX_INITIAL_SHARE = 0.05
 """a target that keeps more of its random initial weights than this to the end never became a teacher"""
-
 
 _MULTIPLIED = 50_000
 """Steps whose momenta are multiplied one by one."""
 
 
-def learning_rate(step: int, num_steps: int, *, peak: float, warmup_steps: int) -> float:
-    """Linear from peak/warmup_steps to peak over the warm-up, then a half cosine to 0 at num_steps."""
+def learning_rate(
+    step: int,
+    num_steps: int,
+    *,
+    peak: float,
+    warmup_steps: int,
+    shape: Shape = "cosine",
+    end: float = 0.0,
+    step_at: Sequence[float] = (),
+    factor: float = 0.1,
+) -> float:
+    """Linear from peak/warmup_steps to peak over the warm-up; after it by `shape`, to `end` at num_steps.
+
+    step_at: for `step`, the shares of the run at which the rate is multiplied by `factor`; never to less than `end`.
+    """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
-    return peak * _half_cosine((step - warmup_steps) / max(1, num_steps - warmup_steps))
+    if shape == "constant":
+        return peak
+    if shape == "step":
+        return max(end, peak * factor ** sum(step >= share * num_steps for share in step_at))
+    passed = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return end + (peak - end) * (_half_cosine(passed) if shape == "cosine" else 1 - passed)
 
 
 def warmup_steps(num_steps: int, epochs: float | None, *, epoch_samples: int, global_batch: int) -> int:
@@ -24,11 +51,14 @@ def warmup_steps(num_steps: int, epochs: float | None, *, epoch_samples: int, gl
     return min(num_steps, math.ceil(epochs * epoch_samples / global_batch))
 
 
-def weight_decay(step: int, num_steps: int) -> float:
-    """0.04 to 0.4 by a half cosine in runs of 50,000 steps and more (I-JEPA), 0.05 all along in shorter ones."""
-    if num_steps < 50_000:
-        return 0.05
-    return 0.4 + (0.04 - 0.4) * _half_cosine(step / num_steps)
+def weight_decay(step: int, num_steps: int, *, start: float, end: float) -> float:
+    """From start to end by a half cosine."""
+    return end + (start - end) * _half_cosine(step / num_steps)
+
+
+def decay_by_length(num_steps: int) -> tuple[float, float]:
+    """(start, end) of the weight decay that earlier versions chose: I-JEPA's from 50,000 steps up, else 0.05."""
+    return IJEPA_DECAY if num_steps >= _LONG else (0.05, 0.05)
 
 
 def momentum(step: int, num_steps: int, *, initial: float) -> float:

@@ -7,7 +7,6 @@ bare numbers only; names that repeat their numbers ("0", "1", ...) count as bare
 Legend: N labels.
 """
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from hjepa_shards import DataConfig, manifest_at, place_of
 from hjepa_shards.errors import InputError
+from hjepa_train.base.mixture_facts import numbers_among
 
 UNKNOWN = -2
 """The number of a class that train does not name; -1 is an image without a label."""
@@ -62,10 +62,7 @@ def label_numbers(data: DataConfig, source: str, split: str) -> LabelNumbers:
     train_place, place = place_of(data.root, source, "train"), place_of(data.root, source, split)
     train, own = manifest_at(train_place).class_names, manifest_at(place).class_names
     if train and own:
-        number_of: dict[str, int] = {}
-        for number, name in enumerate(train):
-            number_of.setdefault(_one_name(name), number)
-        numbers = [number_of.get(_one_name(name), UNKNOWN) for name in own]
+        numbers = numbers_among(train, own, UNKNOWN)
         if max(numbers) == UNKNOWN:
             raise InputError(
                 f"{place}: classes of {train_place} ({_some(train)}) expected, none of them among {_some(own)}; name "
@@ -94,10 +91,6 @@ def counted(bank_N: Tensor, test_M: Tensor, *, is_whole: bool) -> Tensor:
     is_whole: the bank is all of train, so a class that is not in it is not in train, whatever names train has.
     """
     return (test_M >= 0) & torch.isin(test_M, bank_N) if is_whole else test_M >= 0
-
-
-def _one_name(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _are_bare(names: Sequence[str]) -> bool:

@@ -55,7 +55,7 @@ class Finished:
         write_atomically(self._path, "".join(lines).encode())
 
 
-def _is_plain(value: Any, depth: int = 2) -> bool:
+def _is_plain(value: Any, depth: int = 4) -> bool:
     """A finite number, a text, or a few of them."""
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value

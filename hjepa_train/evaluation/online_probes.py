@@ -2,7 +2,8 @@
 
 A JEPA's loss does not show whether it learns; this curve does. At the first step, every few epochs and at the last
 step: each encoder's pooled features of some thousand images in single precision, then both probes in closed form
-(linear_knn_probes.py, ridge_probe.py). k-NN is the `knn` of `hjepa-train eval`, on a smaller bank.
+(linear_knn_probes.py, ridge_probe.py). k-NN is the `knn` of `hjepa-train eval`, on a smaller bank. An objective that
+classifies is scored on the same test besides (own_classifier.py).
 
 Each rank encodes its share of the images, as many batches as the others, and has all features in the end. The ranks
 meet after each batch of each encoder and after each probe, so that none waits for another longer than one of these
@@ -13,7 +14,7 @@ each time.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,9 +42,10 @@ from hjepa_train.data.labelled_images import (
 from hjepa_train.data.shared_classes import require_shared_classes
 from hjepa_train.evaluation.frozen_features import pooled_features
 from hjepa_train.evaluation.linear_knn_probes import full_precision, knn_accuracy
+from hjepa_train.evaluation.own_classifier import answers, percent_right, truth
 from hjepa_train.evaluation.probe_failures import probe_failures
 from hjepa_train.evaluation.ridge_probe import ridge_probe
-from hjepa_train.objectives.base import Objective
+from hjepa_train.objectives.base import Classifies, Objective
 from hjepa_train.parallel.layout import gathered, looking_on
 
 Value = TypeVar("Value")
@@ -142,6 +144,8 @@ def require_probe(keep_best: str | None, objective: Objective, *, is_probed: boo
     if not keep_best:
         return
     names = [f"{kind}_{name}" for kind in ("knn", "ridge") for name in objective.encoders()]
+    if isinstance(objective, Classifies):
+        names += [f"own_{name}" for name in objective.encoders()]
     if not is_probed:
         raise InputError(
             f"training.keep_best: {keep_best}: a labelled source to probe during the run expected, none found; "
@@ -230,6 +234,8 @@ class OnlineProbes:
             split = (bank[name], bank_labels, test[name], test_labels)
             for probe, ask in (("knn", knn_accuracy), ("ridge", ridge_probe)):
                 values[f"{probe}_{name}"] = self._in_step(name, partial(_percent, ask, split))
+        if isinstance(self._objective, Classifies):
+            values |= self._own_classifiers(self._objective, self._images[1])
         return gather(dict(sorted(values.items())))[0]
 
     def _read_labels(self) -> tuple[Labelled, Labelled]:
@@ -240,22 +246,40 @@ class OnlineProbes:
 
     def _features(self, images: Labelled) -> dict[str, Tensor]:
         """Each encoder's [N, D], in manifest order, on all ranks."""
+        return self._whole(images, {name: partial(self._encode, encoder) for name, encoder in self._encoders.items()})
+
+    def _own_classifiers(self, objective: Classifies, test: Labelled) -> dict[str, float]:
+        """Percent right of each encoder's own classifier."""
+        truth_N = self._in_step("own classifier", partial(truth, objective, self._data, test))
+        found = self._whole(test, {"own": lambda batch: self._answers(objective, batch)})["own"]
+        return {
+            f"own_{name}": percent_right(said_N5.cpu(), truth_N)
+            for name, said_N5 in zip(self._encoders, found.chunk(len(self._encoders), 1), strict=True)
+        }
+
+    def _answers(self, objective: Classifies, images_B3RR: Tensor) -> NDArray[Any]:
+        """[B, 5 a classifier], side by side."""
+        said = answers(objective, self._data, images_B3RR)
+        return torch.cat([said[name] for name in self._encoders], 1).numpy()
+
+    def _whole(self, images: Labelled, forms: Mapping[str, Callable[[Tensor], NDArray[Any]]]) -> dict[str, Tensor]:
+        """[N, ...] of what each form makes of uint8 images [B, 3, R, R], in manifest order, on all ranks."""
         world = world_size()
-        found: dict[str, list[list[NDArray[np.float32]]]] = {name: [] for name in self._encoders}
+        found: dict[str, list[list[NDArray[Any]]]] = {name: [] for name in forms}
         num_batches = math.ceil(max(len(images.share(one, world)) for one in range(world)) / BATCH)
         batches = images.batches(rank(), world)
         with looking_on(self._objective):
             for _ in range(num_batches):
                 batch_B3RR = self._in_step("images", partial(next, batches))
-                for name, encoder in self._encoders.items():
-                    part_BD = self._in_step(name, partial(self._encode, encoder, batch_B3RR))
+                for name, form in forms.items():
+                    part_BD = self._in_step(name, partial(form, batch_B3RR))
                     found[name].append(gather(part_BD))
-        return {name: self._in_step(name, partial(self._whole, images, parts)) for name, parts in found.items()}
+        return {name: self._in_step(name, partial(self._joined, images, parts)) for name, parts in found.items()}
 
     def _encode(self, encoder: Backbone, images_B3RR: Tensor) -> NDArray[np.float32]:
         return pooled_features(encoder, self._data, images_B3RR).float().cpu().numpy()
 
-    def _whole(self, images: Labelled, parts: list[list[NDArray[np.float32]]]) -> Tensor:
+    def _joined(self, images: Labelled, parts: list[list[NDArray[Any]]]) -> Tensor:
         """[N, D] of each batch's features by rank. A share that is a smaller one ends with repeated images."""
         shares = [
             np.concatenate(of_rank)[: len(images.share(number, world_size()))]

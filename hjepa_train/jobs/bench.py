@@ -29,10 +29,11 @@ from hjepa_train.base.device_peaks import MACHINES, device_name, machine_of
 from hjepa_train.base.distributed import joined
 from hjepa_train.base.full_memory import reporting_full_memory
 from hjepa_train.base.launcher import num_started
+from hjepa_train.base.mixture_facts import facts_of
 from hjepa_train.base.phase_clock import PHASES, PREPARE, WAIT, PhaseClock, mark_borders
 from hjepa_train.checkpoints.checkpoint_files import recipe_facts
 from hjepa_train.data.micro_batches import page_locked
-from hjepa_train.jobs.run import SCALES_TRIED, autocast_of, objective_of, preparation, schedule_of
+from hjepa_train.jobs.run import SCALES_TRIED, autocast_of, objective_of, preparation, schedule_of, warmup_of
 from hjepa_train.modules.learning_signals import Alarms
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.reports.run_log import RunLog
@@ -40,6 +41,7 @@ from hjepa_train.training.config import RunConfig
 from hjepa_train.training.nonfinite_guard import NonfiniteGuard
 from hjepa_train.training.optimizer import build_optimizer
 from hjepa_train.training.out_of_memory import smaller_steps
+from hjepa_train.training.saved_config import resolved
 from hjepa_train.training.trainer import Hooks, Learner, fit
 
 WARM_UP = 5
@@ -136,7 +138,9 @@ def bench(
     rounded up.
     InputError as from `train`, under torchrun, and where the run has fewer steps than a pass.
     """
-    where, training, seed = where or config.run.name, config.training, config.run.seed
+    where = where or config.run.name
+    config = resolved(config, where)
+    training, seed = config.training, config.run.seed
     if num_started() > 1:
         raise InputError(
             "bench: one process expected, torchrun's ranks found; a run logs images_per_s of all its ranks"
@@ -154,7 +158,7 @@ def bench(
         if training.threads:
             torch.set_num_threads(training.threads)
         say("building")
-        objective = objective_of(config, num_steps, where, device)
+        objective = objective_of(config, num_steps, where, device, facts_of(mixture))
         timed = partial(drive, config, mixture, objective, build_optimizer(objective, training), num_steps, device)
         step_s, waited_s, phases_s = list[float](), list[float](), list[dict[str, float]]()
         with reporting_full_memory(partial(smaller_steps, training, objective, device)):
@@ -240,7 +244,7 @@ def drive(
             silent=True,
         )
         names = [entry.name for entry in loader.plan.entries]
-        schedule = schedule_of(config, mixture, num_steps)
+        schedule = schedule_of(config, num_steps, warmup_of(config, mixture, num_steps))
         borders = mark_borders(objective, scaler, clock) if waits else []
         try:
             fit(
@@ -256,6 +260,7 @@ def drive(
                         log.say,
                         allowed=SCALES_TRIED if scaler.is_enabled() else 1,
                     ),
+                    clip_norm=training.clip_norm,
                 ),
                 loader,
                 replace(schedule, num_steps=_NEVER, log_every=_NEVER, save_every=_NEVER, draw_every=0),

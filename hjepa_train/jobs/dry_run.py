@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -21,15 +21,21 @@ from hjepa_shards.base.shown_text import significant
 from hjepa_shards.errors import InputError, ShardError
 from hjepa_train.base.device import devices_here
 from hjepa_train.base.device_peaks import TARGETS_ARE, Machine
+from hjepa_train.base.mixture_facts import facts_of
 from hjepa_train.checkpoints.checkpoint_files import latest
 from hjepa_train.data.labelled_images import held_out_split
 from hjepa_train.data.shared_classes import require_shared_classes
 from hjepa_train.evaluation.online_probes import require_probe
+from hjepa_train.jobs.initial_weights import Began, begin_with
+from hjepa_train.jobs.resume_checks import refuse_parted_rows
 from hjepa_train.objectives.base import Objective
+from hjepa_train.objectives.recipe import Recipe
 from hjepa_train.parallel.layout import recompute
 from hjepa_train.parallel.memory_estimate import Memory, memory_of_a_step
 from hjepa_train.reports.text_table import NOTHING, TextTable
-from hjepa_train.training.config import RunConfig, build_parts
+from hjepa_train.training.config import RunConfig, TrainingConfig, build_parts
+from hjepa_train.training.recipe_values import RECIPE_KEYS, recipe_of
+from hjepa_train.training.saved_config import resolved
 
 ASSUMED_MFU = 0.4
 """Share of the peak that the hours assume; what a run really has is in its metrics.jsonl as `mfu`."""
@@ -64,6 +70,10 @@ class DryRun:
     """What a run will be."""
 
     config: RunConfig
+    """With all its keys."""
+    recipe: Recipe
+    written: frozenset[str]
+    """Keys of `training` that the configuration gives a value; the others are the recipe's."""
     plan: Forecast
     not_built: tuple[str, ...]
     """Entries whose sizes are the published ones."""
@@ -73,6 +83,8 @@ class DryRun:
     """Images that a rank works on at once."""
     memory: Memory
     """Of one rank."""
+    began: Began | None
+    """Of weights that are not drawn."""
     notes: tuple[str, ...]
     """What the user should know, a sentence each."""
 
@@ -87,11 +99,16 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
     where: what to call the configuration in errors, usually its file.  ranks: processes that would train together.
     InputError as from `train`; sources that are not built are fine where their size is known.
     """
-    where, training = where or config.run.name, config.training
+    where, written = where or config.run.name, _written(config.training)
+    config = resolved(config, where)
+    training = config.training
     mixture, not_built = expected_mixture(config.data, where)
     plan = forecast(mixture, epochs=training.epochs, global_batch=training.global_batch, ranks=ranks)
     with torch.device("meta"):
-        _, objective = build_parts(config, plan.steps, where)
+        _, objective = build_parts(config, plan.steps, where, facts_of(mixture))
+    refuse_parted_rows(training, objective, ranks)
+    (name,) = config.objective
+    began = begin_with(config.init, objective, name, where) if config.init else None
     _refuse_nothing_to_probe(config, objective, not_built)
     parts, flops = tuple(_parts(objective)), objective.flops_per_image()
     if training.activation_checkpointing:
@@ -107,19 +124,22 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
     )
     return DryRun(
         config=config,
+        recipe=recipe_of(config, where),
+        written=written,
         plan=plan,
         not_built=not_built,
         parts=parts,
         flops_per_image=flops,
         micro_batch=micro_batch,
         memory=memory,
-        notes=tuple(_notes(config, plan, not_built)),
+        began=began,
+        notes=(*_notes(config, plan, not_built), *(began.notes if began else ())),
     )
 
 
 def as_tables(dry: DryRun) -> list[TextTable]:
-    """The tables that the command prints: run, model, memory, sources."""
-    return [_run(dry), _model(dry), _memory(dry), _sources(dry)]
+    """The tables that the command prints: run, optimizer, model, memory, sources."""
+    return [_run(dry), _optimizer(dry), _model(dry), _memory(dry), _sources(dry)]
 
 
 def hours_table(dry: DryRun, here: SpeedHere, machines: Sequence[Machine]) -> TextTable:
@@ -149,6 +169,12 @@ def hours_table(dry: DryRun, here: SpeedHere, machines: Sequence[Machine]) -> Te
         rows=tuple(rows),
         note=" ".join(notes),
     )
+
+
+def _written(training: TrainingConfig) -> frozenset[str]:
+    """Keys that have a value; a learning rate of null is none."""
+    no_rate = {key for key in ("lr", "lr_per_256") if getattr(training, key) is None}
+    return frozenset(training.model_fields_set - no_rate)
 
 
 def _parts(objective: nn.Module) -> Iterator[Part]:
@@ -212,6 +238,7 @@ def _run(dry: DryRun) -> TextTable:
     (backbone,), (objective,) = dry.config.backbone, dry.config.objective
     facts = {
         "objective, backbone": f"{objective}, {backbone}",
+        **({"begins with": f"{dry.began.facts['source']} ({dry.began.facts['digest']})"} if dry.began else {}),
         "images": f"{dry.config.data.image_size} px, {plan.samples:,} in {plan.epochs:,} "
         f"epoch{'s' * (plan.epochs != 1)} of {plan.epoch_samples:,} ({dry.config.data.strategy})",
         "optimizer steps": f"{plan.steps:,} of {plan.global_batch:,} images",
@@ -222,6 +249,39 @@ def _run(dry: DryRun) -> TextTable:
         "memory of a rank": f"about {_size(dry.memory.total)}",
     }
     return TextTable(title=f"{dry.config.run.name}: what will run", columns=("", "value"), rows=tuple(facts.items()))
+
+
+def _optimizer(dry: DryRun) -> TextTable:
+    """Each value as it will be, and who says so."""
+    training, recipe = dry.config.training, dry.recipe
+    rows = []
+    for key in (*RECIPE_KEYS, "frozen"):
+        value = getattr(training, key)
+        if key in ("step_at", "step_factor") and training.schedule != "step":
+            continue
+        come_from = "the file" if key in dry.written else "the recipe" if key in RECIPE_KEYS else NOTHING
+        if key == "lr" and training.lr is not None:
+            per_256 = training.lr * 256 / training.global_batch
+            by_256 = "lr_per_256" in dry.written or ("lr" not in dry.written and recipe.lr_per_256 is not None)
+            come_from = "the file" if "lr_per_256" in dry.written else come_from
+            come_from += f": {significant(per_256, 4)} for 256 images" * by_256
+        if key == "warmup_epochs" and key not in dry.written and recipe.warmup_epochs not in (None, value):
+            come_from += f": {recipe.warmup_epochs:g}, at most a tenth of the run"
+        rows.append((key, _as_written(key, value), come_from))
+    return TextTable(
+        title=f"Optimizer: AdamW, {recipe.name} recipe",
+        columns=("training.", "value", "from"),
+        rows=tuple(rows),
+        note=f"Recipe: {recipe.source}.",
+    )
+
+
+def _as_written(key: str, value: Any) -> str:
+    if value is None:
+        return "a tenth of the run" if key == "warmup_epochs" else "none"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return str(value) if isinstance(value, str) else f"{value:g}"
 
 
 def _model(dry: DryRun) -> TextTable:

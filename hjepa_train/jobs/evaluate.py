@@ -2,9 +2,10 @@
 
 Features are average-pooled (the attentive probe sees the tokens); which images, data/labelled_images.py says. Baselines
 are in the same table: chance, raw pixels, 30 principal components, and the same encoder untrained, with the same
-weights that the run began with. Images are read for each row of the table, and only that row's features are kept. Each
-finished part is on disk at once (evaluation/finished_probes.py): an evaluation that was killed continues where it was,
-and another probe of the same checkpoint joins the numbers that are there.
+weights that the run's seed draws. Weights from elsewhere have a row each (`beside`), under the same protocol, each with
+the pixel statistics that it was trained with. Images are read for each row of the table, and only that row's features
+are kept. Each finished part is on disk at once (evaluation/finished_probes.py): an evaluation that was killed continues
+where it was, and another probe of the same checkpoint joins the numbers that are there.
 """
 
 import copy
@@ -23,6 +24,7 @@ from hjepa_shards.config import parse
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.base.device import choose_device, devices_here
+from hjepa_train.base.mixture_facts import facts_of, read_facts
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import restore
 from hjepa_train.data.labelled_images import Apart, EvaluationConfig, Labelled, held_out_split, read_bank_and_test
@@ -31,12 +33,17 @@ from hjepa_train.evaluation.attentive_probe import attentive_probe
 from hjepa_train.evaluation.finished_probes import PROTOCOL, Finished, digest
 from hjepa_train.evaluation.frozen_features import features_of, last_stages, pixels, pooled_features, token_reader
 from hjepa_train.evaluation.linear_knn_probes import chance, checked, knn_probe, linear_probe, pca
+from hjepa_train.evaluation.own_classifier import answers, by_class, confusion, percent_right, truth
 from hjepa_train.evaluation.probe_failures import probe_failures
 from hjepa_train.evaluation.ridge_probe import ridge_probe
 from hjepa_train.evaluation.sgd_probe import sgd_probe
+from hjepa_train.jobs.initial_weights import build_with
+from hjepa_train.jobs.weight_sources import find
+from hjepa_train.objectives.base import Classifies, Objective
 from hjepa_train.reports.run_report import read_evaluations, write_report
 from hjepa_train.training.config import RunConfig, build_parts
 from hjepa_train.training.saved_config import load_saved_config
+from hjepa_train.weights.init_config import InitConfig
 
 Probe = Literal["linear", "knn", "ridge", "sgd", "attentive"]
 PROBES: tuple[Probe, ...] = get_args(Probe)
@@ -50,6 +57,8 @@ _COLUMNS = (
     *("linear", "knn", "knn_centred", "knn_whitened", "dims", "l2", "ridge", "ridge_l2"),
     *("sgd", "sgd_lr", "sgd_last4", "sgd_last4_lr", "attentive", "attentive_lr"),
 )
+_MOST_CONFUSED = 200
+"""Classes of which all pairs are shown."""
 
 
 def evaluate(
@@ -58,6 +67,7 @@ def evaluate(
     source: str | None = None,
     which: str = "latest",
     probes: Sequence[Probe] = USUAL,
+    beside: Sequence[InitConfig] = (),
     known_rows: Sequence[dict[str, Any]] = (),
     say: Callable[[str], None] = lambda what: None,
     **changes: Any,
@@ -65,6 +75,7 @@ def evaluate(
     """Probe a run's checkpoint on a labelled source; also written to evaluation.json and report.md.
 
     which: `latest`, `best` (by training.keep_best) or a checkpoint's folder.  probes: in the order of the columns.
+    beside: weights from elsewhere, a row each; `weights` is what it is called.
     known_rows: rows that need no probing, such as the pixels' from another run's evaluation on the same images.
     say: receives what is being done, some minutes in all.
     changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in run_report.py.
@@ -81,8 +92,9 @@ def evaluate(
     path = checkpoint_files.choose(folder / "checkpoints", which, config.training.keep_best)
     trained_on = config.training.device
     device = choose_device(trained_on if trained_on in devices_here() else "auto")  # it may have been trained elsewhere
-    encoders = _encoders(config, path, device)
+    encoders, objective = _encoders(folder, config, path, device)
     data = config.data
+    others = {init.weights: _beside(init, data, device) for init in beside}
     split = held_out_split(data, name, settings.split)
     require_shared_classes(data, name, split)
 
@@ -112,6 +124,18 @@ def evaluate(
             key = digest({**decides, "features": features, **_weights(config, path, features, encoder)})
             subject = partial(lambda name, encoder: _Subject(name, *read()[:2], data, encoder), features, encoder)
             rows.append(_row(features, key, finished, probes, subject, say))
+    for features, (encoder, theirs, about) in others.items():
+        key = digest({**decides, "features": features, **about})
+        subject = partial(
+            lambda name, encoder, data: _Subject(name, *read()[:2], data, encoder), features, encoder, theirs
+        )
+        rows.append(_row(features, key, finished, probes, subject, say))
+    own: dict[str, Any] = {}
+    if isinstance(objective, Classifies):
+        key = digest({**decides, "classifier": checkpoint_files.identity(path), "classes": objective.class_names})
+        own = _own_classifiers(objective, key, finished, data, lambda: read()[1], say)
+        for row in rows:
+            row |= own["right"].get(row["features"], {})
     result = {
         "source": name,
         "split": split,
@@ -119,6 +143,7 @@ def evaluate(
         "bank": counts["bank"],
         "test": counts["test"],
         **{key: counts[key] for key in ("left_out", "unseen", "unlabelled") if key in counts},
+        **{key: own[key] for key in ("classes", "confusion") if key in own},
         "crop_share": settings.crop_share,
         "chance": counts["chance"],
         "protocol": PROTOCOL,
@@ -236,15 +261,62 @@ def _row(
     return {"features": features} | {column: found[column] for column in _COLUMNS if column in found}
 
 
-def _encoders(config: RunConfig, path: Path, device: torch.device) -> dict[str, Backbone]:
-    """The encoders of a checkpoint, and the one the run began with."""
+def _own_classifiers(
+    objective: Classifies,
+    key: str,
+    finished: Finished,
+    data: DataConfig,
+    test: Callable[[], Labelled],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """{"right": encoder -> its numbers}, and of the last encoder "classes", and "confusion" where they are few.
+
+    key: of what decides them.  test: called where they are not finished yet.
+    """
+    known = finished.get(key, "own")
+    if known is not None:
+        return known
+    images = test()
+    say(f"asking the run's own classifier about {len(images):,} images")
+    parts = [answers(objective, data, batch) for batch in images.batches()]
+    said = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    truth_N = truth(objective, data, images)
+    right = {
+        name: {"own": percent_right(said_N5, truth_N), "own_top5": percent_right(said_N5, truth_N, 5)}
+        for name, said_N5 in said.items()
+    }
+    last = said[list(said)[-1]]
+    found: dict[str, Any] = {"right": right, "classes": by_class(last, truth_N, objective.class_names)}
+    if len(objective.class_names) <= _MOST_CONFUSED:
+        found["confusion"] = {"names": list(objective.class_names), "counts": confusion(last, truth_N)}
+    finished.put(key, "own", found)
+    return found
+
+
+def _encoders(
+    folder: Path, config: RunConfig, path: Path, device: torch.device
+) -> tuple[dict[str, Backbone], Objective]:
+    """(the encoders of a checkpoint and the one the run began with, the objective)"""
     mixture = load_mixture(config.data, config.run.name)
     num_steps = mixture.make_plan(config.run.seed).num_steps(config.training.epochs, config.training.global_batch)
-    backbone, objective = build_parts(config, num_steps, config.run.name)
+    backbone, objective = build_parts(config, num_steps, config.run.name, read_facts(folder) or facts_of(mixture))
     untrained = copy.deepcopy(backbone)
     restore(checkpoint_files.load(path), objective)
     found = {"untrained": untrained, **objective.encoders()}
-    return {name: encoder.to(device).eval() for name, encoder in found.items()}
+    return {name: encoder.to(device).eval() for name, encoder in found.items()}, objective.to(device).eval()
+
+
+def _beside(init: InitConfig, data: DataConfig, device: torch.device) -> tuple[Backbone, DataConfig, dict[str, Any]]:
+    """(an encoder with weights from elsewhere, the pixels as it knows them, what decides its features)"""
+    found = find(init)
+    built = build_with(found, data.image_size, init.leave)
+    known = {
+        name: found.about[key] for key, name in (("mean", "pixel_mean"), ("std", "pixel_std")) if key in found.about
+    }
+    theirs = parse(DataConfig, data.model_dump() | known, f"{found.source}: mean, std")
+    statistics = [list(theirs.pixel_mean), list(theirs.pixel_std)]
+    about = {"pixels": statistics, "weights": built.fitted.digest, "backbone": built.config}
+    return built.backbone.to(device).eval(), theirs, about
 
 
 def _images(config: RunConfig, settings: EvaluationConfig, source: str, split: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from hjepa_train.training.config import RunConfig, TrainingConfig
 from hjepa_train.training.out_of_memory import micro_batch_of
 from hjepa_train.training.saved_config import completed, left_to_defaults, resolved
 
-_DECIDES = ("backbone.", "objective.", "training.", "data.image_size", "data.augmentation.", "data.pixel_")
+_DECIDES = ("backbone.", "objective.", "training.", "data.image_size", "data.augmentation.", "data.pixel_", "init")
 _FREE = {
     f"training.{name}"
     for name in (
@@ -30,6 +30,8 @@ _FREE = {
         *ScaleConfig.model_fields,
     )
 }
+
+_EPOCHS, _WARMUP = "training.epochs", "training.warmup_epochs"
 
 
 class _Source(BaseModel, strict=True):
@@ -55,11 +57,28 @@ def refuse_uneven_ranks(training: TrainingConfig, world: int) -> None:
     )
 
 
-def as_begun(saved: Checkpoint, config: RunConfig, where: str) -> dict[str, Any]:
+def refuse_parted_rows(training: TrainingConfig, objective: Objective, world: int) -> None:
+    """InputError where images that belong together would come into two micro-batches, or on two ranks."""
+    together = objective.rows_together
+    sizes = {
+        "training.global_batch": training.global_batch,
+        f"a part of it on each of {world} ranks": training.global_batch // world,
+        "training.micro_batch": micro_batch_of(training, world),
+    }
+    for name, size in sizes.items():
+        if size % together:
+            raise InputError(
+                f"{name}: a multiple of {together} expected, for mixup and CutMix mix neighbours, {size} found; set "
+                f"training.global_batch to a multiple of {together * world} and training.micro_batch to one of "
+                f"{together}, or turn both off (objective.supervised.mix)"
+            )
+
+
+def as_begun(saved: Checkpoint, config: RunConfig, where: str, *, extend: bool = False) -> dict[str, Any]:
     """Defaults that have changed since the run began, as they were: it continues with them.
 
-    config: as the user wrote it.  where: what to call it in errors. ResumeMismatch naming all that decides the numbers
-    and is not as it was.
+    config: as the user wrote it.  where: what to call it in errors.  extend: it may have more epochs, and a
+    warm-up that its recipe derives from them. ResumeMismatch naming all that decides the numbers and is not as it was.
     """
     before = flatten(completed(saved.state["config"]))
     now = flatten(resolved(config, where).model_dump(mode="json"))
@@ -70,23 +89,28 @@ def as_begun(saved: Checkpoint, config: RunConfig, where: str) -> dict[str, Any]
     }
     left = left_to_defaults(config)
     kept = {key: was for key, (was, _) in differs.items() if key in left and key in before and was == AS_IT_WAS[key]}
-    refused = [f"{key}: {was} saved, {here} here" for key, (was, here) in differs.items() if key not in kept]
+    was, here = differs.get(_EPOCHS, (0, 0))
+    is_longer = isinstance(was, int) and isinstance(here, int) and here > was
+    follows = {_EPOCHS, *({_WARMUP} & left)} if extend and is_longer else set[str]()
+    refused = [
+        f"{key}: {was} saved, {here} here"
+        for key, (was, here) in differs.items()
+        if key not in kept and key not in follows
+    ]
     if refused:
+        advice = "; `--extend` continues to more epochs" if is_longer and not extend else ""
+        if extend and _EPOCHS in differs and not is_longer:
+            advice = "; `--extend` makes a run longer, never shorter"
         raise ResumeMismatch(
             f"{saved.path}: this run began with other settings: {'; '.join(refused)}; restore those settings, or "
-            "choose another run.name"
+            f"choose another run.name{advice}"
         )
     return kept
 
 
 def refuse_other_steps(saved: Checkpoint, config: RunConfig, mixture: Mixture) -> None:
     """ResumeMismatch naming whatever would move the number of steps or the warm-up: schedules would jump there."""
-    was = parse(RunConfig, completed(saved.state["config"]), f"{saved.path}/state.json: config")
-    try:
-        sources = _Sources.model_validate(saved.state["loader"]).sources
-    except ValidationError as error:
-        raise damaged(saved.path, f"state.json: loader: {first_problem(error)}") from error
-    sizes = {name: source.samples for name, source in sources.items()}
+    was, sizes = begun_with(saved), _sizes(saved)
     then, now = was.data.epoch_of(tuple(sizes.values())), mixture.epoch_samples
     before, after = (_lengths(config.training, epoch_samples) for epoch_samples in (then, now))
     if before == after:
@@ -100,6 +124,17 @@ def refuse_other_steps(saved: Checkpoint, config: RunConfig, mixture: Mixture) -
     )
 
 
+def begun_with(saved: Checkpoint) -> RunConfig:
+    """The configuration of a checkpoint, with all keys."""
+    return parse(RunConfig, completed(saved.state["config"]), f"{saved.path}/state.json: config")
+
+
+def lengths_until_now(saved: Checkpoint) -> tuple[int, int]:
+    """(steps of the whole run, of its warm-up) by the configuration of its checkpoint."""
+    was = begun_with(saved)
+    return _lengths(was.training, was.data.epoch_of(tuple(_sizes(saved).values())))
+
+
 def refuse_other_statistics(saved: Checkpoint, config: RunConfig, objective: Objective) -> None:
     """Where a loss depends on which images are together, as many must stay together. ResumeMismatch otherwise."""
     was = parse(TrainingConfig, saved.state["config"].get("training", {}), f"{saved.path}/state.json: training")
@@ -111,6 +146,15 @@ def refuse_other_statistics(saved: Checkpoint, config: RunConfig, objective: Obj
             f"(micro-batches of all ranks), {now} here; set `training.micro_batch: {together // world}`, or another "
             "number of ranks"
         )
+
+
+def _sizes(saved: Checkpoint) -> dict[str, int]:
+    """Samples of each entry then. CheckpointError where its state does not say."""
+    try:
+        sources = _Sources.model_validate(saved.state["loader"]).sources
+    except ValidationError as error:
+        raise damaged(saved.path, f"state.json: loader: {first_problem(error)}") from error
+    return {name: source.samples for name, source in sources.items()}
 
 
 def _lengths(training: TrainingConfig, epoch_samples: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """A run: its parts, its folder, its beginning and end. The only module where parts meet.
 
-runs/<name>/  config.yaml  metrics.jsonl  report.md  report.html  pictures.png  evaluation.json  checkpoints/step-<n>/
-              tensorboard/  skipped.jsonl
+runs/<name>/  config.yaml  facts.json  metrics.jsonl  report.md  report.html  pictures.png  evaluation.json
+              checkpoints/step-<n>/  tensorboard/  skipped.jsonl
 """
 
 import contextlib
@@ -28,14 +28,23 @@ from hjepa_train.base.device_peaks import images_per_s_at_peak
 from hjepa_train.base.distributed import StopVote, gather, joined, on_all, on_first, rank, world_size
 from hjepa_train.base.full_memory import reporting_full_memory
 from hjepa_train.base.metrics_file import METRICS_FILE, read_metrics, truncate_metrics
+from hjepa_train.base.mixture_facts import Facts, facts_of, write_facts
 from hjepa_train.base.stop_signals import interrupts, leave
 from hjepa_train.checkpoints import checkpoint_files
 from hjepa_train.checkpoints.background_saver import Saver, restore
 from hjepa_train.data.micro_batches import page_locked, to_micro_batches
 from hjepa_train.evaluation.online_probes import OnlineProbes, find_labels
+from hjepa_train.jobs.extension import Extension, extensions, what_moved
+from hjepa_train.jobs.initial_weights import begin_with
 from hjepa_train.jobs.rank_facts import ADVICE as RANKS_ADVICE
 from hjepa_train.jobs.rank_facts import probe_facts, rank_facts
-from hjepa_train.jobs.resume_checks import as_begun, refuse_other_statistics, refuse_other_steps, refuse_uneven_ranks
+from hjepa_train.jobs.resume_checks import (
+    as_begun,
+    refuse_other_statistics,
+    refuse_other_steps,
+    refuse_parted_rows,
+    refuse_uneven_ranks,
+)
 from hjepa_train.modules.learning_signals import Alarms
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.parallel.equal_ranks import require_same, require_same_weights, share_weights
@@ -45,7 +54,7 @@ from hjepa_train.reports.run_log import RunLog
 from hjepa_train.reports.run_report import write_report
 from hjepa_train.training.config import CONFIG_FILE, RunConfig, TrainingConfig, build_parts
 from hjepa_train.training.nonfinite_guard import NonfiniteGuard
-from hjepa_train.training.optimizer import build_optimizer
+from hjepa_train.training.optimizer import build_optimizer, rates
 from hjepa_train.training.out_of_memory import micro_batch_of, smaller_steps
 from hjepa_train.training.saved_config import resolved, with_values
 from hjepa_train.training.trainer import Hooks, Learner, Schedule, fit
@@ -64,6 +73,7 @@ def train(
     stop_after: int | None = None,
     accept_mixture: bool = False,
     accept_content: bool = False,
+    extend: bool = False,
 ) -> Path:
     """Run `config` to its end, or to step `stop_after`, and write its report. Returns the run's folder.
 
@@ -71,33 +81,44 @@ def train(
     resume: None begins (refused where there are checkpoints), "auto" continues from the latest checkpoint or begins, a
     path continues from that checkpoint.
     accept_mixture, accept_content: continue with other weights or sources, with other pixels in the same order.
+    extend: continue to a larger training.epochs; schedules are those of the new length from there on.
     InputError, ResumeMismatch for what the user can fix, ShardError for damaged shards.
     """
     folder, where = config.run.folder / config.run.name, where or config.run.name
+    if extend and resume is None:
+        raise InputError("--extend: a run to continue expected, none found; say `--resume auto --extend`")
     arguments = {"stop_after": stop_after, "accept_mixture": accept_mixture, "accept_content": accept_content}
     with (
         joined(choose_device(config.training.device), config.training.ranks_timeout_s) as device,
         contextlib.ExitStack() as held,
     ):
         whole, mixture = on_all(lambda: (resolved(config, where), load_mixture(config.data, where)))
-        require_same(rank_facts(whole, mixture, device, **arguments), RANKS_ADVICE)
+        require_same(rank_facts(whole, mixture, device, **arguments, extend=extend), RANKS_ADVICE)
         refuse_uneven_ranks(config.training, world_size())
-        found = on_first(lambda: _take(folder, resume, held))
+        found = on_first(lambda: _take(folder, resume, held, extend=extend))
         saved = on_all(lambda: _saved(found)) if found else None
         kept: dict[str, Any] = {}
         if saved:
             require_same({"checkpoint": checkpoint_files.identity(saved.path)}, f"let all of them read {saved.path}")
-            kept = on_first(lambda: as_begun(saved, config, where))
+            kept = on_first(lambda: as_begun(saved, config, where, extend=extend))
         _train(with_values(whole, kept), mixture, folder, where, device, saved, kept, resume, **arguments)
     return folder
 
 
-def _take(folder: Path, resume: str | None, held: contextlib.ExitStack) -> Path | None:
-    """Have the run's folder for this process alone. Returns the checkpoint to continue from."""
+def _take(folder: Path, resume: str | None, held: contextlib.ExitStack, *, extend: bool) -> Path | None:
+    """Have the run's folder for this process alone. Returns the checkpoint to continue from.
+
+    extend: there must be one.
+    """
     held.enter_context(_run_folder(folder))
     held.enter_context(exclusive(folder, "another run is writing here; wait for it, or choose another run.name"))
     checkpoint_files.recover(folder / "checkpoints")
-    return _checkpoint_to_resume(folder, resume)
+    found = _checkpoint_to_resume(folder, resume)
+    if extend and not found:
+        raise InputError(
+            f"--extend: a run with a checkpoint expected in {folder}, none found; begin it without --extend"
+        )
+    return found
 
 
 def _train(
@@ -120,10 +141,25 @@ def _train(
     num_steps = mixture.make_plan(seed).num_steps(training.epochs, training.global_batch)
     if saved:
         refuse_other_steps(saved, config, mixture)
-    objective = objective_of(config, num_steps, where, device)
+    warmup = warmup_of(config, mixture, num_steps)
+    made = extensions(saved, num_steps, warmup)
+    warmup = made[-1].warmup if made else warmup
+    facts = facts_of(mixture)
+    unsaid: list[str] = []
+    began: dict[str, Any] = saved.state.get("init", {}) if saved else {}
+
+    def fill(objective: Objective) -> None:
+        init, (name,) = config.init, config.objective
+        if init and not saved:
+            came = on_first(lambda: begin_with(init, objective, name, where))
+            began.update(came.facts)
+            unsaid.extend((f"weights of {came.facts['source']}, digest {came.facts['digest']}", *came.notes))
+
+    objective = objective_of(config, num_steps, where, device, facts, fill)
+    refuse_parted_rows(training, objective, world_size())
     optimizer = build_optimizer(objective, training)
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
-    alarms, same_signals = Alarms(warmup_steps=_warmup_steps(config, mixture, num_steps)), True
+    alarms, same_signals = Alarms(warmup_steps=warmup), True
     if saved:
         refuse_other_statistics(saved, config, objective)
         restore(saved, objective, optimizer)
@@ -153,7 +189,6 @@ def _train(
                 stops_alone=world_size() == 1,
             )
         )
-        unsaid: list[str] = []
         per_epoch = mixture.epoch_samples / training.global_batch
         probe_plan = on_first(
             lambda: find_labels(
@@ -177,7 +212,7 @@ def _train(
             keep_best=training.keep_best,
             say=lambda text: log.say(text),
         )
-        log_points = on_first(lambda: _begin_files(folder, config, start))
+        log_points = on_first(lambda: _begin_files(folder, config, facts, start))
         log = RunLog(
             folder,
             log_points=log_points,
@@ -186,12 +221,15 @@ def _train(
             tensorboard=config.logging.tensorboard,
             pixels=(config.data.pixel_mean, config.data.pixel_std),
             silent=rank() > 0,
+            extensions=[one.model_dump() for one in made],
         )
         stack.enter_context(contextlib.closing(log))
         for text in unsaid:
             log.say(f"[yellow]note[/yellow] {escape(text)}")
         if saved:
             log.say(f"continuing from {escape(str(saved.path))}: step {start} of {num_steps}")
+            if len(made) > len(saved.state.get("extensions", [])):
+                log.say(f"extended     {what_moved(saved, config, objective, made[-1])}")
             for key, value in kept.items():
                 log.say(f"[yellow]note[/yellow] {key}: {escape(str(value))}, as the code had it when this run began")
             if lost := _lost_log_points(folder, saved, log_points):
@@ -220,12 +258,14 @@ def _train(
             whole = loaded.with_proof_of_all(gather(loaded.proof))
             state = {
                 "config": config.model_dump(mode="json"),
+                **({"init": began} if began else {}),
                 "loader": loader.state_dict(whole),
                 "alarms": alarms.state_dict(),
                 "scaler": scaler.state_dict(),
                 "recipe": recipe,
                 "probe": probes.at(step),
                 "log_points": log.log_points,
+                "extensions": [one.model_dump() for one in made],
             }
             saver.save(step, state)
 
@@ -246,9 +286,10 @@ def _train(
                         log.say,
                         allowed=SCALES_TRIED if scaler.is_enabled() else 1,
                     ),
+                    clip_norm=training.clip_norm,
                 ),
                 loader,
-                schedule_of(config, mixture, num_steps),
+                schedule_of(config, num_steps, warmup),
                 Hooks(
                     log=log,
                     alarms=alarms,
@@ -271,10 +312,22 @@ def _train(
         leave(stop_vote.last)
 
 
-def objective_of(config: RunConfig, num_steps: int, where: str, device: torch.device) -> Objective:
-    """What a run trains, on its device, laid out over its ranks."""
+def objective_of(
+    config: RunConfig,
+    num_steps: int,
+    where: str,
+    device: torch.device,
+    facts: Facts,
+    fill: Callable[[Objective], None] = lambda objective: None,
+) -> Objective:
+    """What a run trains, on its device, laid out over its ranks.
+
+    facts: of its mixture.  fill: gives it, on rank 0, other weights than the drawn ones, while it is whole and on the
+    CPU.
+    """
     with reporting_full_memory(f"{device}: its memory is full with the weights alone; choose a smaller backbone"):
-        _, objective = build_parts(config, num_steps, where)
+        _, objective = build_parts(config, num_steps, where, facts)
+        fill(objective)
         share_weights(objective.to(device))
         lay_out(objective, config.training)
     return objective
@@ -291,33 +344,31 @@ def autocast_of(training: TrainingConfig, device: torch.device) -> Callable[[], 
     return partial(torch.autocast, device.type, _HALVES[training.precision], enabled=training.precision != "fp32")
 
 
-def schedule_of(config: RunConfig, mixture: Mixture, num_steps: int) -> Schedule:
-    """What moves with the steps of a run, and how often it looks on, saves and draws."""
+def schedule_of(config: RunConfig, num_steps: int, warmup: int) -> Schedule:
+    """What moves with the steps of a run, and how often it looks on, saves and draws.
+
+    config: with its recipe.  warmup: steps of it.
+    """
     training = config.training
-    fixed = training.weight_decay
+    lr, weight_decay = rates(training, num_steps=num_steps, warmup_steps=warmup)
     return Schedule(
         seed=config.run.seed,
         num_steps=num_steps,
-        lr=partial(
-            schedules.learning_rate,
-            num_steps=num_steps,
-            peak=training.lr,
-            warmup_steps=_warmup_steps(config, mixture, num_steps),
-        ),
-        weight_decay=partial(schedules.weight_decay, num_steps=num_steps) if fixed is None else lambda step: fixed,
+        lr=lr,
+        weight_decay=weight_decay,
         log_every=config.logging.every_steps,
         save_every=training.save_every_steps,
         draw_every=config.logging.every_steps * config.logging.images_every,
     )
 
 
-def _warmup_steps(config: RunConfig, mixture: Mixture, num_steps: int) -> int:
-    training = config.training
+def warmup_of(config: RunConfig, mixture: Mixture, num_steps: int) -> int:
+    """Steps of the warm-up that a configuration says."""
     return schedules.warmup_steps(
         num_steps,
-        training.warmup_epochs,
+        config.training.warmup_epochs,
         epoch_samples=mixture.epoch_samples,
-        global_batch=training.global_batch,
+        global_batch=config.training.global_batch,
     )
 
 
@@ -360,12 +411,15 @@ class _State(BaseModel, strict=True):
     """What a run continues from besides its weights. Whatever else is in it is left alone."""
 
     config: dict[str, Any]
+    init: dict[str, str | int] = {}
+    """What the run began with, if not with drawn weights."""
     loader: dict[str, Any]
     recipe: _Recipe
     alarms: _Alarms
     scaler: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
     log_points: int | None = Field(default=None, ge=0, lt=2**53)
     """None in a state from before they were counted."""
+    extensions: list[Extension] = []
 
 
 def _saved(path: Path) -> checkpoint_files.Checkpoint:
@@ -394,12 +448,13 @@ def _run_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def _begin_files(folder: Path, config: RunConfig, start: int) -> int:
+def _begin_files(folder: Path, config: RunConfig, facts: Facts, start: int) -> int:
     """The run's folder as it was at step `start`. Returns the number of log points that are there."""
     for name in (METRICS_FILE, _SKIPPED):
         truncate_metrics(folder / name, start - 1)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomically(folder / CONFIG_FILE, text.encode())
+    write_facts(folder, facts)
     return len(read_metrics(folder / METRICS_FILE)) if (folder / METRICS_FILE).exists() else 0
 
 

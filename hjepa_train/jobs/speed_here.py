@@ -20,6 +20,7 @@ from hjepa_train.base.device import choose_device
 from hjepa_train.base.device_peaks import device_name, machine_of
 from hjepa_train.base.full_memory import reporting_full_memory
 from hjepa_train.base.launcher import num_started
+from hjepa_train.base.mixture_facts import facts_of
 from hjepa_train.jobs.bench import drive, product_s
 from hjepa_train.jobs.dry_run import DryRun, SpeedHere
 from hjepa_train.jobs.run import autocast_of, objective_of
@@ -103,7 +104,7 @@ def _measured(dry: DryRun, device: torch.device, where: str) -> tuple[float, str
     mixture = load_mixture(config.data, where)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
-    objective = objective_of(config, dry.plan.steps, where, device)
+    objective = objective_of(config, dry.plan.steps, where, device, facts_of(mixture))
     with reporting_full_memory(partial(smaller_steps, config.training, objective, device)):
         optimizer = build_optimizer(objective, config.training)
         stop = min(_WARM_UP + _STEPS, dry.plan.steps)

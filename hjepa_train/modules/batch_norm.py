@@ -90,7 +90,7 @@ def replace_batch_norm(network: nn.Module) -> bool:
     found = False
     for part in list(network.modules()):
         for name, child in list(part.named_children()):
-            if type(child) is nn.BatchNorm2d:
+            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
                 ours = BatchNorm(child.num_features, eps=child.eps, momentum=child.momentum or 0.1)
                 ours.load_state_dict(child.state_dict())
                 setattr(part, name, ours)

@@ -115,6 +115,11 @@ class Dropout(nn.Module):
         return numbers * kept.to(numbers.dtype) / (1 - self.rate)
 
 
+def rising(rate: float, depth: int) -> list[float]:
+    """Of each block: linearly from 0 in the first to `rate` in the last."""
+    return [rate * block / max(1, depth - 1) for block in range(depth)]
+
+
 def number_layers(network: nn.Module) -> list[float]:
     """Number the layers that drop in the order of the network. Returns the rate of each."""
     layers = [part for part in network.modules() if isinstance(part, DropPath | Dropout)]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hjepa_shards.config import Strict
-from hjepa_train.modules.keyed_drops import Drops, current, dropping
+from hjepa_train.modules.keyed_drops import Dropout, DropPath, Drops, current, dropping
 from hjepa_train.modules.offered_memory import computing_again
+from hjepa_train.modules.relative_bias import Offsets, RelativeBias
 
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -66,14 +67,25 @@ class _HalvesOnCpu(torch.autograd.Function):
 class Attention(nn.Module):
     """Multi-head self-attention with biased qkv."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(
+        self, width: int, num_heads: int, *, dropout: float = 0.0, relative: RelativeBias | None = None
+    ) -> None:
+        """dropout: of what it puts out.  relative: what is added to logits."""
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
+        self.proj_drop = _dropout(dropout)
+        self.rel_pos = relative
 
-    def forward(self, tokens_BSD: Tensor, visible_BS: Tensor | None = None, wanted: int = 0) -> Tensor:
-        """visible_BS: True for tokens that may be attended to; all without it.  wanted: as in `Block`."""
+    def forward(
+        self,
+        tokens_BSD: Tensor,
+        visible_BS: Tensor | None = None,
+        wanted: int = 0,
+        offsets: Offsets | None = None,
+    ) -> Tensor:
+        """visible_BS, wanted, offsets: as in `Block`."""
         B, S, D = tokens_BSD.shape
         if wanted:
             weight, bias = self.qkv.weight, self.qkv.bias
@@ -83,44 +95,92 @@ class Attention(nn.Module):
             q_BQD, k_BSD, v_BSD = self.qkv(tokens_BSD).view(B, S, 3, D).unbind(2)
         q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q_BQD, k_BSD, v_BSD))
         mask = None if visible_BS is None else visible_BS[:, None, None, :]
-        slow_backward = q.device.type == "cpu" and q.dtype in _HALVES and q.requires_grad
+        if self.rel_pos is not None:
+            assert mask is None
+            assert not wanted
+            assert offsets is not None
+            mask = self.rel_pos(offsets).to(q.dtype)
+        slow_backward = q.device.type == "cpu" and q.dtype in _HALVES and q.requires_grad and self.rel_pos is None
         attend = _HalvesOnCpu.apply if slow_backward else F.scaled_dot_product_attention
         mixed: Tensor = attend(q, k, v, mask)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        return self.proj_drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
 
 @final
 class Mlp(nn.Module):
     """Linear, exact GELU, Linear."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, *, dropout: float = 0.0) -> None:
+        """dropout: of what both matrices put out."""
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
+        self.drop1 = _dropout(dropout)
         self.fc2 = nn.Linear(hidden, width)
+        self.drop2 = _dropout(dropout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(tokens)))
+        return self.drop2(self.fc2(self.drop1(F.gelu(self.fc1(tokens)))))
+
+
+def _dropout(rate: float) -> nn.Module:
+    return Dropout(rate, 0) if rate else nn.Identity()
+
+
+@final
+class LayerScale(nn.Module):
+    """A factor for each number of a branch, learnt (arXiv 2103.17239)."""
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, branch: Tensor) -> Tensor:
+        return branch * self.gamma
 
 
 @final
 class Block(nn.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self, width: int, num_heads: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        drop_path: float = 0.0,
+        dropout: float = 0.0,
+        layer_scale: float | None = None,
+        relative: RelativeBias | None = None,
+    ) -> None:
+        """drop_path: rate at which an image loses a branch.  dropout: of single numbers in both.
+
+        layer_scale: what the factors of branches begin with; None for no factors.  relative: of the attention.
+        """
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, num_heads)
+        self.attn = Attention(width, num_heads, dropout=dropout, relative=relative)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width, 4 * width, dropout=dropout)
+        self.ls1, self.ls2 = (
+            nn.Identity() if layer_scale is None else LayerScale(width, layer_scale) for _ in range(2)
+        )
+        self.drop_path1, self.drop_path2 = (DropPath(drop_path, 0) if drop_path else nn.Identity() for _ in range(2))
 
-    def forward(self, tokens_BSD: Tensor, visible_BS: Tensor | None = None, wanted: int = 0) -> Tensor:
+    def forward(
+        self,
+        tokens_BSD: Tensor,
+        visible_BS: Tensor | None = None,
+        wanted: int = 0,
+        offsets: Offsets | None = None,
+    ) -> Tensor:
         """visible_BS: True for tokens that may be attended to; all without it.
 
         wanted: only that many of the last tokens are returned, and only their part is computed; 0 for all.
+        offsets: of the tokens, where the attention has a relative bias; then without the two others.
         """
-        attended = self.attn(self.norm1(tokens_BSD), visible_BS, wanted)
-        tokens_BSD = tokens_BSD[:, -wanted:] + attended
-        return tokens_BSD + self.mlp(self.norm2(tokens_BSD))
+        attended = self.attn(self.norm1(tokens_BSD), visible_BS, wanted, offsets)
+        tokens_BSD = tokens_BSD[:, -wanted:] + self.drop_path1(self.ls1(attended))
+        return tokens_BSD + self.drop_path2(self.ls2(self.mlp(self.norm2(tokens_BSD))))
 
 
 @final

@@ -21,6 +21,7 @@ Axes: B images, C channels, H W pixels.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.modules.batch_norm import BatchNorm
 from hjepa_train.modules.offered_memory import commit_all
+from hjepa_train.objectives.recipe import ADAMW, Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +111,40 @@ def adds_up(objective: "Objective") -> bool:
     return objective.is_additive and not any(isinstance(part, BatchNorm) for part in objective.modules())
 
 
+@runtime_checkable
+class Classifies(Protocol):
+    """An objective with classifiers of its own."""
+
+    class_names: tuple[str, ...]
+    """K of them."""
+
+    def classify(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """Encoder, as `Objective.encoders` names it -> [B, K] logits."""
+        ...
+
+
+@runtime_checkable
+class Aligns(Protocol):
+    """An objective that puts images and texts into one space."""
+
+    def embed_images(self, images_BCHW: Tensor) -> Tensor:
+        """[B, D] unit vectors."""
+        ...
+
+    def embed_texts(self, tokens_BT: Tensor) -> Tensor:
+        """[B, D] unit vectors."""
+        ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """An objective that says in words what an image shows."""
+
+    def describe(self, images_BCHW: Tensor, length: int) -> Tensor:
+        """[B, length] int64: the likeliest words one after another."""
+        ...
+
+
 class Objective(nn.Module, ABC):
     """One way to train a backbone: its heads, its targets, its loss."""
 
@@ -120,6 +156,15 @@ class Objective(nn.Module, ABC):
 
     additive_with = ""
     """The setting that would make it so; nothing where none does."""
+
+    rows_together = 1
+    """So many consecutive images belong together: a number that divides micro-batches and ranks' parts of a batch."""
+
+    recipe: ClassVar[Recipe] = ADAMW
+    """Optimizer settings for keys that a run's file leaves out."""
+
+    recipes_by_backbone: ClassVar[Mapping[str, Recipe]] = {}
+    """Others, by the backbone's name in the registry, where they depend on it."""
 
     @abstractmethod
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -135,6 +180,11 @@ class Objective(nn.Module, ABC):
         """
         del step
         commit_all(self, is_finite)
+
+    def followed(self, step: int, num_steps: int) -> dict[str, float]:
+        """Its own numbers that follow the length of a run, by their keys: what they are at a step of one this long."""
+        del step, num_steps
+        return {}
 
     def survey(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(sums over these images, in float32 or wider; what `observe` is given of them again). None by default.

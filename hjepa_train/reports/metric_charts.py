@@ -88,6 +88,7 @@ _SIGNALS = (
     _Signal(title="RankMe", key="rankme", unit="dimensions in use", show=_number, limit_of_start=0.7, floor=0.0),
     _Signal(title="gradient norm", key="grad_norm", unit="norm", show=_number),
 )
+_PROBES = {"knn_": "k-NN", "own_": "own classifier", "ridge_": "ridge"}
 _PACE = (
     _Signal(title="images/s", key="images_per_s", unit="images/s", show=_number, floor=0.0),
     _Signal(title="time spent waiting for data", key="data_wait", unit="share of the time", show=_percent, floor=0.0),
@@ -101,7 +102,7 @@ def run_charts(rows: Sequence[Row]) -> dict[str, list[Chart]]:
     levels = [_curve(rows, key, _level(key), number) for number, key in enumerate(_keys(rows, "loss_l"), start=1)]
     loss = _chart("loss", total + levels, _number, y_name="loss", bands=_bands(rows, None))
     return {
-        "learning": _there([loss, *(_signal(rows, signal) for signal in _SIGNALS)]),
+        "learning": _there([loss, _probes(rows), *(_signal(rows, signal) for signal in _SIGNALS)]),
         "sources": _there([_shares(rows), _source_losses(rows)]),
         "pace": _there([_signal(rows, signal) for signal in _PACE]),
     }
@@ -150,6 +151,17 @@ def _signal(rows: Sequence[Row], signal: _Signal) -> Chart | None:
         note=signal.note,
         floor=signal.floor,
     )
+
+
+def _probes(rows: Sequence[Row]) -> Chart | None:
+    """Percent right of every probe during the run; points where it was probed, joined."""
+    keys = sorted(key for key in dict.fromkeys(key for row in rows for key in row) if key.startswith(tuple(_PROBES)))
+    probed = [row for row in rows if any(row.get(key) is not None for key in keys)]
+    lines = [
+        _curve(probed, key, f"{_PROBES[key.split('_')[0] + '_']} {key.partition('_')[2]}", number)
+        for number, key in enumerate(keys)
+    ]
+    return _chart("probes during the run", lines, _number, y_name="percent right")
 
 
 def _shares(rows: Sequence[Row]) -> Chart | None:

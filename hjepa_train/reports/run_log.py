@@ -21,7 +21,7 @@ from hjepa_shards.base.progress_bar import Words, bars_of, rate, time_left
 from hjepa_shards.config import flatten
 from hjepa_shards.errors import InputError
 from hjepa_train.base.distributed import all_reduce, world_size
-from hjepa_train.base.metrics_file import METRICS_FILE, STOPPED, append_metrics
+from hjepa_train.base.metrics_file import EXTENDED, METRICS_FILE, STOPPED, append_metrics
 from hjepa_train.objectives.base import Batch, Objective
 from hjepa_train.reports.image_panels import FILE as PICTURES
 from hjepa_train.reports.image_panels import draw, look, save_pictures
@@ -104,12 +104,15 @@ class RunLog:
         pixels: tuple[Sequence[float], Sequence[float]],
         silent: bool = False,
         log_points: int = 0,
+        extensions: Sequence[dict[str, int]] = (),
     ) -> None:
         """pixels: (mean, standard deviation) that images were normalised by.  silent: another rank speaks.
 
         log_points: lines of metrics.jsonl that are there already; the attribute counts on from them.
+        extensions: of the run, which each line says (jobs/extension.py); none for one of the length that it began with.
         """
         self._path, self._silent = folder / METRICS_FILE, silent
+        self._extended = {EXTENDED: list(extensions)} if extensions else {}
         self.log_points = log_points
         self._pixels = pixels
         is_missing = importlib.util.find_spec("tensorboard") is None
@@ -139,11 +142,11 @@ class RunLog:
     def write(self, row: dict[str, Any]) -> None:
         if self._silent:
             return
-        append_metrics(self._path, row)
+        append_metrics(self._path, row | self._extended)
         self.log_points += not row.get(STOPPED)
-        for name in (key for key in row if key.startswith("knn_")):  # the last encoder's, until the next probe
+        for name in (key for key in row if key.startswith(("knn_", "own_"))):  # the last encoder's, until the next
             if row.get(name) is not None:
-                self._probed = f"k-NN {row[name]:.1f}"
+                self._probed = f"{'k-NN' if name.startswith('knn_') else 'right'} {row[name]:.1f}"
         self._shown = _words_of(row, self._probed)
         if not self._progress.console.is_terminal and time.monotonic() > self._say_next:
             self._say_next = time.monotonic() + _SAY_EVERY_S
@@ -243,7 +246,7 @@ def _tag(name: str) -> str:
     """Of a number of a row, in TensorBoard: group/name, the groups those of the report."""
     if "." in name:
         return name.replace(".", "/")
-    group = "pace" if name in _PACE else "probes" if name.startswith(("knn_", "ridge_")) else "learning"
+    group = "pace" if name in _PACE else "probes" if name.startswith(("knn_", "ridge_", "own_")) else "learning"
     return f"{group}/{name}"
 
 

@@ -7,12 +7,13 @@ state.json), so a report can be made of any run, on any machine, while it still 
 
 evaluation.json: [{source, split, bank, test, chance, rows: [{features, dims, knn, ...}, ...]}, ...];
 the probes are those of `_PROBE_NAMES`; left_out and unseen: {images, classes} of the test that the bank lacks;
-unlabelled: {bank, test}, images besides.
+unlabelled: {bank, test}, images besides; classes: [{class, images, right, taken_for, times}, ...] of a run's own
+classifier, and confusion: {names, counts: [[class, taken for, images], ...]}.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, final
@@ -21,10 +22,11 @@ from hjepa_shards.base.atomic_files import write_atomically
 from hjepa_shards.base.regular_files import read_regular
 from hjepa_shards.base.shown_text import counted, listed
 from hjepa_shards.errors import InputError
-from hjepa_train.base.metrics_file import STOPPED, read_metrics
+from hjepa_train.base.metrics_file import EXTENDED, STOPPED, read_metrics
 from hjepa_train.checkpoints.checkpoint_files import latest, plain_facts, read_state
+from hjepa_train.reports.confusion_chart import confusion_chart
 from hjepa_train.reports.image_panels import last_pictures
-from hjepa_train.reports.metric_charts import JUDGED_ON, run_charts
+from hjepa_train.reports.metric_charts import JUDGED_ON, Chart, run_charts
 from hjepa_train.reports.run_page import Section, write_page
 from hjepa_train.reports.text_table import NOTHING, TextTable, as_markdown, count, number, percent
 
@@ -38,11 +40,14 @@ _PROBE_NAMES = {
     "sgd": "SGD",
     "sgd_last4": "SGD last 4",
     "attentive": "attentive",
+    "own": "own classifier",
+    "own_top5": "own, top 5",
 }
 _MOST_BYTES = 1 << 26
 """Of a run's small files."""
 _SIGNAL_NAMES = {
     "loss": "loss",
+    "accuracy": "percent right while training, on changed images",
     "rho": "ρ: loss / loss of predicting the position's mean",
     "gap": "gap: own target against another image's (cosine)",
     "sd": "deviation between images at one position",
@@ -51,8 +56,11 @@ _SIGNAL_NAMES = {
     "grad_norm": "gradient norm",
     **{
         f"{kind}_{name}": f"{title} of the {which} during the run, percent right"
-        for kind, title in (("knn", "k-NN"), ("ridge", "ridge probe"))
-        for name, which in (("online", "online encoder"), ("target", "target encoder"), ("encoder", "encoder"))
+        for kind, title in (("knn", "k-NN"), ("ridge", "ridge probe"), ("own", "own classifier"))
+        for name, which in (
+            *(("online", "online encoder"), ("target", "target encoder"), ("encoder", "encoder")),
+            ("average", "average of the weights"),
+        )
     },
 }
 
@@ -69,6 +77,8 @@ class Run:
     evaluations: list[dict[str, Any]]
     recipe: dict[str, Any]
     """Hardware and versions, from the newest checkpoint; empty before the first one."""
+    began: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Weights that it began with, from there too; empty where they were drawn."""
 
 
 def read_run(folder: Path) -> Run:
@@ -83,12 +93,14 @@ def read_run(folder: Path) -> Run:
     if not metrics:
         raise InputError(f"{folder / 'metrics.jsonl'}: a logged step expected, none found yet; let the run continue")
     newest = latest(folder / "checkpoints")
+    state = read_state(newest) if newest else {}
     return Run(
         folder=folder,
         config=config,
         metrics=metrics,
         evaluations=read_evaluations(folder / "evaluation.json"),
-        recipe=plain_facts(read_state(newest), "recipe") if newest else {},
+        recipe=plain_facts(state, "recipe"),
+        began=plain_facts(state, "init"),
     )
 
 
@@ -132,7 +144,7 @@ def _write_html(run: Run, sections: Mapping[str, Sequence[TextTable]]) -> None:
         ],
         sections=[
             Section(heading=right[0], charts=charts["learning"] + charts["sources"], tables=right[1]),
-            Section(heading=learnt[0], tables=learnt[1]),
+            Section(heading=learnt[0], charts=_confusions(run), tables=learnt[1]),
             *([Section(heading="Pictures", note=seen, strips=strips)] if seen else []),
             Section(heading=what[0], charts=charts["pace"], tables=what[1]),
             Section(heading="Configuration", text=run.config.splitlines()),
@@ -144,13 +156,22 @@ def what_ran(run: Run) -> TextTable:
     last = run.metrics[-1]
     facts = {
         "steps, up to the last log point": count(last["step"] + 1),
+        **{
+            f"extended after step {count(one['at'])}": f"{count(one['before'])} -> {count(one['after'])} steps"
+            for one in last.get(EXTENDED) or ()
+        },
         "images": count(last.get("position")),
         "images/s (median)": number(_summary(median, run.metrics, "images_per_s"), 1),
         "time spent waiting for data": percent(_summary(fmean, run.metrics, "data_wait")),
         "share of the device's peak FLOP/s (median MFU)": percent(_summary(median, run.metrics, "mfu")),
+        **({"begun with the weights of": _began(run.began)} if run.began else {}),
         **{name.replace("_", " "): str(value) for name, value in run.recipe.items()},
     }
     return TextTable(title="Run", columns=("", "value"), rows=tuple(facts.items()))
+
+
+def _began(facts: Mapping[str, Any]) -> str:
+    return f"{facts.get('source', NOTHING)} (digest {facts.get('digest', NOTHING)})"
 
 
 def did_it_run_right(run: Run) -> list[TextTable]:
@@ -163,7 +184,38 @@ def did_it_learn(run: Run) -> list[TextTable]:
     if not run.evaluations:
         note = f"Not evaluated yet: `hjepa-train eval {run.folder} --source NAME`."
         return [TextTable(title="Probes", columns=(), rows=(), note=note)]
-    return [probed([evaluation]) for evaluation in run.evaluations]
+    return [table for evaluation in run.evaluations for table in (probed([evaluation]), *_classes(evaluation))]
+
+
+def _confusions(run: Run) -> list[Chart]:
+    """Of each evaluation of a run that classifies."""
+    return [
+        confusion_chart(f"{one['source']} ({one['split']})", one["confusion"]["names"], one["confusion"]["counts"])
+        for one in run.evaluations
+        if one.get("confusion")
+    ]
+
+
+def _classes(evaluation: dict[str, Any]) -> list[TextTable]:
+    """How right the run's own classifier is about each class; none where it has none."""
+    found = evaluation.get("classes")
+    if not found:
+        return []
+    rows = sorted(found, key=lambda row: row["right"])
+    return [
+        TextTable(
+            title=f"{evaluation['source']} ({evaluation['split']}): the run's own classifier, class by class",
+            columns=("class", "images", "percent right", "most often taken for", "images of it"),
+            rows=tuple(
+                (
+                    *(row["class"], count(row["images"]), number(row["right"], 1)),
+                    *(row.get("taken_for", NOTHING), count(row.get("times"))),
+                )
+                for row in rows
+            ),
+            note="The hardest first.",
+        )
+    ]
 
 
 def probed(evaluations: Sequence[dict[str, Any]]) -> TextTable:
@@ -175,7 +227,8 @@ def probed(evaluations: Sequence[dict[str, Any]]) -> TextTable:
     for name, one in zip(names, evaluations, strict=True):
         before = f"{name}: " if len(evaluations) > 1 else ""
         chance = number(one["chance"], 1)
-        cells = [[chance] * len(columns)] + [[number(row.get(key), 1) for key in columns] for row in one["rows"]]
+        chances = [NOTHING if key == "own_top5" else chance for key in columns]
+        cells = [chances] + [[number(row.get(key), 1) for key in columns] for row in one["rows"]]
         for row, numbers in zip([{"features": "chance"}, *one["rows"]], cells, strict=True):
             chosen = [f"{row['l2']:.0e}" if "l2" in row else NOTHING] if "linear" in columns else []
             rows.append((before + row["features"], count(row.get("dims")), *numbers, *chosen))
@@ -275,7 +328,7 @@ def _shares(run: Run) -> TextTable:
 
 def digits_of(key: str) -> int:
     """After the point: what is percent of some thousand images has no more."""
-    return 1 if key.startswith(("knn_", "ridge_")) else 3
+    return 1 if key.startswith(("knn_", "ridge_", "own_")) else 3
 
 
 def _signals(run: Run) -> TextTable:
@@ -344,6 +397,8 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
         wrong = missing or [name for name, fits in _EVALUATION.items() if not fits(fields[name])]
         wrong = wrong or [name for name in ("left_out", "unseen") if not _is_apart(fields.get(name))]
         wrong = wrong or ["unlabelled"] * (not _are_counts(fields.get("unlabelled", {})))
+        wrong = wrong or ["confusion"] * (not _is_confusion(fields.get("confusion")))
+        wrong = wrong or ["classes"] * (not all(map(_is_class, fields.get("classes") or [])))
         if wrong:
             raise InputError(
                 f"{path}: evaluations with {', '.join(sorted(_EVALUATION))} expected, one without "
@@ -362,6 +417,31 @@ def _is_row(row: Any) -> bool:
         and isinstance(row.get("features"), str)
         and all(value is None or _is_number(value) for key, value in row.items() if key != "features")
     )
+
+
+def _is_confusion(value: Any) -> bool:
+    """Names of classes and pairs of their numbers, or nothing."""
+    if not value:
+        return True
+    if not isinstance(value, dict) or not isinstance(value.get("names"), list):
+        return False
+    names, counts = value["names"], value.get("counts")
+    return (
+        all(isinstance(name, str) for name in names)
+        and isinstance(counts, list)
+        and all(isinstance(one, list) and len(one) == 3 and all(type(n) is int for n in one) for one in counts)
+        and all(0 <= number < len(names) for one in counts for number in one[:2])
+        and all(0 < one[2] < 2**53 for one in counts)
+    )
+
+
+def _is_class(row: Any) -> bool:
+    """A row of `classes`."""
+    if not isinstance(row, dict) or not {"class", "images", "right"} <= row.keys():
+        return False
+    names = [row[key] for key in ("class", "taken_for") if key in row]
+    numbers = [row[key] for key in ("images", "right", "times") if key in row]
+    return all(isinstance(name, str) for name in names) and all(map(_is_number, numbers))
 
 
 def _are_counts(value: Any) -> bool:

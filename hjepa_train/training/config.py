@@ -11,11 +11,14 @@ from hjepa_shards.config import LocalPath, Strict, load_yaml, overridden, parse
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.backbones.registry import BACKBONES, build_backbone
+from hjepa_train.base.mixture_facts import NO_FACTS, Facts
 from hjepa_train.data.labelled_images import EvaluationConfig
 from hjepa_train.objectives.base import Objective
 from hjepa_train.objectives.registry import OBJECTIVES
 from hjepa_train.parallel.layout import ScaleConfig
 from hjepa_train.training.optimizer import OptimConfig
+from hjepa_train.training.parameter_groups import freeze
+from hjepa_train.weights.init_config import InitConfig
 
 CONFIG_FILE = "config.yaml"
 """In a run's folder."""
@@ -42,7 +45,7 @@ class TrainingConfig(OptimConfig, ScaleConfig):
     micro_batch: int | None = Field(default=None, ge=2, le=2**24)
     """Images a rank works on at once; by default its whole part of the global batch."""
     warmup_epochs: float | None = Field(default=None, ge=0, le=2**48)
-    """Of the learning rate, from 0 to its peak; by default a tenth of the run."""
+    """Of the learning rate, from 0 to its peak; null for a tenth of the run."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of matrix products; fp16 with a loss that is scaled."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -79,6 +82,8 @@ class RunConfig(Strict):
     """Exactly one, by its name: {vit: {size: small, patch: 16}}."""
     objective: dict[str, dict[str, Any]]
     """Exactly one, by its name: {hjepa: {levels: 3}}."""
+    init: InitConfig | None = None
+    """Weights to begin with; by default they are drawn by run.seed."""
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -102,10 +107,10 @@ def load_run_config(path: Path, changes: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def build_parts(config: RunConfig, num_steps: int, where: str) -> tuple[Backbone, Objective]:
-    """Backbone and objective of a run with their initial weights, a function of the configuration alone.
+def build_parts(config: RunConfig, num_steps: int, where: str, facts: Facts = NO_FACTS) -> tuple[Backbone, Objective]:
+    """Backbone and objective of a run with their initial weights, a function of the configuration and the facts alone.
 
-    where: what to call the configuration in errors.
+    where: what to call the configuration in errors.  facts: of its mixture.
     """
     backbone_name, backbone_config, _ = room(config.backbone, BACKBONES, f"{where}: backbone")
     name, objective_config, objective = room(config.objective, OBJECTIVES, f"{where}: objective")
@@ -117,7 +122,9 @@ def build_parts(config: RunConfig, num_steps: int, where: str) -> tuple[Backbone
     size, seed = config.data.image_size, config.run.seed
     try:
         backbone = build_backbone(backbone_name, backbone_config, size, seed=seed)
-        return backbone, objective(backbone, objective_config, image_size=size, num_steps=num_steps, seed=seed)
+        built = objective(backbone, objective_config, image_size=size, num_steps=num_steps, seed=seed, facts=facts)
+        freeze(built, config.training.frozen)
+        return backbone, built
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 

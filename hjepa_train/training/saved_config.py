@@ -12,14 +12,16 @@ from hjepa_train.backbones.registry import BACKBONES
 from hjepa_train.base.former_defaults import AS_IT_WAS, with_missing_keys
 from hjepa_train.objectives.registry import OBJECTIVES
 from hjepa_train.training.config import CONFIG_FILE, RunConfig, room
+from hjepa_train.training.recipe_values import recipe_of, with_recipe
 
 
 def resolved(config: RunConfig, where: str) -> RunConfig:
-    """With all keys of its backbone and its objective, those left to their defaults too.
+    """With all keys of its backbone, its objective and its optimizer, those left to defaults and recipe too.
 
-    where: what to call the configuration in errors. InputError for a name or a key that is not known.
+    where: what to call the configuration in errors. InputError for a name or a key that is not known, and for keys that
+    contradict each other.
     """
-    filled = {
+    filled: dict[str, Any] = {
         section: {name: parsed.model_dump(mode="json")}
         for section, chosen, rooms in (
             ("backbone", config.backbone, BACKBONES),
@@ -27,6 +29,7 @@ def resolved(config: RunConfig, where: str) -> RunConfig:
         )
         for name, parsed, _ in [room(chosen, rooms, f"{where}: {section}")]
     }
+    filled["training"] = with_recipe(config.training, recipe_of(config, where), where)
     return config.model_copy(update=filled)
 
 
@@ -48,6 +51,8 @@ def completed(content: Mapping[str, Any]) -> dict[str, Any]:
 def left_to_defaults(config: RunConfig) -> set[str]:
     """Those keys of `AS_IT_WAS` that a configuration does not give a value."""
     written = flatten(config.model_dump(mode="json", exclude_unset=True))
+    if written.get("training.lr_per_256") is not None:
+        written["training.lr"] = None  # said in another way
     return {key for key in AS_IT_WAS if key not in written}
 
 

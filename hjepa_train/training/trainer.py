@@ -25,7 +25,7 @@ from hjepa_train.parallel.layout import compiled_graphs
 from hjepa_train.reports.run_log import RunLog, SourceLosses, Stopwatch, source_rows, to_floats
 from hjepa_train.training.diagnosis import diagnosis
 from hjepa_train.training.nonfinite_guard import NonfiniteGuard
-from hjepa_train.training.optimizer import set_rates, update
+from hjepa_train.training.optimizer import clip, set_rates, update
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +62,8 @@ class Learner:
     autocast: Callable[[], AbstractContextManager[Any]]
     """The precision of matrix products, entered again each time."""
     guard: NonfiniteGuard
+    clip_norm: float | None = None
+    """the largest norm that a gradient is applied with; None for any"""
 
 
 @final
@@ -110,6 +112,8 @@ def fit(learner: Learner, loader: Loader, schedule: Schedule, hooks: Hooks, *, s
         average_gradients(objective.parameters())
         learner.scaler.unscale_(optimizer)
         gradient_norm, is_finite = learner.guard.judge(step, objective.parameters(), loaded)
+        if learner.clip_norm is not None:
+            clip(optimizer, gradient_norm, learner.clip_norm)
         update(optimizer, is_finite)
         learner.scaler.update()
         objective.after_step(step, is_finite)

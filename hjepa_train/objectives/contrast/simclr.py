@@ -22,10 +22,12 @@ from hjepa_shards.base.keyed_random import derive_key
 from hjepa_shards.config import Strict
 from hjepa_train.backbones.base import Backbone
 from hjepa_train.base.distributed import gather_rows, rank
+from hjepa_train.base.mixture_facts import NO_FACTS, Facts
 from hjepa_train.modules import flop_count, learning_signals
 from hjepa_train.modules.keyed_drops import joined
 from hjepa_train.modules.layers import initialise
 from hjepa_train.objectives.base import Batch, Objective
+from hjepa_train.objectives.recipe import Recipe
 
 
 class SimclrConfig(Strict):
@@ -45,11 +47,27 @@ class Simclr(Objective):
 
     num_views = 2
     is_additive = False
+    recipe = Recipe(
+        name="AdamW for contrast with a ViT",
+        source="MoCo v3's (arXiv 2104.02057); SimCLR's own is for LARS",
+        lr_per_256=1.5e-4,
+        weight_decay=0.1,
+        warmup_epochs=40,
+    )
 
-    def __init__(self, backbone: Backbone, config: SimclrConfig, *, image_size: int, num_steps: int, seed: int) -> None:
-        """image_size: side, pixels.  num_steps: nothing here depends on it.  seed: of the head."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: SimclrConfig,
+        *,
+        image_size: int,
+        num_steps: int,
+        seed: int,
+        facts: Facts = NO_FACTS,
+    ) -> None:
+        """image_size: side, pixels.  num_steps, facts: nothing here depends on them.  seed: of the head."""
         super().__init__()
-        del num_steps
+        del num_steps, facts
         self.num_patches = (image_size // backbone.patch_size) ** 2
         self.config = config
         self.backbone = backbone

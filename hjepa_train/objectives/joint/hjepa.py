@@ -27,6 +27,7 @@ from hjepa_shards.config import Strict, brief
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone, require_parts
 from hjepa_train.base import schedules
+from hjepa_train.base.mixture_facts import NO_FACTS, Facts
 from hjepa_train.modules import flop_count, learning_signals
 from hjepa_train.modules.anticollapse import sigreg, vicreg
 from hjepa_train.modules.block_masks import Masking, Masks
@@ -34,6 +35,7 @@ from hjepa_train.modules.ema import follow
 from hjepa_train.modules.keyed_drops import Drops
 from hjepa_train.objectives.base import Batch, Objective, Sketch
 from hjepa_train.objectives.joint.predictor import Predictor, PredictorConfig
+from hjepa_train.objectives.recipe import Recipe
 
 STRIDES = {8: (1, 2, 4), 12: (1, 2, 4), 14: (1, 2, 7), 16: (1, 2, 4), 28: (1, 4, 14)}
 LEVEL_WEIGHTS = (1.0, 0.5, 0.25)
@@ -80,10 +82,24 @@ class HJepa(Objective):
     """The online encoder, its momentum copy and the predictor."""
 
     additive_with = "`statistics: exact`"
+    recipe = Recipe(name="H-JEPA's", source="the setting that learns CIFAR-10's images, docs/results.md", lr=1e-3)
 
-    def __init__(self, backbone: Backbone, config: HJepaConfig, *, image_size: int, num_steps: int, seed: int) -> None:
-        """image_size: side, pixels.  num_steps: optimizer steps of the whole run.  seed: of predictor and masks."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: HJepaConfig,
+        *,
+        image_size: int,
+        num_steps: int,
+        seed: int,
+        facts: Facts = NO_FACTS,
+    ) -> None:
+        """image_size: side, pixels.  num_steps: optimizer steps of the whole run.  seed: of predictor and masks.
+
+        facts: nothing here depends on them.
+        """
         super().__init__()
+        del facts
         require_parts(backbone, "hjepa")
         self.config, self.num_steps = config, num_steps
         self.grid = image_size // backbone.patch_size
@@ -101,6 +117,7 @@ class HJepa(Objective):
             config.predictor,
             encoder_width=backbone.width,
             grid=self.grid,
+            extent=backbone.extent or self.grid,
             strides=grids,
             grid_of_level=tuple(grids.index(stride) for stride in self.strides),
             generator=torch.Generator().manual_seed(derive_key(seed, "predictor") >> 65),
@@ -178,6 +195,9 @@ class HJepa(Objective):
         keep = schedules.momentum(step, self.num_steps, initial=self.config.momentum)
         follow(self.target, self.backbone, 1 - keep, is_finite)
         self.num_updates.fill_(step + 1)
+
+    def followed(self, step: int, num_steps: int) -> dict[str, float]:
+        return {"momentum of the target": schedules.momentum(step, num_steps, initial=self.config.momentum)}
 
     @torch.no_grad()
     def survey(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

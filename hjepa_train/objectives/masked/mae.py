@@ -19,9 +19,11 @@ from hjepa_shards.config import Strict
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone, require_parts
 from hjepa_train.base.keyed_integers import draw_integers
+from hjepa_train.base.mixture_facts import NO_FACTS, Facts
 from hjepa_train.modules import flop_count
 from hjepa_train.modules.layers import Block, StackConfig, initialise, sincos_positions
 from hjepa_train.objectives.base import Batch, Objective, Sketch
+from hjepa_train.objectives.recipe import Recipe
 
 
 class DecoderConfig(StackConfig):
@@ -47,10 +49,27 @@ class MaeConfig(Strict):
 class Mae(Objective):
     """The encoder and its decoder."""
 
-    def __init__(self, backbone: Backbone, config: MaeConfig, *, image_size: int, num_steps: int, seed: int) -> None:
-        """image_size: side, pixels.  num_steps: nothing here depends on it.  seed: of decoder and masks."""
+    recipe = Recipe(
+        name="MAE's",
+        source="arXiv 2111.06377, and PRETRAIN.md of its authors' code",
+        lr_per_256=1.5e-4,
+        betas=(0.9, 0.95),
+        warmup_epochs=40,
+    )
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: MaeConfig,
+        *,
+        image_size: int,
+        num_steps: int,
+        seed: int,
+        facts: Facts = NO_FACTS,
+    ) -> None:
+        """image_size: side, pixels.  num_steps, facts: nothing here depends on them.  seed: of decoder and masks."""
         super().__init__()
-        del num_steps
+        del num_steps, facts
         require_parts(backbone, "mae")
         self.config = config
         self.grid = image_size // backbone.patch_size
@@ -67,7 +86,8 @@ class Mae(Objective):
         self.blocks = nn.ModuleList(Block(width, config.decoder.heads) for _ in range(config.decoder.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, 3 * backbone.patch_size**2)
-        self.register_buffer("_positions", sincos_positions(self.grid, width, extent=self.grid), persistent=False)
+        table = sincos_positions(self.grid, width, extent=backbone.extent or self.grid)
+        self.register_buffer("_positions", table, persistent=False)
         self._mask_key = derive_key(seed, "mae mask")
         generator = torch.Generator().manual_seed(derive_key(seed, "decoder") >> 65)
         nn.init.normal_(self.mask_token, std=0.02, generator=generator)

@@ -4,14 +4,110 @@ import torch
 from hjepa_shards.config import parse
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.registry import BACKBONES, build_backbone
-from hjepa_train.backbones.vit import VitConfig
-from tests.checks import assert_backbone_contract
+from hjepa_train.backbones.vit import DeitConfig, VitConfig
+from tests.checks import (
+    assert_backbone_contract,
+    assert_flops_are_those_of_a_pass,
+    assert_timm_gives_the_same,
+    num_parameters,
+)
 
-NANO = VitConfig(width=32, depth=3, heads=2, patch=4)
+SHAPE = {"width": 32, "depth": 3, "heads": 2, "patch": 4}
+NANO = VitConfig(**SHAPE)
+VARIANTS = [
+    {},
+    {"class_tokens": 1, "positions": "learnt", "pool": "class"},
+    {"class_tokens": 1, "positions": "learnt", "registers": 2, "layer_scale": 0.1},
+    {"class_tokens": 1, "registers": 2},
+    {"positions": "none", "relative_bias": True, "layer_scale": 0.5},
+    {"class_tokens": 1, "positions": "none", "relative_bias": True},
+]
 
 
-def test_vit_keeps_the_backbone_contract() -> None:
-    assert_backbone_contract(lambda: build_backbone("vit", NANO, 24, seed=5), 24)
+def named(variant: dict[str, object]) -> str:
+    return " ".join(variant) or "plain"
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=named)
+@pytest.mark.parametrize("drops", [{"drop_path": 0.6}, {"dropout": 0.3}], ids=named)
+def test_vit_keeps_the_backbone_contract(variant, drops) -> None:
+    config = VitConfig(**SHAPE, **variant, **drops)
+    assert_backbone_contract(lambda: moved(build_backbone("vit", config, 24, seed=5)), 24)
+
+
+def test_deit_keeps_the_backbone_contract() -> None:
+    config = DeitConfig(**SHAPE, drop_path=0.6)
+    assert_backbone_contract(lambda: moved(build_backbone("deit", config, 24, seed=5)), 24)
+
+
+def moved(backbone):
+    """Tables of relative positions begin at 0, where no position would be seen."""
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if "relative_position" in name:
+                parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9))
+    return backbone
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=named)
+def test_timm_gives_the_features_of_every_variant(variant) -> None:
+    backbone = build_backbone("vit", VitConfig(**SHAPE, **variant), 24, seed=1)
+    assert_flops_are_those_of_a_pass(backbone, 24)
+    assert_timm_gives_the_same(backbone, 24)
+
+
+def test_timm_gives_the_features_of_deit() -> None:
+    """The mean of both its tokens, as the mean of both heads would be."""
+    assert_timm_gives_the_same(build_backbone("deit", DeitConfig(**SHAPE), 24, seed=1), 24)
+
+
+def test_deits_two_tokens_come_first() -> None:
+    deit = build_backbone("deit", DeitConfig(**SHAPE, registers=3), 24, seed=1).eval()
+    images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    features = deit.encode(deit.embed(images))
+    assert features.prefix_BRD.shape == (2, 5, 32)
+    torch.testing.assert_close(features.pooled_BD, features.prefix_BRD[:, :2].mean(1))
+    with torch.no_grad():
+        deit.dist_token += 1
+    again = deit.encode(deit.embed(images)).prefix_BRD
+    assert (again - features.prefix_BRD).abs().amax((0, 2)).argmax() == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "headless", "whole"),
+    [
+        ("tiny", 16, 5_524_416, 5_717_416),
+        ("small", 16, 21_665_664, 22_050_664),
+        ("base", 16, 85_798_656, 86_567_656),
+        ("large", 16, 303_301_632, 304_326_632),
+        ("huge", 14, 630_764_800, 632_045_800),
+    ],
+)
+def test_vit_has_the_published_number_of_parameters(size, patch, headless, whole) -> None:
+    config = {"size": size, "patch": patch, "class_tokens": 1, "positions": "learnt"}
+    assert num_parameters("vit", config) == (headless, whole)
+    fixed = num_parameters("vit", {"size": size, "patch": patch})[0]
+    width = (whole - headless) // 1000 - 1
+    assert headless - fixed == width * (2 + (224 // patch) ** 2)  # the class token and the table
+
+
+@pytest.mark.parametrize(("size", "whole"), [("tiny", 5_910_800), ("small", 22_436_432), ("base", 87_338_192)])
+def test_deit_has_the_published_number_of_parameters(size, whole) -> None:
+    """With a head for each of its two tokens."""
+    headless, one_head = num_parameters("deit", {"size": size, "patch": 16})
+    assert 2 * one_head - headless == whole
+
+
+def test_learnt_positions_begin_as_the_fixed_ones_and_are_between_those_at_another_resolution() -> None:
+    fixed, learnt = (
+        build_backbone("vit", VitConfig(**SHAPE, positions=p), 32, seed=0).eval() for p in ("sincos", "learnt")
+    )
+    assert torch.equal(learnt.pos_embed, fixed.pos_embed)
+    from timm.layers import resample_abs_pos_embed
+
+    theirs = resample_abs_pos_embed(learnt.pos_embed, [12, 12], num_prefix_tokens=0)
+    torch.testing.assert_close(learnt._positions(12), theirs[0])
+    assert learnt.encode(learnt.embed(torch.zeros(1, 3, 48, 48))).grid == 12
 
 
 @pytest.mark.parametrize(
@@ -85,6 +181,10 @@ def test_seeds_make_different_weights() -> None:
         ({"patch": 4, "width": 98, "depth": 1, "heads": 2}, "divisible by 4 and by heads"),
         ({"patch": 4, "size": "tiny", "droppath": 0.1}, "unknown key `droppath`"),
         ({"size": "tiny"}, "patch"),
+        ({"patch": 4, "size": "tiny", "pool": "class"}, "`pool: class` needs a class token; set `class_tokens: 1`"),
+        ({"patch": 4, "size": "tiny", "distillation_token": True}, "`distillation_token` needs a class token"),
+        ({"patch": 4, "size": "tiny", "positions": "none"}, "`positions: none` needs `relative_bias: true`"),
+        ({"patch": 4, "size": "tiny", "drop_path": 1}, "less than 1"),
     ],
 )
 def test_wrong_configurations_are_refused(content, message) -> None:

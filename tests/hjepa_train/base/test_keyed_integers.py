@@ -14,7 +14,7 @@ def test_the_mixer_is_splitmix64() -> None:
     first = [6457827717110365317, 3203168211198807973, 9817491932198370423]
     golden = 0x9E3779B97F4A7C15
     state = torch.tensor([keyed_integers._signed(1234567 + golden * i) for i in range(3)])
-    assert keyed_integers._mix(state).tolist() == [keyed_integers._signed(word) for word in first]
+    assert keyed_integers.mixed(state).tolist() == [keyed_integers._signed(word) for word in first]
 
 
 def test_draws_are_uniform_and_uncorrelated() -> None:

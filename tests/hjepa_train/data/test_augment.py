@@ -71,7 +71,7 @@ def test_jitter_is_torchvisions_with_the_same_factors_in_the_same_order() -> Non
 
 def test_an_image_is_the_same_in_every_batch() -> None:
     settings = {"seed": 1, "horizontal_flip": True, "color_jitter": 0.3, "mean": MEAN, "std": STD, "view": 2}
-    settings |= {"grayscale": 0.2, "blur": 0.5}
+    settings |= {"grayscale": 0.2, "blur": 0.5, "hue": 0.2, "jitter_share": 0.8, "solarize": 0.2, "erase": 0.5}
     images, positions = photos(12), torch.arange(12) * 1_000_003
     together = augment(images, positions, **settings)
     for rows in ([0], [5, 6, 7], [11, 2]):
@@ -94,7 +94,7 @@ def test_the_first_view_has_the_draws_that_it_has_alone_and_others_have_their_ow
 
 
 @pytest.mark.parametrize("view", [0, 1])
-@pytest.mark.parametrize("purpose", ["grayscale", "blur"])
+@pytest.mark.parametrize("purpose", ["grayscale", "blur", "solarize", "erase"])
 def test_the_requested_share_is_changed_and_the_others_are_not(purpose: str, view: int) -> None:
     images = photos(1).expand(2000, -1, -1, -1)
     settings = {"seed": 2, "horizontal_flip": False, "color_jitter": 0.0, "view": view, **IDENTITY}
@@ -126,3 +126,56 @@ def test_a_blur_is_opencvs_gaussian_of_the_drawn_width(side: int) -> None:
         sigma = 0.1 + 1.9 * draw / 2**31
         expected = cv2.GaussianBlur(image.numpy().astype(np.float64), (taps, taps), sigma)
         np.testing.assert_allclose(blurred.permute(1, 2, 0).numpy(), expected, atol=1e-3)
+
+
+def test_the_hue_is_turned_as_torchvision_turns_it() -> None:
+    from torchvision.transforms.v2 import functional as theirs  # seconds, for this test alone
+
+    images, positions = photos(12), torch.arange(12) + 40
+    images[0], images[1, :16], images[2, :, :, 0] = 255, 0, 77
+    settings = {"seed": 2, "horizontal_flip": False, "color_jitter": 0.0, **IDENTITY}
+    found = augment(images, positions, **settings, hue=0.4)
+    turns = 0.8 * (draw_integers(derive_key(2, "hue"), positions, 1)[:, 0] / 2**31 - 0.5)
+    for image, turned, turn in zip(images, found, turns.tolist(), strict=True):
+        expected = theirs.adjust_hue(theirs.to_dtype(image.permute(2, 0, 1), torch.float32, scale=True), turn)
+        torch.testing.assert_close(turned, expected, atol=1e-4, rtol=0)
+    kept = augment(images, positions, **settings, hue=0.4, jitter_share=0.0)
+    assert torch.equal(kept, augment(images, positions, **settings))
+
+
+def test_a_solarized_image_is_torchvisions() -> None:
+    from torchvision.transforms.v2 import functional as theirs  # seconds, for this test alone
+
+    images = photos(4)
+    settings = {"seed": 0, "horizontal_flip": False, "color_jitter": 0.0, "solarize": 1.0, **IDENTITY}
+    found = augment(images, torch.arange(4), **settings) * 255
+    torch.testing.assert_close(found, theirs.solarize(images.permute(0, 3, 1, 2), 128).float(), atol=1e-3, rtol=0)
+
+
+def test_three_augment_changes_each_image_in_one_of_three_ways() -> None:
+    images, positions = photos(1).expand(900, -1, -1, -1), torch.arange(900)
+    settings = {"seed": 0, "horizontal_flip": False, "color_jitter": 0.0, **IDENTITY}
+    found = augment(images, positions, **settings, three_augment=True)
+    ways = [augment(images, positions, **settings, **{way: 1.0}) for way in ("grayscale", "blur", "solarize")]
+    is_each = torch.stack([(found == way).all((1, 2, 3)) for way in ways])
+    assert is_each.any(0).all()
+    assert is_each.float().mean(1).tolist() == pytest.approx([1 / 3] * 3, abs=0.06)
+
+
+def test_an_erased_rectangle_is_normal_noise_of_a_tenth_or_so_of_the_area() -> None:
+    images, positions = photos(1).expand(400, -1, -1, -1), torch.arange(400)
+    settings = {"seed": 0, "horizontal_flip": False, "color_jitter": 0.0, **IDENTITY}
+    found, plain = augment(images, positions, **settings, erase=1.0), augment(images, positions, **settings)
+    erased_BHW = (found != plain).any(1)
+    for one in erased_BHW[:50]:
+        assert torch.equal(one, one.any(1)[:, None] & one.any(0)[None]), "a rectangle"
+    areas = erased_BHW.float().mean((1, 2))
+    assert 0.015 < areas.min() < 0.04
+    assert 0.28 < areas.max() < 0.36
+    noise = found.permute(0, 2, 3, 1)[erased_BHW]
+    assert float(noise.mean()) == pytest.approx(0, abs=0.02)
+    assert float(noise.std()) == pytest.approx(1, abs=0.02)
+    assert noise.isfinite().all()
+    heights, widths = erased_BHW.any(2).sum(1), erased_BHW.any(1).sum(1)
+    assert 2.5 < float((heights / widths).max()) < 4
+    assert 2.5 < float((widths / heights).max()) < 4

@@ -22,6 +22,7 @@ SHIPPED: dict[str, tuple[int, float, dict[str, int]]] = {
     "cifar": (3_125, 0.16, {"cifar10": 50_000, "cifar100": 50_000}),
     "cifar10_cpu": (2_344, 0.14, {"cifar10": 50_000}),
     "cifar10": (58_594, 1.64, {"cifar10": 50_000}),
+    "cifar10_supervised_cpu": (1_563, 0.08, {"cifar10": 50_000}),
     "stl10": (78_125, 16.38, {"stl10-unlabeled": 100_000}),
     "imagenet100": (148_464, 22.74, {"imagenet100": 126_689}),
     "imagenet100_m1max": (395_904, 22.74, {"imagenet100": 126_689}),
@@ -50,7 +51,7 @@ def test_every_config_that_ships_is_a_run_that_could_begin(
     assert {entry.name: round(entry.epoch_draws) for entry in dry.plan.entries} == epoch
     assert set(dry.not_built) == set(epoch)
     assert dry.memory.total < 16 * 2**30
-    assert len(as_tables(dry)) == 4
+    assert len(as_tables(dry)) == 5
 
 
 def test_a_run_is_what_its_dry_run_said(shards: Path, tmp_path: Path) -> None:
@@ -65,6 +66,33 @@ def test_a_run_is_what_its_dry_run_said(shards: Path, tmp_path: Path) -> None:
     assert {name: row["count"] for name, row in last["sources"].items()} == {
         entry.name: entry.draws for entry in dry.plan.entries
     }
+
+
+def test_the_optimizers_values_are_shown_with_their_origin(
+    shards: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = SpeedHere(device="cpu", images_per_s=None, how="not measured: no time")
+    monkeypatch.setattr("hjepa_train.jobs.speed_here.speed_here", lambda *_, **__: nothing)
+    changes = {"training__min_lr": 1e-6, "training__weight_decay": "ijepa", "training__frozen": ["backbone.norm"]}
+    path = tiny_run(shards, tmp_path, **changes)
+    mae = ("run", path, "--dry-run", "--set", "objective={mae: {}}")
+    _, out, err = command(*mae)
+    assert err == ""
+    assert "AdamW, MAE's recipe" in out
+    assert "Recipe: arXiv 2111.06377" in out
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.count("│") == 4]
+    assert [row for row in cells if row[0] in ("lr", "min_lr", "warmup_epochs", "betas", "weight_decay", "frozen")] == [
+        ["lr", "9.375e-06", "the recipe: 0.00015 for 256 images"],
+        ["min_lr", "1e-06", "the file"],
+        ["warmup_epochs", "0.2", "the recipe: 40, at most a tenth of the run"],
+        ["betas", "0.9, 0.95", "the recipe"],
+        ["weight_decay", "ijepa", "the file"],
+        ["frozen", "backbone.norm", "the file"],
+    ]
+    assert ["backbone", "48", "no"] in cells, "a norm of 24"
+    _, out, _ = command(*mae, "--set", "training.lr_per_256=1e-3", "--set", "training.warmup_epochs=null")
+    assert "6.25e-05 │    the file: 0.001 for 256 images" in re.sub(" +(?=the file)", "    ", out)
+    assert re.search(r"warmup_epochs │ a tenth of the run │ +the file ", out)
 
 
 def test_hours_are_samples_times_flop_over_a_share_of_the_peak(shards: Path, tmp_path: Path) -> None:

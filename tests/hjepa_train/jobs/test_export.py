@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -56,6 +57,41 @@ def test_timm_loads_the_folder_by_its_name_alone(run: Path, tmp_path: Path, enco
     config = timm.data.resolve_model_data_config(theirs)
     assert list(config["input_size"]) == [3, 16, 16]
     assert list(config["mean"]) == list(load_run_config(run / "config.yaml").data.pixel_mean)
+
+
+BACKBONES = {
+    "deit": {"width": 24, "depth": 2, "heads": 2, "patch": 4},
+    "convnext": {"depths": [1, 1, 1, 1], "widths": [8, 8, 16, 16], "patch": 1, "layer_scale": None},
+    "swin": {"width": 16, "depths": [1, 2], "heads": [2, 2], "patch": 2, "window": 4},
+    "tinyvit": {"depths": [1, 2], "widths": [8, 16], "heads": [1, 2], "windows": [2, 2]},
+    "timm": {"name": "test_efficientnet"},
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_goes_to_timm_onnx_and_plain_weights(shards: Path, tmp_path: Path, name: str) -> None:
+    import onnxruntime
+    import timm
+
+    config = tiny_run(shards, tmp_path, data__augmentation={"views": 2})
+    content = yaml.safe_load(config.read_text())
+    content |= {"backbone": {name: BACKBONES[name]}, "objective": {"simclr": {}}}
+    config.write_text(yaml.safe_dump(content))
+    run = train(load_run_config(config), stop_after=2)
+    expected = features(run, "encoder")
+    theirs = timm.create_model(f"local-dir:{export(run, 'timm')}", pretrained=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images()), expected, rtol=1e-5, atol=1e-5)
+    classifier = timm.create_model(f"local-dir:{run / 'export' / 'encoder-timm'}", pretrained=True, num_classes=10)
+    assert classifier(images()).shape == (5, 10)
+    session = onnxruntime.InferenceSession(export(run, "onnx") / "model.onnx", providers=["CPUExecutionProvider"])
+    [found] = session.run(["features"], {"images": images().numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)
+    plain = load_file(export(run, "safetensors") / "model.safetensors")
+    backbone, _ = build_parts(load_run_config(run / "config.yaml"), 36, "here")
+    backbone.load_state_dict(plain, strict=True)
+    with torch.no_grad():
+        assert torch.equal(backbone.eval().encode(backbone.embed(images())).pooled_BD, expected)
 
 
 def test_timm_takes_other_classes_and_channels_and_knows_the_crop(shards: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hjepa_shards.building.build import BuildOptions, build
 from hjepa_shards.errors import ResumeMismatch
@@ -14,6 +15,7 @@ from hjepa_train import load_run_config, train
 from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.checkpoints.checkpoint_files import latest
 from hjepa_train.cli import main
+from hjepa_train.training.saved_config import load_saved_config
 from tests.conftest import Command, in_this_process
 from tests.hjepa_train.checkpoints.test_untrusted_checkpoints import sealed
 from tests.hjepa_train.tiny import tiny_run
@@ -110,6 +112,31 @@ def test_a_warm_up_that_moves_is_refused_where_the_number_of_steps_is_the_same(s
     config = load_run_config(tiny_run(shards, tmp_path, data__epoch_samples=288, **changes))
     with pytest.raises(ResumeMismatch, match="would have 36 steps, 19 of them warm-up, and began with 36 and 18"):
         train(config, resume="auto")
+
+
+MAE = {"mae": {"decoder": {"width": 16, "depth": 1, "heads": 2}}}
+BEFORE_RECIPES = {"lr": 1e-3, "betas": [0.9, 0.999], "weight_decay": None, "warmup_epochs": None}
+"""As MAE was saved when all families had the same defaults."""
+
+
+def mae_run(shards: Path, folder: Path, **training: Any) -> Path:
+    path = tiny_run(shards, folder, **{f"training__{key}": value for key, value in training.items()})
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(content | {"objective": MAE}))
+    return path
+
+
+def test_a_run_from_before_recipes_keeps_the_settings_that_it_left_out(shards: Path, tmp_path: Path) -> None:
+    run = train(load_run_config(mae_run(shards, tmp_path, **BEFORE_RECIPES)), stop_after=1)
+    for changes in ({"lr_per_256": 1.5e-4}, {"betas": [0.9, 0.95]}, {"weight_decay": 0.05}, {"warmup_epochs": 0.2}):
+        (key,) = changes
+        with pytest.raises(ResumeMismatch, match=f"training.{key.removesuffix('_per_256')}: .* saved, .* here"):
+            train(load_run_config(mae_run(shards, tmp_path, **changes)), resume="auto")
+    train(load_run_config(mae_run(shards, tmp_path)), resume="auto", stop_after=5)
+    found = load_saved_config(run).training
+    assert (found.lr, found.betas, found.weight_decay, found.warmup_epochs) == (1e-3, (0.9, 0.999), "by_length", None)
+    peak, *_ = [row["lr"] for row in read_metrics(run / "metrics.jsonl")][3:]
+    assert peak == pytest.approx(1e-3), "after a tenth of 36 steps"
 
 
 LOSSES = {

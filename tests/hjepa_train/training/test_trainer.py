@@ -45,3 +45,19 @@ def test_another_seed_is_another_run(shards: Path, tmp_path: Path) -> None:
     assert losses(shards, tmp_path / "other", 2, run__seed=4, run__folder=run["folder"]) != losses(
         shards, tmp_path / "one", 2
     )
+
+
+def test_a_run_applies_its_largest_norm_and_logs_the_gradients_own(shards: Path, tmp_path: Path) -> None:
+    """So short that AdamW's eps is all that is left: nothing moves, and the target is where the online encoder is."""
+    path = tiny_run(shards, tmp_path, training__clip_norm=1e-20, training__weight_decay=0.0)
+    table = read_metrics(train(load_run_config(path), stop_after=3) / "metrics.jsonl")
+    assert [row["target_distance"] for row in table] == pytest.approx([0.0] * 3, abs=1e-9)
+    assert all(row["grad_norm"] > 1e-3 for row in table)
+
+
+def test_a_run_freezes_what_it_is_told_to(shards: Path, tmp_path: Path) -> None:
+    config = load_run_config(tiny_run(shards, tmp_path, training__frozen=["backbone"]))
+    table = read_metrics(train(config, stop_after=2) / "metrics.jsonl")
+    table = read_metrics(train(config, resume="auto", stop_after=4) / "metrics.jsonl")
+    assert [row["target_distance"] for row in table] == [0.0] * 4
+    assert table[3]["loss"] != table[0]["loss"], "the predictor learns"

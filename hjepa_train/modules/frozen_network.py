@@ -1,0 +1,65 @@
+"""A network that is used and never trained: a teacher, a language model, a tokenizer of images.
+
+Its weights stand outside of parameters() and state_dict(), so that no optimizer moves them and no checkpoint holds them
+again. Their digest is in the state_dict(): a run that continues with other weights is refused.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from hjepa_shards.errors import ResumeMismatch
+
+
+@final
+class FrozenNetwork(nn.Module):
+    """Calls the network in evaluation mode, without gradient, whatever the mode of what holds it."""
+
+    def __init__(self, network: nn.Module, name: str) -> None:
+        """name: what to call it in errors."""
+        super().__init__()
+        self.name = name
+        self._held = [network.eval().requires_grad_(False)]  # a list: no submodule
+        self.register_buffer("digest", digest_of(network.state_dict()))
+
+    digest: Tensor
+
+    @property
+    def network(self) -> nn.Module:
+        return self._held[0]
+
+    @torch.no_grad()
+    def forward(self, *inputs: Any) -> Any:
+        return self._held[0](*inputs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenNetwork":
+        """To another device or precision together with what holds it."""
+        super()._apply(fn, recurse)
+        self._held[0]._apply(fn)
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
+        saved = state_dict.get(f"{prefix}digest")
+        if isinstance(saved, Tensor) and not torch.equal(saved.cpu(), self.digest.cpu()):
+            raise ResumeMismatch(
+                f"{self.name}: the frozen weights {_hex(saved)} that the run began with expected, {_hex(self.digest)} "
+                "found; give it the same ones, or choose another run.name"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> Tensor:
+    """[16] uint8: of names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(weights.items()):
+        whole = value.detach().cpu().contiguous()
+        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
+        digest.update(whole.flatten().view(torch.uint8).numpy())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+
+def _hex(digest: Tensor) -> str:
+    return bytes(digest.cpu().tolist()).hex()[:12]

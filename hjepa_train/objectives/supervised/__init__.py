@@ -1,0 +1,1 @@
+"""Families that learn from labels: a class for each image."""
