@@ -2,6 +2,7 @@
 
     python benchmarks/kill_points.py                           # 30 times kill -9, a tiny run on digits
     python benchmarks/kill_points.py --ranks 2,1,4 --kills 8   # torchrun: -9 or SIGTERM, other numbers; --parallel fsdp
+    python benchmarks/kill_points.py --family tinyvit          # or supervised: drop path, mixup, erasing, an average
 
 One run in one piece; the same run as real processes that are killed one after the other, each continuing with `--resume
 auto`. What a save had written when it was killed is read from the disk afterwards. Every number of metrics.jsonl but
@@ -39,6 +40,19 @@ STEPS_BETWEEN, SAVE_EVERY = 8, 4
 SIGNALS = ("-9 to a rank", "-9 to all", "SIGTERM to a rank", "SIGTERM to the launcher")
 """How ranks are ended; one process is its own launcher."""
 CLOCK = ("images_per_s", "data_wait")
+_EVERYTHING = {"supervised": {"average": 0.9, "mix": {"mixup": 0.8, "cutmix": 1.0}}}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "hjepa": {},
+    "supervised": {
+        "backbone": {"vit": {"width": 64, "depth": 2, "heads": 2, "patch": 4, "drop_path": 0.3, "dropout": 0.1}},
+        "objective": _EVERYTHING,
+    },
+    "tinyvit": {  # with batch normalisation
+        "backbone": {"tinyvit": {"depths": [1, 1, 1, 1], "widths": [16, 32, 48, 64], "drop_path": 0.3}},
+        "objective": _EVERYTHING,
+    },
+}
+"""What is another than in the tiny run of H-JEPA."""
 TOLERANCE = 1e-5
 
 
@@ -70,12 +84,16 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--ranks", help="numbers of processes under torchrun, in turn: 2,1,4")
     parser.add_argument("--parallel", default="ddp", help="how ranks share a model: ddp or fsdp")
+    parser.add_argument("--family", default="hjepa", choices=FAMILIES)
     parser.add_argument("--runs", type=Path, default=Path("runs/kill_points"), help="emptied first")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
     for name in ("whole", "pieces"):
         shutil.rmtree(arguments.runs / name, ignore_errors=True)
     content = tiny(arguments.runs, arguments.kills)
+    if arguments.family != "hjepa":
+        content |= FAMILIES[arguments.family]
+        content["data"] |= {"image_size": 32, "augmentation": {"erase": 0.25, "three_augment": True}}
     content["training"]["parallel"] = arguments.parallel
     whole, pieces = (write_config(content, arguments.runs / name) for name in ("whole", "pieces"))
     run_to_the_end(command(whole), whole)

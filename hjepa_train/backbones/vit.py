@@ -165,9 +165,8 @@ class ViT(Backbone):
             self.register_parameter(name, token)
             if token is not None:
                 nn.init.normal_(token, std=0.02, generator=generator)
-        self._unit = config.position_grid or self.grid
-        self.extent = self._unit
-        table = sincos_positions(self.grid, self.width, extent=self._unit)[None]
+        self.extent = config.position_grid or self.grid
+        table = sincos_positions(self.grid, self.width, extent=self.extent)[None]
         if config.positions == "sincos":
             self.register_buffer("pos_embed", table)
         elif config.positions == "learnt":  # as in timm, tokens of no place have rows too
@@ -279,4 +278,4 @@ class ViT(Backbone):
             return table if grid == self.grid else resampled(table, grid)
         if grid == self.grid:
             return self.pos_embed[0]
-        return sincos_positions(grid, self.width, extent=self._unit).to(self.pos_embed)
+        return sincos_positions(grid, self.width, extent=self.extent).to(self.pos_embed)

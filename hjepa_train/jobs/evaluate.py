@@ -124,6 +124,12 @@ def evaluate(
             key = digest({**decides, "features": features, **_weights(config, path, features, encoder)})
             subject = partial(lambda name, encoder: _Subject(name, *read()[:2], data, encoder), features, encoder)
             rows.append(_row(features, key, finished, probes, subject, say))
+    for features, (encoder, theirs, about) in others.items():
+        key = digest({**decides, "features": features, **about})
+        subject = partial(
+            lambda name, encoder, data: _Subject(name, *read()[:2], data, encoder), features, encoder, theirs
+        )
+        rows.append(_row(features, key, finished, probes, subject, say))
     own: dict[str, Any] = {}
     if isinstance(objective, Classifies):
         key = digest({**decides, "classifier": checkpoint_files.identity(path), "classes": objective.class_names})

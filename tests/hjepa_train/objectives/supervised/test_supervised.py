@@ -19,6 +19,7 @@ from hjepa_train.base.metrics_file import read_metrics
 from hjepa_train.base.mixture_facts import EntryFacts, Facts
 from hjepa_train.objectives.base import Batch, rows_of
 from hjepa_train.objectives.supervised.supervised import Supervised, SupervisedConfig
+from hjepa_train.parallel.layout import recompute
 from tests.checks import assert_flops_are_those_counted, assert_objective_contract
 from tests.hjepa_train.tiny import STEPS, tiny_run
 from tests.processes import start_ranks
@@ -36,8 +37,9 @@ TWO_SOURCES = Facts(
 MIXED = {"mix": {"mixup": 0.8, "cutmix": 1.0}}
 
 
-def build(facts: Facts = TWO_SOURCES, **changes: Any) -> Supervised:
-    backbone = build_backbone("vit", VitConfig(width=24, depth=2, heads=2, patch=4), IMAGE_SIZE, seed=0)
+def build(facts: Facts = TWO_SOURCES, dropping: dict[str, float] | None = None, **changes: Any) -> Supervised:
+    vit = VitConfig(width=24, depth=2, heads=2, patch=4, **(dropping or {}))
+    backbone = build_backbone("vit", vit, IMAGE_SIZE, seed=0)
     config = SupervisedConfig.model_validate(changes)
     return Supervised(backbone, config, image_size=IMAGE_SIZE, num_steps=50, seed=0, facts=facts)
 
@@ -143,9 +145,11 @@ def test_the_average_follows_the_weights_slower_later_and_no_step_that_is_not_fi
     assert names == dict.fromkeys(supervised.encoders(), (GLOBAL_BATCH, 4))
 
 
-def one_step(dtype: torch.dtype, num_micro: int) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of the global batch, as the trainer makes them of this rank's part."""
-    supervised = build(average=0.9, **MIXED).to(dtype)
+def one_step(dtype: torch.dtype, num_micro: int, recomputed: bool = False) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of the global batch, as the trainer makes them of this rank's part, with drop path and all."""
+    supervised = build(average=0.9, dropping={"drop_path": 0.3, "dropout": 0.1}, **MIXED).to(dtype)
+    if recomputed:
+        recompute(supervised)
     share = GLOBAL_BATCH // world_size()
     rows = batch(slice(rank() * share, (rank() + 1) * share), dtype)
     size, total = share // num_micro, torch.zeros((), dtype=torch.float64)
@@ -180,6 +184,15 @@ def test_micro_batches_and_processes_have_the_loss_and_the_gradients_of_one_batc
             apart = sum((gradients[name] - expected[name]).double().square().sum() for name in expected)
             size = sum(gradient.double().square().sum() for gradient in expected.values())
             assert float(apart / size) ** 0.5 < tolerance
+
+
+def test_what_is_computed_again_drops_the_same() -> None:
+    (loss, expected), (again, gradients) = one_step(torch.float32, 2), one_step(torch.float32, 2, recomputed=True)
+    assert again == loss
+    assert all(torch.equal(gradients[name], expected[name]) for name in expected)
+    kept = build(average=0.9, **MIXED)
+    kept.before_step([batch()])
+    assert kept(batch())[0].item() != pytest.approx(loss, rel=1e-3), "it drops something"
 
 
 @pytest.mark.parametrize(
