@@ -4,6 +4,7 @@ What a file leaves out comes from the objective's recipe (recipe_values.py). Whi
 each of them learns is in parameter_groups.py.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -57,14 +58,27 @@ class OptimConfig(Strict):
     @field_validator("weight_decay", mode="before")
     @classmethod
     def _as_it_was_written(cls, value: Any) -> Any:
-        """Earlier versions wrote null for what is called `by_length` now."""
-        return "by_length" if value is None else value
+        """Earlier versions wrote null for what is called `by_length` now. One message for all forms."""
+        if value is None:
+            return "by_length"
+        pair = isinstance(value, list | tuple) and len(value) == 2
+        if value not in ("ijepa", "by_length") and not all(map(_is_decay, value if pair else [value])):
+            raise ValueError("a number of 0 or more, [start, end] of two such, `ijepa` or `by_length` expected")
+        return value
 
     @model_validator(mode="after")
     def _one_learning_rate(self) -> "OptimConfig":
         if self.lr is not None and self.lr_per_256 is not None:
             raise ValueError(f"either lr or lr_per_256 expected, both found: {self.lr} and {self.lr_per_256}")
         return self
+
+
+def _is_decay(value: Any) -> bool:
+    """YAML reads 5e-2 as a text."""
+    try:
+        return not isinstance(value, bool) and 0 <= float(value) < math.inf
+    except (TypeError, ValueError):
+        return False
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

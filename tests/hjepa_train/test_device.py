@@ -26,7 +26,7 @@ from hjepa_train.objectives.contrast.simclr import Simclr, SimclrConfig
 from hjepa_train.objectives.joint.hjepa import HJepa, HJepaConfig
 from hjepa_train.objectives.masked.mae import Mae, MaeConfig
 from hjepa_train.reports.run_log import SourceLosses
-from hjepa_train.training.optimizer import OptimConfig, build_optimizer, set_rates, update
+from hjepa_train.training.optimizer import OptimConfig, build_optimizer, clip, set_rates, update
 from tests.hjepa_train.data.test_micro_batches import loaded
 
 GPU = torch.device("cuda", 0)
@@ -129,8 +129,10 @@ def test_the_host_waits_for_nothing_between_log_points(family: str, monkeypatch:
             losses.add(metrics["loss_B"], batch.entry_B)
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
-            is_finite = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None]).isfinite()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+            is_finite = norm.isfinite()
             set_rates(optimizer, lr=1e-3, weight_decay=0.05)
+            clip(optimizer, norm, 1.0)
             update(optimizer, is_finite)
             objective.after_step(step, is_finite)
     assert traffic.seen == [], "in the second step: constants are copied once"

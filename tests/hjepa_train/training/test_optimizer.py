@@ -114,7 +114,9 @@ def filled(**settings: Any) -> OptimConfig:
     [
         ({}, 10**6, [0.05] * 3),
         ({"weight_decay": 0.3}, 10**6, [0.3] * 3),
+        ({"weight_decay": "5e-2"}, 10**6, [0.05] * 3),
         ({"weight_decay": [0.1, 0.5]}, 100, [0.1, 0.3, 0.5]),
+        ({"weight_decay": ["1e-1", 0.5]}, 100, [0.1, 0.3, 0.5]),
         ({"weight_decay": "ijepa"}, 100, [0.04, 0.22, 0.4]),
         ({"weight_decay": "by_length"}, 49_999, [0.05] * 3),
         ({"weight_decay": "by_length"}, 50_000, [0.04, 0.22, 0.4]),
@@ -148,3 +150,11 @@ def test_all_that_shapes_the_learning_rate_reaches_it() -> None:
 def test_wrong_settings_are_refused(wrong) -> None:
     with pytest.raises(ValidationError):
         OptimConfig(**wrong)
+
+
+@pytest.mark.parametrize("value", ["imae", -1, [0.1], [0.1, -1], True, {"start": 0.1}])
+def test_a_weight_decay_of_no_known_form_is_one_message(value: Any) -> None:
+    with pytest.raises(ValidationError) as raised:
+        OptimConfig(weight_decay=value)
+    (detail,) = raised.value.errors()
+    assert "a number of 0 or more, [start, end] of two such, `ijepa` or `by_length` expected" in detail["msg"]

@@ -1,12 +1,14 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from hjepa_shards.errors import InputError
+from hjepa_train import load_run_config
 from hjepa_train.backbones.base import Backbone, Features, Patches
-from hjepa_train.backbones.registry import build_backbone
+from hjepa_train.backbones.registry import BACKBONES, build_backbone
 from hjepa_train.backbones.vit import VitConfig
 from hjepa_train.modules.keyed_drops import Drops
 from hjepa_train.objectives.base import Objective
@@ -14,8 +16,11 @@ from hjepa_train.objectives.contrast.simclr import Simclr, SimclrConfig
 from hjepa_train.objectives.joint.hjepa import HJepa, HJepaConfig
 from hjepa_train.objectives.joint.predictor import PredictorConfig
 from hjepa_train.objectives.masked.mae import DecoderConfig, Mae, MaeConfig
+from hjepa_train.training.config import room
 from hjepa_train.training.optimizer import OptimConfig, build_optimizer
 from hjepa_train.training.parameter_groups import freeze, parameter_groups
+
+SMOKE = Path(__file__).resolve().parents[3] / "configs" / "smoke"
 
 
 def objective(family: str) -> Objective:
@@ -122,6 +127,20 @@ def test_what_is_between_blocks_learns_as_the_block_after_it() -> None:
     assert found["0.stages.0.weight"] == 0.25
     assert found["0.stages.1.0.weight"] == found["0.stages.1.1.bias"] == 0.5
     assert found["0.norm.weight"] == found["1.weight"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["vit", "deit", "convnext", "swin", "tinyvit"])
+def test_rates_rise_from_the_embedding_to_the_last_norm_of_every_backbone(name: str) -> None:
+    config = load_run_config(SMOKE / f"{name}.yaml")
+    kind, settings, _ = room(config.backbone, BACKBONES, name)
+    backbone = build_backbone(kind, settings, config.data.image_size, seed=0)
+    found, num_blocks = shares(backbone, 0.5), len(backbone.block_list())
+    in_order = [found[own] for own, parameter in backbone.named_parameters() if parameter.requires_grad]
+    assert list(dict.fromkeys(in_order)) == [0.5**layer for layer in range(num_blocks + 1, -1, -1)]
+    assert in_order == sorted(in_order)
+    assert {own for own, share in found.items() if share == 1} == {
+        own for own in found if own.startswith(("norm.", "head.norm."))
+    }
 
 
 def test_a_frozen_part_has_no_gradient_is_not_optimised_and_stays_in_the_state_and_in_evaluation_mode() -> None:

@@ -161,7 +161,8 @@ def simclr_run(shards: Path, folder: Path, **changes: Any) -> Path:
     """SimCLR on real digits."""
     augmentation = {"views": 2, "crop_scale": [0.4, 1.0], "horizontal_flip": False, "color_jitter": 0.4}
     augmentation |= {"grayscale": 0.2, "blur": 0.3}
-    path = tiny_run(shards, folder, **{"data__augmentation": augmentation, "training__lr": 2e-3, **changes})
+    optimizer = {"training__lr": 2e-3, "training__weight_decay": 0.05, "training__warmup_epochs": None}
+    path = tiny_run(shards, folder, **{"data__augmentation": augmentation, **optimizer, **changes})
     content = yaml.safe_load(path.read_text())
     content["objective"] = {"simclr": {"temperature": 0.2, "width": 16}}
     path.write_text(yaml.safe_dump(content))
