@@ -305,6 +305,7 @@ def objective_of(config: RunConfig, num_steps: int, where: str, device: torch.de
     """What a run trains, on its device, laid out over its ranks.  facts: of its mixture."""
     with reporting_full_memory(f"{device}: its memory is full with the weights alone; choose a smaller backbone"):
         _, objective = build_parts(config, num_steps, where, facts)
+        objective.flops_per_image()  # counted now, for what is laid out cannot be
         share_weights(objective.to(device))
         lay_out(objective, config.training)
     return objective
