@@ -136,14 +136,24 @@ class Backbone(nn.Module, ABC):
 
     def embed_flops(self, num_patches: int) -> int:
         """Of one image's `embed`, forward, as flop_count.py counts. By default as PyTorch counts its operations."""
-        images = torch.empty(1, 3, *[isqrt(num_patches) * self.patch_size] * 2, device="meta")
-        return flop_count.counted(self, lambda: self.embed(images))
+        return self._counted(num_patches)[0]
 
     def encode_flops(self, num_tokens: int) -> int:
         """Of one image's `encode` of this many patches, forward."""
-        images = torch.empty(1, 3, *[isqrt(num_tokens) * self.patch_size] * 2, device="meta")
-        whole = flop_count.counted(self, lambda: self.encode(self.embed(images)))
-        return whole - self.embed_flops(num_tokens)
+        return self._counted(num_tokens)[1]
+
+    def _counted(self, num_patches: int) -> tuple[int, int]:
+        """(embed, encode). Counted once: a network that is compiled or sharded cannot be run for it any more."""
+        if num_patches not in self._flops:
+            images = torch.empty(1, 3, *[isqrt(num_patches) * self.patch_size] * 2, device="meta")
+            embed = flop_count.counted(self, lambda: self.embed(images))
+            whole = flop_count.counted(self, lambda: self.encode(self.embed(images)))
+            self._flops[num_patches] = embed, whole - embed
+        return self._flops[num_patches]
+
+    @cached_property
+    def _flops(self) -> dict[int, tuple[int, int]]:
+        return {}
 
     @cached_property
     def _drop_rates(self) -> list[float]:

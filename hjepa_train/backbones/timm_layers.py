@@ -32,10 +32,11 @@ def build_keyed(build: Callable[[], Net], generator: torch.Generator, family: st
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator.initial_seed())
         network = build()
-    from timm.layers import BatchNormAct2d
-    from timm.layers import DropPath as TheirDropPath
+    from timm.layers.drop import DropPath as TheirDropPath
+    from timm.layers.norm_act import BatchNormAct2d
 
-    for part in list(network.modules()):
+    parts: list[Any] = list(network.modules())
+    for part in parts:
         if hasattr(part, "attention_bias_cache"):
             part.get_attention_biases = MethodType(_biases_now, part)
         for name, child in list(part.named_children()):

@@ -12,7 +12,7 @@ Axes: B images, C channels, H W pixels, N cells row by row, R prefix tokens, D w
 import difflib
 from collections.abc import Sequence
 from math import isqrt
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -71,13 +71,13 @@ class TimmNet(Backbone):
 
         def build() -> Any:
             drops = {"drop_path_rate": config.drop_path} if config.drop_path else {}
-            sized = {"img_size": image_size}
+            sized, create = {"img_size": image_size}, cast(Any, timm.create_model)
             try:
-                network = timm.create_model(config.name, num_classes=0, **self._arguments, **drops, **sized)
+                network = create(config.name, num_classes=0, **self._arguments, **drops, **sized)
             except TypeError as error:
                 if "img_size" not in str(error):
                     raise
-                network = timm.create_model(config.name, num_classes=0, **self._arguments, **drops)
+                network = create(config.name, num_classes=0, **self._arguments, **drops)
             else:
                 self._arguments |= sized
             return network
@@ -150,7 +150,7 @@ class TimmNet(Backbone):
         """
         self._network: tuple[Any] = (network,)
         for kind in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
-            self.__dict__[kind] = network.__dict__[kind]
+            object.__setattr__(self, kind, getattr(network, kind))
 
     @torch.no_grad()
     def _look(self, image_size: int) -> None:

@@ -106,7 +106,7 @@ class VitConfig(Strict):
 class DeitConfig(VitConfig):
     """DeiT (arXiv 2012.12877): a vision transformer that a teacher trains; all keys of `vit`, with other defaults."""
 
-    size: Literal["tiny", "small", "base"] | None = None
+    size: Literal["tiny", "small", "base"] | None = None  # pyright: ignore[reportIncompatibleVariableOverride] fewer
     """one of the published sizes"""
     class_tokens: int = Field(default=1, ge=1, le=1)
     """the token that learns labels"""

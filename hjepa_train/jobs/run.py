@@ -328,6 +328,7 @@ def objective_of(
     with reporting_full_memory(f"{device}: its memory is full with the weights alone; choose a smaller backbone"):
         _, objective = build_parts(config, num_steps, where, facts)
         fill(objective)
+        objective.flops_per_image()  # counted now, for what is laid out cannot be
         share_weights(objective.to(device))
         lay_out(objective, config.training)
     return objective

@@ -85,12 +85,15 @@ class BatchNorm(OfferedMemory):
         self.num_offered.zero_()
 
 
+_THEIRS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
 def replace_batch_norm(network: nn.Module) -> bool:
     """Put ours in place of each of PyTorch's, with its weights. Returns whether there was one."""
     found = False
     for part in list(network.modules()):
         for name, child in list(part.named_children()):
-            if type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
+            if isinstance(child, _THEIRS) and type(child) in _THEIRS:
                 ours = BatchNorm(child.num_features, eps=child.eps, momentum=child.momentum or 0.1)
                 ours.load_state_dict(child.state_dict())
                 setattr(part, name, ours)

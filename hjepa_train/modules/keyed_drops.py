@@ -84,14 +84,18 @@ class DropPath(nn.Module):
     def __init__(self, rate: float, layer: int) -> None:
         """layer: its number among all layers of the network that drop."""
         super().__init__()
-        self.rate, self.layer = rate, layer
+        self.rate = rate
+        self.register_buffer("layer_1", torch.tensor([layer]), persistent=False)
+
+    layer_1: Tensor
+    """a tensor, so that blocks which differ in it alone are compiled once"""
 
     def forward(self, branch: Tensor) -> Tensor:
         """[B, ...] to the same shape."""
         drops = _now[0]
-        if drops is None or self.rate == 0 or not self.training:
+        if drops is None or not self.training:
             return branch
-        factor_B = drops.factors_LB[self.layer].to(branch.dtype)
+        factor_B = drops.factors_LB.index_select(0, self.layer_1)[0].to(branch.dtype)
         return branch * factor_B.view(-1, *[1] * (branch.ndim - 1))
 
 
@@ -102,7 +106,11 @@ class Dropout(nn.Module):
     def __init__(self, rate: float, layer: int) -> None:
         """layer: as of `DropPath`."""
         super().__init__()
-        self.rate, self.layer = rate, layer
+        self.rate = rate
+        self.register_buffer("layer_1", torch.tensor([layer]), persistent=False)
+
+    layer_1: Tensor
+    """a tensor, so that blocks which differ in it alone are compiled once"""
 
     def forward(self, numbers: Tensor) -> Tensor:
         """[B, ...] to the same shape."""
@@ -110,7 +118,7 @@ class Dropout(nn.Module):
         if drops is None or self.rate == 0 or not self.training:
             return numbers
         element = torch.arange(numbers[0].numel(), device=numbers.device).view(1, *numbers.shape[1:])
-        words = mixed(element ^ drops.words_LB[self.layer].view(-1, *[1] * (numbers.ndim - 1)))
+        words = mixed(element ^ drops.words_LB.index_select(0, self.layer_1).view(-1, *[1] * (numbers.ndim - 1)))
         kept = (words & (_ONE - 1)) >= round(self.rate * _ONE)
         return numbers * kept.to(numbers.dtype) / (1 - self.rate)
 
@@ -124,5 +132,5 @@ def number_layers(network: nn.Module) -> list[float]:
     """Number the layers that drop in the order of the network. Returns the rate of each."""
     layers = [part for part in network.modules() if isinstance(part, DropPath | Dropout)]
     for number, part in enumerate(layers):
-        part.layer = number
+        part.layer_1.fill_(number)
     return [part.rate for part in layers]

@@ -1,16 +1,23 @@
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 
 from hjepa_shards.config import parse
 from hjepa_shards.errors import InputError
+from hjepa_train import load_run_config, train
 from hjepa_train.backbones.convnext import ConvnextConfig
 from hjepa_train.backbones.registry import BACKBONES, build_backbone
+from hjepa_train.base.metrics_file import read_metrics
 from tests.checks import (
     assert_backbone_contract,
     assert_flops_are_those_of_a_pass,
     assert_timm_gives_the_same,
     num_parameters,
 )
+from tests.hjepa_train.test_ranks import train_ranks
+from tests.hjepa_train.tiny import tiny_run
 
 NANO = {"depths": (1, 2), "widths": (16, 24), "patch": 2, "layer_scale": 0.5}
 
@@ -78,3 +85,22 @@ def test_strides_that_timm_lacks_are_refused_by_name() -> None:
     backbone = build_backbone("convnext", ConvnextConfig(**NANO), 16, seed=0)
     with pytest.raises(InputError, match=r"patch 2 in timm: strides \[2, 2, 2, 2\] expected, \[1, 2\] found"):
         backbone.as_timm()
+
+
+def supervised(shards: Path, folder: Path, **changes: str) -> Path:
+    path = tiny_run(shards, folder, **changes)
+    content = yaml.safe_load(path.read_text())
+    convnext = {name: list(value) if isinstance(value, tuple) else value for name, value in NANO.items()}
+    content |= {"backbone": {"convnext": convnext | {"drop_path": 0.5}}, "objective": {"supervised": {}}}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_sharded_over_two_ranks_it_trains_as_one(shards: Path, tmp_path: Path) -> None:
+    """And its FLOP are those of before it was laid out."""
+    alone = train(load_run_config(supervised(shards, tmp_path / "alone")), stop_after=4)
+    config = supervised(shards, tmp_path / "sharded", training__parallel="fsdp")
+    assert train_ranks(config, 2, 4) == []
+    expected, found = (read_metrics(folder / "metrics.jsonl") for folder in (alone, config.parent / "tiny"))
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in found] == pytest.approx([row[name] for row in expected], rel=1e-5)

@@ -49,7 +49,7 @@ def test_single_numbers_are_dropped_at_their_rate_and_each_image_loses_others() 
 def test_layers_views_and_seeds_drop_independently() -> None:
     network = nn.Sequential(Dropout(0.5, 0), nn.Sequential(DropPath(0.5, 0)), Dropout(0.5, 0)).train()
     assert number_layers(network) == [0.5] * 3
-    assert [part.layer for part in network.modules() if isinstance(part, Dropout | DropPath)] == [0, 1, 2]
+    assert [int(part.layer_1) for part in network.modules() if isinstance(part, Dropout | DropPath)] == [0, 1, 2]
     positions = torch.arange(4000)
     drawn = [
         draw_drops([0.5] * 3, key, positions) for key in (KEY, derive_key(3, "drops", 1), derive_key(4, "drops", 0))
@@ -89,3 +89,22 @@ def test_nothing_is_dropped_outside_nor_in_evaluation_nor_after_an_error() -> No
 def test_rates_rise_linearly_from_0() -> None:
     assert rising(0.3, 4) == pytest.approx([0, 0.1, 0.2, 0.3])
     assert rising(0.3, 1) == [0]
+
+
+def test_layers_that_differ_in_number_and_rate_are_compiled_once() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    rates = [0.2, 0.4, 0.6]
+    layers = nn.ModuleList(DropPath(rate, 0) for rate in rates).train()
+    number_layers(layers)
+    numbers = torch.ones(8, 3)
+    for start in (0, 8):
+        drops = draw_drops(rates, KEY, torch.arange(start, start + 8))
+        with dropping(drops):
+            plain = [layer(numbers) for layer in layers]
+            for layer, expected in zip(layers, plain, strict=True):
+                assert torch.equal(torch.compile(layer.forward, backend="eager", fullgraph=True)(numbers), expected)
+        assert torch.equal(torch.stack(plain)[:, :, 0], drops.factors_LB)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
