@@ -53,6 +53,11 @@ def find(init: InitConfig) -> Found:
     folder, path = _as_run(Path(init.weights)), Path(init.weights)
     if folder is not None:
         return _of_run(*folder, init)
+    if not path.exists():
+        raise InputError(
+            f"{path}: the folder of a run, a file of weights, or {', '.join(f'{kind}:NAME' for kind in _OF_TIMM)} "
+            "expected, nothing found there; train that run first, or correct init.weights"
+        )
     if init.encoder is not None or init.checkpoint != "latest":
         raise InputError(f"{path}: init.encoder and init.checkpoint choose in a run's folder, and this is none")
     if path.is_dir():
