@@ -1,8 +1,8 @@
 """A trainer for H-JEPA and its relatives: exact resume, and numbers that show whether it learns.
 
 Folders are in the order of the data, and import only from those before them: base, modules, backbones, objectives,
-data, parallel, checkpoints, evaluation, reports, training, jobs; each says in its `__init__.py` what is in it. The
-names below are what users import.
+data, parallel, checkpoints, weights, evaluation, reports, training, jobs; each says in its `__init__.py` what is in it.
+The names below are what users import.
 """
 
 from typing import TYPE_CHECKING

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hjepa_train.jobs.dry_run import DryRun
 
 _WHICH = "latest, best (by the probe that training.keep_best names), or a checkpoint's folder"
+_WEIGHTS = "what init.weights may be, or init's keys: '{weights: FILE, key: teacher}'"
 _EXTRA = ("torch", "safetensors", "tensorboard")
 """What `pip install 'hjepa[train]'` brings."""
 
@@ -133,6 +134,9 @@ def eval_command(
     test: Annotated[int | None, typer.Option(help="images they are tested on")] = None,
     probe: Annotated[str, typer.Option(help="some of linear, knn, ridge, sgd, attentive")] = "linear,knn,ridge",
     checkpoint: Annotated[str, typer.Option(help=_WHICH)] = "latest",
+    beside: Annotated[
+        list[str] | None, typer.Option(help=f"weights from elsewhere as further rows: {_WEIGHTS} (may be repeated)")
+    ] = None,
 ) -> None:
     """Probe a run's encoders on frozen features, beside chance, raw pixels, PCA-30 and the untrained encoder.
 
@@ -141,6 +145,7 @@ def eval_command(
     from hjepa_train.jobs.evaluate import evaluate_all, probes_named
     from hjepa_train.reports.run_report import probed
     from hjepa_train.reports.text_table import as_rich
+    from hjepa_train.weights.init_config import weights_named
 
     results = evaluate_all(
         folder,
@@ -148,6 +153,7 @@ def eval_command(
         split=split,
         which=checkpoint,
         probes=probes_named(probe),
+        beside=[weights_named(one, "--beside") for one in beside or ()],
         bank=bank,
         test=test,
         say=console.print,
@@ -221,15 +227,27 @@ def bench_command(
 
 @app.command("export")
 def export_command(
-    folder: Annotated[Path, typer.Argument(help="runs/<name>")],
     to: Annotated[Literal["safetensors", "torch", "timm", "onnx"], typer.Option(help="for which programs")],
+    folder: Annotated[Path | None, typer.Argument(help="runs/<name>; none with --weights")] = None,
     out: Annotated[Path | None, typer.Option(help="folder to make (default: RUN/export/<encoder>-<to>)")] = None,
     encoder: Annotated[
         str | None, typer.Option(help="online or target (default: the target, where there is one)")
     ] = None,
     checkpoint: Annotated[str, typer.Option(help=_WHICH)] = "latest",
+    weights: Annotated[str | None, typer.Option(help=f"in place of a run's: {_WEIGHTS}")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="of --weights, pixels (default: as their source says)", min=1)
+    ] = None,
 ) -> None:
     """The encoder for other programs: weights, a folder for timm.create_model("local-dir:..."), an ONNX graph."""
-    from hjepa_train.jobs.export import export
+    from hjepa_train.jobs.export import export, export_weights
+    from hjepa_train.weights.init_config import weights_named
 
+    if weights is not None:
+        if folder is not None or out is None:
+            raise InputError("export --weights: no run, and a folder to make with --out, expected")
+        written = export_weights(weights_named(weights, "--weights"), to, out, image_size=image_size)
+        return console.print(f"written  {escape(str(written))}")
+    if folder is None:
+        raise InputError("export: a run's folder, or --weights, expected, neither found")
     console.print(f"written  {escape(str(export(folder, to, out, encoder=encoder, which=checkpoint)))}")

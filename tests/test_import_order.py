@@ -58,12 +58,14 @@ _HOUSES = {
             labelled_images
         parallel: equal_ranks layout rank_watchdog memory_estimate
         checkpoints: sharded_metadata checkpoint_files sharded_files background_saver
+        weights: torch_files weight_files foreign_layouts init_config position_tables fitting
         evaluation: frozen_features standardised_rows linear_knn_probes ridge_probe sgd_probe attentive_probe
             probe_failures finished_probes own_classifier online_probes
         reports: text_table metric_charts confusion_chart image_panels run_page run_report compare_runs run_log
         training: parameter_groups optimizer config recipe_values saved_config nonfinite_guard out_of_memory diagnosis
             trainer
-        jobs: rank_facts resume_checks extension run dry_run evaluate bench bench_report speed_here export
+        jobs: rank_facts resume_checks extension saved_objective weight_sources initial_weights run dry_run evaluate
+            bench bench_report speed_here export
         : cli __main__
     """,
 }

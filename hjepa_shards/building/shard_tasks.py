@@ -5,7 +5,6 @@ nothing about the bytes. A worker refuses a job that was planned with another en
 """
 
 import contextlib
-import functools
 import multiprocessing
 import os
 import signal
@@ -47,7 +46,7 @@ class Job:
     def require_same_build(self) -> None:
         """BuildMismatch where this process reads or encodes otherwise than the build."""
         require_rules(self.rules, self.target.where)
-        found = _identity(self.settings.model_dump_json())
+        found = encoder_identity(self.settings)
         if found != self.encoder:
             raise BuildMismatch(
                 f"this worker encodes as {found}, the build as {self.encoder}; give it the same libraries"
@@ -187,9 +186,3 @@ def _run_in_worker(task: Task) -> None:
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     flush()
-
-
-@functools.cache
-def _identity(settings: str) -> dict[str, Any]:
-    """Of this process, which does not change while it runs; three images are encoded to know it."""
-    return encoder_identity(EncodeSettings.model_validate_json(settings))

@@ -14,6 +14,7 @@ import importlib.metadata
 import io
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import cv2
@@ -211,21 +212,27 @@ def require_encoder(settings: EncodeSettings) -> None:
 
 def encoder_identity(settings: EncodeSettings) -> dict[str, Any]:
     """Library versions and the canary: what must be equal for two builds to write equal bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for image in _canary_images():
-        digest.update(encode(image, settings).data)
     identity = {
         "encoder": settings.encoder,
         "pillow": PIL.__version__,
         "libjpeg_turbo": features.version("libjpeg_turbo"),
         "zlib": features.version("zlib"),
-        "canary": digest.hexdigest(),
+        "canary": _canary(settings),
     }
     if settings.encoder == "turbo":
         identity |= {"simplejpeg": simplejpeg.__version__, "opencv": cv2.__version__}
     if MAX_PIXELS != DEFAULT_MAX_PIXELS:  # which decides what is excluded
         identity |= {"max_pixels": MAX_PIXELS}
     return identity
+
+
+@cache
+def _canary(settings: EncodeSettings) -> str:
+    """Once a process, which has its libraries for good: most of what a small build costs."""
+    digest = hashlib.blake2b(digest_size=16)
+    for image in _canary_images():
+        digest.update(encode(image, settings).data)
+    return digest.hexdigest()
 
 
 def _canary_images() -> list[bytes]:

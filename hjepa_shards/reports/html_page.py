@@ -8,13 +8,17 @@ import base64
 import hashlib
 import importlib.metadata
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from hjepa_shards.base.shown_text import proper, size
 from hjepa_shards.reports import svg_bars
+
+if TYPE_CHECKING:
+    import jinja2
 
 STYLE = "page.css"
 
@@ -26,6 +30,18 @@ def render_page(template: str, values: Mapping[str, Any]) -> str:
     and `bar`. Markup among the values is taken as it is, all other text is escaped.
     """
     style = resources.files("hjepa_shards.reports").joinpath(STYLE).read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return _compiled(template).render(
+        values,
+        style=Markup(style),
+        style_digest=Markup(digest),
+        version=importlib.metadata.version("hjepa"),
+    )
+
+
+@cache
+def _compiled(template: str) -> "jinja2.Template":
+    """Once a process: compiling a page takes longer than filling it in."""
     import jinja2  # only here: every process that imports this package would wait for it
 
     environment = jinja2.Environment(
@@ -36,10 +52,4 @@ def render_page(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"size": size, "bar": svg_bars.bar}
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return environment.from_string(template).render(
-        values,
-        style=Markup(style),
-        style_digest=Markup(digest),
-        version=importlib.metadata.version("hjepa"),
-    )
+    return environment.from_string(template)

@@ -101,6 +101,8 @@ class Backbone(nn.Module, ABC):
     """whether `encode` accepts patches of which some were taken away"""
     num_stages: int
     """the last one that `encode` can give"""
+    extent: int | None = None
+    """cells on a side of the grid in whose units its fixed positions are measured; None where it has none"""
     seed = 0
     """what it drops in training is drawn by this (registry.py sets it)"""
 

@@ -61,6 +61,9 @@ class VitConfig(Strict):
     """tokens that are of no patch and that nothing reads (arXiv 2309.16588)"""
     positions: Literal["sincos", "learnt", "none"] = "sincos"
     """fixed sines and cosines; a table that is learnt and begins as these; or none, where `relative_bias` is there"""
+    position_grid: int | None = Field(default=None, gt=0, le=_MOST_PATCHES)
+    """cells on a side of the grid in whose units sines measure positions; where `init` takes weights of another
+    resolution, that which they know; by default the run's own"""
     relative_bias: bool = False
     """a learnt bias of attention for each offset between two patches, in each block (BEiT)"""
     pool: Literal["mean", "class"] = "mean"
@@ -162,7 +165,8 @@ class ViT(Backbone):
             self.register_parameter(name, token)
             if token is not None:
                 nn.init.normal_(token, std=0.02, generator=generator)
-        table = sincos_positions(self.grid, self.width, extent=self.grid)[None]
+        self.extent = config.position_grid or self.grid
+        table = sincos_positions(self.grid, self.width, extent=self.extent)[None]
         if config.positions == "sincos":
             self.register_buffer("pos_embed", table)
         elif config.positions == "learnt":  # as in timm, tokens of no place have rows too
@@ -274,4 +278,5 @@ class ViT(Backbone):
             return table if grid == self.grid else resampled(table, grid)
         if grid == self.grid:
             return self.pos_embed[0]
-        return sincos_positions(grid, self.width, extent=self.grid).to(self.pos_embed)
+        assert self.extent is not None
+        return sincos_positions(grid, self.width, extent=self.extent).to(self.pos_embed)

@@ -31,6 +31,7 @@ AS_IT_WAS: dict[str, Any] = {
     "training.clip_norm": None,
     "training.layer_decay": None,
     "training.frozen": [],
+    "init": None,
     "backbone.vit.class_tokens": 0,
     "backbone.vit.distillation_token": False,
     "backbone.vit.registers": 0,
@@ -40,6 +41,7 @@ AS_IT_WAS: dict[str, Any] = {
     "backbone.vit.layer_scale": None,
     "backbone.vit.drop_path": 0.0,
     "backbone.vit.dropout": 0.0,
+    "backbone.vit.position_grid": None,
 }
 """By dotted key. A key that comes belongs here, and one whose default changes, where a run's numbers depend on it.
 

@@ -26,6 +26,7 @@ from hjepa_train.checkpoints.checkpoint_files import latest
 from hjepa_train.data.labelled_images import held_out_split
 from hjepa_train.data.shared_classes import require_shared_classes
 from hjepa_train.evaluation.online_probes import require_probe
+from hjepa_train.jobs.initial_weights import Began, begin_with
 from hjepa_train.jobs.resume_checks import refuse_parted_rows
 from hjepa_train.objectives.base import Objective
 from hjepa_train.objectives.recipe import Recipe
@@ -82,6 +83,8 @@ class DryRun:
     """Images that a rank works on at once."""
     memory: Memory
     """Of one rank."""
+    began: Began | None
+    """Of weights that are not drawn."""
     notes: tuple[str, ...]
     """What the user should know, a sentence each."""
 
@@ -104,6 +107,8 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
     with torch.device("meta"):
         _, objective = build_parts(config, plan.steps, where, facts_of(mixture))
     refuse_parted_rows(training, objective, ranks)
+    (name,) = config.objective
+    began = begin_with(config.init, objective, name, where) if config.init else None
     _refuse_nothing_to_probe(config, objective, not_built)
     parts, flops = tuple(_parts(objective)), objective.flops_per_image()
     if training.activation_checkpointing:
@@ -127,7 +132,8 @@ def dry_run(config: RunConfig, *, where: str | None = None, ranks: int = 1) -> D
         flops_per_image=flops,
         micro_batch=micro_batch,
         memory=memory,
-        notes=tuple(_notes(config, plan, not_built)),
+        began=began,
+        notes=(*_notes(config, plan, not_built), *(began.notes if began else ())),
     )
 
 
@@ -232,6 +238,7 @@ def _run(dry: DryRun) -> TextTable:
     (backbone,), (objective,) = dry.config.backbone, dry.config.objective
     facts = {
         "objective, backbone": f"{objective}, {backbone}",
+        **({"begins with": f"{dry.began.facts['source']} ({dry.began.facts['digest']})"} if dry.began else {}),
         "images": f"{dry.config.data.image_size} px, {plan.samples:,} in {plan.epochs:,} "
         f"epoch{'s' * (plan.epochs != 1)} of {plan.epoch_samples:,} ({dry.config.data.strategy})",
         "optimizer steps": f"{plan.steps:,} of {plan.global_batch:,} images",

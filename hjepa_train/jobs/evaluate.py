@@ -2,9 +2,10 @@
 
 Features are average-pooled (the attentive probe sees the tokens); which images, data/labelled_images.py says. Baselines
 are in the same table: chance, raw pixels, 30 principal components, and the same encoder untrained, with the same
-weights that the run began with. Images are read for each row of the table, and only that row's features are kept. Each
-finished part is on disk at once (evaluation/finished_probes.py): an evaluation that was killed continues where it was,
-and another probe of the same checkpoint joins the numbers that are there.
+weights that the run's seed draws. Weights from elsewhere have a row each (`beside`), under the same protocol, each with
+the pixel statistics that it was trained with. Images are read for each row of the table, and only that row's features
+are kept. Each finished part is on disk at once (evaluation/finished_probes.py): an evaluation that was killed continues
+where it was, and another probe of the same checkpoint joins the numbers that are there.
 """
 
 import copy
@@ -36,10 +37,13 @@ from hjepa_train.evaluation.own_classifier import answers, by_class, confusion, 
 from hjepa_train.evaluation.probe_failures import probe_failures
 from hjepa_train.evaluation.ridge_probe import ridge_probe
 from hjepa_train.evaluation.sgd_probe import sgd_probe
+from hjepa_train.jobs.initial_weights import build_with
+from hjepa_train.jobs.weight_sources import find
 from hjepa_train.objectives.base import Classifies, Objective
 from hjepa_train.reports.run_report import read_evaluations, write_report
 from hjepa_train.training.config import RunConfig, build_parts
 from hjepa_train.training.saved_config import load_saved_config
+from hjepa_train.weights.init_config import InitConfig
 
 Probe = Literal["linear", "knn", "ridge", "sgd", "attentive"]
 PROBES: tuple[Probe, ...] = get_args(Probe)
@@ -63,6 +67,7 @@ def evaluate(
     source: str | None = None,
     which: str = "latest",
     probes: Sequence[Probe] = USUAL,
+    beside: Sequence[InitConfig] = (),
     known_rows: Sequence[dict[str, Any]] = (),
     say: Callable[[str], None] = lambda what: None,
     **changes: Any,
@@ -70,6 +75,7 @@ def evaluate(
     """Probe a run's checkpoint on a labelled source; also written to evaluation.json and report.md.
 
     which: `latest`, `best` (by training.keep_best) or a checkpoint's folder.  probes: in the order of the columns.
+    beside: weights from elsewhere, a row each.
     known_rows: rows that need no probing, such as the pixels' from another run's evaluation on the same images.
     say: receives what is being done, some minutes in all.
     changes: fields of EvaluationConfig to use in place of the run's. Returns one evaluation as in run_report.py.
@@ -88,6 +94,7 @@ def evaluate(
     device = choose_device(trained_on if trained_on in devices_here() else "auto")  # it may have been trained elsewhere
     encoders, objective = _encoders(folder, config, path, device)
     data = config.data
+    others = {init.called: _beside(init, data, device) for init in beside}
     split = held_out_split(data, name, settings.split)
     require_shared_classes(data, name, split)
 
@@ -117,12 +124,24 @@ def evaluate(
             key = digest({**decides, "features": features, **_weights(config, path, features, encoder)})
             subject = partial(lambda name, encoder: _Subject(name, *read()[:2], data, encoder), features, encoder)
             rows.append(_row(features, key, finished, probes, subject, say))
+    for features, (encoder, theirs, about) in others.items():
+        key = digest({**decides, "features": features, **about})
+        subject = partial(
+            lambda name, encoder, data: _Subject(name, *read()[:2], data, encoder), features, encoder, theirs
+        )
+        rows.append(_row(features, key, finished, probes, subject, say))
     own: dict[str, Any] = {}
     if isinstance(objective, Classifies):
         key = digest({**decides, "classifier": checkpoint_files.identity(path), "classes": objective.class_names})
         own = _own_classifiers(objective, key, finished, data, lambda: read()[1], say)
         for row in rows:
             row |= own["right"].get(row["features"], {})
+    for features, (encoder, theirs, about) in others.items():
+        key = digest({**decides, "features": features, **about})
+        subject = partial(
+            lambda name, encoder, data: _Subject(name, *read()[:2], data, encoder), features, encoder, theirs
+        )
+        rows.append(_row(features, key, finished, probes, subject, say))
     result = {
         "source": name,
         "split": split,
@@ -291,6 +310,19 @@ def _encoders(
     restore(checkpoint_files.load(path), objective)
     found = {"untrained": untrained, **objective.encoders()}
     return {name: encoder.to(device).eval() for name, encoder in found.items()}, objective.to(device).eval()
+
+
+def _beside(init: InitConfig, data: DataConfig, device: torch.device) -> tuple[Backbone, DataConfig, dict[str, Any]]:
+    """(an encoder with weights from elsewhere, the pixels as it knows them, what decides its features)"""
+    found = find(init)
+    built = build_with(found, data.image_size, init.leave)
+    known = {
+        name: found.about[key] for key, name in (("mean", "pixel_mean"), ("std", "pixel_std")) if key in found.about
+    }
+    theirs = parse(DataConfig, data.model_dump() | known, f"{found.source}: mean, std")
+    statistics = [list(theirs.pixel_mean), list(theirs.pixel_std)]
+    about = {"pixels": statistics, "weights": built.fitted.digest, "backbone": built.config}
+    return built.backbone.to(device).eval(), theirs, about
 
 
 def _images(config: RunConfig, settings: EvaluationConfig, source: str, split: str) -> dict[str, Any]:

@@ -21,18 +21,17 @@ from torch import Tensor, nn
 
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone
-from hjepa_train.base.mixture_facts import NO_FACTS, read_facts
 from hjepa_train.checkpoints import checkpoint_files
-from hjepa_train.checkpoints.background_saver import restore
-from hjepa_train.training.config import RunConfig, build_parts
-from hjepa_train.training.saved_config import load_saved_config
+from hjepa_train.data.labelled_images import EvaluationConfig
+from hjepa_train.jobs.initial_weights import build_with, image_size_of
+from hjepa_train.jobs.saved_objective import load_objective
+from hjepa_train.jobs.weight_sources import IMAGENET, find
+from hjepa_train.weights.init_config import InitConfig
 
 Form = Literal["safetensors", "torch", "timm", "onnx"]
 FORMS: tuple[Form, ...] = get_args(Form)
 _UNFINISHED = ".hjepa-export-"
 """How the folder is called in which an export is written; it is locked meanwhile."""
-_ANY_LENGTH = 10**6
-"""Steps of a run whose weights are only read."""
 _TOLERANCE = 1e-4
 """Largest difference of onnxruntime's features from PyTorch's, relative to their size."""
 
@@ -46,21 +45,13 @@ def export(
     encoder: by default the last of the run's: the momentum target where there is one.
     InputError for an encoder that the run does not have, and where the form cannot hold its backbone.
     """
-    config = load_saved_config(folder)
-    path = checkpoint_files.choose(folder / "checkpoints", which, config.training.keep_best)
-    _, objective = build_parts(config, _ANY_LENGTH, str(folder), read_facts(folder) or NO_FACTS)
-    restore(checkpoint_files.load(path), objective)
-    encoders = objective.encoders()
-    encoder = encoder or list(encoders)[-1]
-    if encoder not in encoders:
-        raise InputError(f"--encoder {encoder}: one of {', '.join(encoders)} expected, which is what this run has")
+    saved = load_objective(folder, which)
+    config, path = saved.config, saved.checkpoint
+    encoder, network = saved.encoder(encoder, "--encoder")
     if out is None and (folder / "export").is_symlink():
         raise InputError(
             f"{folder / 'export'}: a folder of this run expected, a link found; choose a location with --out"
         )
-    out = out or folder / "export" / f"{encoder}-{to}"
-    if out.exists() or out.is_symlink():
-        raise InputError(f"{out}: is there already; remove it, or choose another location with --out")
     facts = {
         "image_size": config.data.image_size,
         "mean": list(config.data.pixel_mean),
@@ -68,14 +59,48 @@ def export(
         "run": config.run.name,
         "checkpoint": path.name,
         "encoder": encoder,
+        "backbone": config.backbone,
     }
+    out = out or folder / "export" / f"{encoder}-{to}"
+    return _written(network, to, out, facts, config.evaluation.crop_share)
+
+
+def export_weights(weights: InitConfig, to: Form, out: Path, *, image_size: int | None = None) -> Path:
+    """Write weights from elsewhere, which no run here has trained. Returns `out`.
+
+    image_size: side in pixels, by default what the source says, or its table of positions.
+    InputError where they are not there, say neither size nor backbone, or the form cannot hold it.
+    """
+    found = find(weights)
+    size = image_size or image_size_of(found)
+    built = build_with(found, size, weights.leave)
+    mean, std = (list(found.about.get(name) or usual) for name, usual in zip(("mean", "std"), IMAGENET, strict=True))
+    facts = {
+        "image_size": size,
+        "mean": mean,
+        "std": std,
+        "run": Path(weights.weights.rstrip("/")).name,
+        "source": found.source,
+        "digest": built.fitted.digest,
+        "backbone": built.config,
+    }
+    return _written(built.backbone, to, out, facts, EvaluationConfig().crop_share)
+
+
+def _written(encoder: Backbone, to: Form, out: Path, facts: dict[str, Any], crop_share: float) -> Path:
+    """All of an export, or nothing.
+
+    facts: what is written beside the weights.  crop_share: of the images that `eval` sees.
+    """
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out}: is there already; remove it, or choose another location with --out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _clear_leftovers(out.parent)
         with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=out.parent) as part, _held(Path(part)):
             whole = Path(part) / "whole"
             whole.mkdir()
-            _WRITERS[to](whole, encoders[encoder].eval(), facts, config)
+            _WRITERS[to](whole, encoder.eval(), facts, crop_share)
             whole.rename(out)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -107,8 +132,9 @@ def _clear_leftovers(folder: Path) -> None:
                     shutil.rmtree(left, ignore_errors=True)
 
 
-def _safetensors(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
-    about = {key: json.dumps(value) for key, value in {**facts, "backbone": config.backbone}.items()}
+def _safetensors(out: Path, encoder: Backbone, facts: dict[str, Any], crop_share: float) -> None:
+    del crop_share
+    about = {key: json.dumps(value) for key, value in facts.items()}
     save_file(_weights(encoder), out / "model.safetensors", about)
     _order_metadata(out / "model.safetensors")
 
@@ -125,12 +151,12 @@ def _order_metadata(path: Path) -> None:
         file.write(ordered.ljust(num_bytes))
 
 
-def _torch(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
-    content = {"weights": _weights(encoder), **facts, "backbone": config.backbone}
-    checkpoint_files.write_torch(out / "model.pt", content)
+def _torch(out: Path, encoder: Backbone, facts: dict[str, Any], crop_share: float) -> None:
+    del crop_share
+    checkpoint_files.write_torch(out / "model.pt", {"weights": _weights(encoder), **facts})
 
 
-def _timm(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
+def _timm(out: Path, encoder: Backbone, facts: dict[str, Any], crop_share: float) -> None:
     """As timm's own hub has it: `timm.create_model("local-dir:OUT", pretrained=True)`.
 
     With `num_classes` timm draws a head, with `in_chans=1` it adds up the weights of the colours.
@@ -144,7 +170,7 @@ def _timm(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig
         "input_size": [3, size, size],
         "mean": facts["mean"],
         "std": facts["std"],
-        "crop_pct": config.evaluation.crop_share,
+        "crop_pct": crop_share,
         "crop_mode": "center",
         "interpolation": "bilinear",  # of timm's, the nearest to what the loader does
         "num_classes": 0,
@@ -177,9 +203,9 @@ class _Pooled(nn.Module):
         return self.encoder.encode(self.encoder.embed(images_BCHW)).pooled_BD
 
 
-def _onnx(out: Path, encoder: Backbone, facts: dict[str, Any], config: RunConfig) -> None:
+def _onnx(out: Path, encoder: Backbone, facts: dict[str, Any], crop_share: float) -> None:
     """`features` [B, D] of `images` [B, 3, R, R] for any B, compared with PyTorch's by onnxruntime."""
-    del config
+    del crop_share
     missing = [name for name in ("onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f"--to onnx: {', '.join(missing)}: not installed; run `pip install 'hjepa[onnx]'`")
@@ -217,7 +243,7 @@ def _weights(encoder: Backbone) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
 
 
-_WRITERS: dict[Form, Callable[[Path, Backbone, dict[str, Any], RunConfig], None]] = {
+_WRITERS: dict[Form, Callable[[Path, Backbone, dict[str, Any], float], None]] = {
     "safetensors": _safetensors,
     "torch": _torch,
     "timm": _timm,

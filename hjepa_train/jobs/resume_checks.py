@@ -22,7 +22,7 @@ from hjepa_train.training.config import RunConfig, TrainingConfig
 from hjepa_train.training.out_of_memory import micro_batch_of
 from hjepa_train.training.saved_config import completed, left_to_defaults, resolved
 
-_DECIDES = ("backbone.", "objective.", "training.", "data.image_size", "data.augmentation.", "data.pixel_")
+_DECIDES = ("backbone.", "objective.", "training.", "data.image_size", "data.augmentation.", "data.pixel_", "init")
 _FREE = {
     f"training.{name}"
     for name in (

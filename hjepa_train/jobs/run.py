@@ -35,6 +35,7 @@ from hjepa_train.checkpoints.background_saver import Saver, restore
 from hjepa_train.data.micro_batches import page_locked, to_micro_batches
 from hjepa_train.evaluation.online_probes import OnlineProbes, find_labels
 from hjepa_train.jobs.extension import Extension, extensions, what_moved
+from hjepa_train.jobs.initial_weights import begin_with
 from hjepa_train.jobs.rank_facts import ADVICE as RANKS_ADVICE
 from hjepa_train.jobs.rank_facts import probe_facts, rank_facts
 from hjepa_train.jobs.resume_checks import (
@@ -144,7 +145,17 @@ def _train(
     made = extensions(saved, num_steps, warmup)
     warmup = made[-1].warmup if made else warmup
     facts = facts_of(mixture)
-    objective = objective_of(config, num_steps, where, device, facts)
+    unsaid: list[str] = []
+    began: dict[str, Any] = saved.state.get("init", {}) if saved else {}
+
+    def fill(objective: Objective) -> None:
+        init, (name,) = config.init, config.objective
+        if init and not saved:
+            came = on_first(lambda: begin_with(init, objective, name, where))
+            began.update(came.facts)
+            unsaid.extend((f"weights of {came.facts['source']}, digest {came.facts['digest']}", *came.notes))
+
+    objective = objective_of(config, num_steps, where, device, facts, fill)
     refuse_parted_rows(training, objective, world_size())
     optimizer = build_optimizer(objective, training)
     scaler = torch.amp.GradScaler(device.type, enabled=training.precision == "fp16")
@@ -178,7 +189,6 @@ def _train(
                 stops_alone=world_size() == 1,
             )
         )
-        unsaid: list[str] = []
         per_epoch = mixture.epoch_samples / training.global_batch
         probe_plan = on_first(
             lambda: find_labels(
@@ -248,6 +258,7 @@ def _train(
             whole = loaded.with_proof_of_all(gather(loaded.proof))
             state = {
                 "config": config.model_dump(mode="json"),
+                **({"init": began} if began else {}),
                 "loader": loader.state_dict(whole),
                 "alarms": alarms.state_dict(),
                 "scaler": scaler.state_dict(),
@@ -301,10 +312,22 @@ def _train(
         leave(stop_vote.last)
 
 
-def objective_of(config: RunConfig, num_steps: int, where: str, device: torch.device, facts: Facts) -> Objective:
-    """What a run trains, on its device, laid out over its ranks.  facts: of its mixture."""
+def objective_of(
+    config: RunConfig,
+    num_steps: int,
+    where: str,
+    device: torch.device,
+    facts: Facts,
+    fill: Callable[[Objective], None] = lambda objective: None,
+) -> Objective:
+    """What a run trains, on its device, laid out over its ranks.
+
+    facts: of its mixture.
+    fill: gives it, on rank 0, other weights than the drawn ones, while it is whole and on the CPU.
+    """
     with reporting_full_memory(f"{device}: its memory is full with the weights alone; choose a smaller backbone"):
         _, objective = build_parts(config, num_steps, where, facts)
+        fill(objective)
         objective.flops_per_image()  # counted now, for what is laid out cannot be
         share_weights(objective.to(device))
         lay_out(objective, config.training)
@@ -389,6 +412,8 @@ class _State(BaseModel, strict=True):
     """What a run continues from besides its weights. Whatever else is in it is left alone."""
 
     config: dict[str, Any]
+    init: dict[str, str | int] = {}
+    """What the run began with, if not with drawn weights."""
     loader: dict[str, Any]
     recipe: _Recipe
     alarms: _Alarms

@@ -13,7 +13,7 @@ classifier, and confusion: {names, counts: [[class, taken for, images], ...]}.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, final
@@ -77,6 +77,8 @@ class Run:
     evaluations: list[dict[str, Any]]
     recipe: dict[str, Any]
     """Hardware and versions, from the newest checkpoint; empty before the first one."""
+    began: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Weights that it began with, from there too; empty where they were drawn."""
 
 
 def read_run(folder: Path) -> Run:
@@ -91,12 +93,14 @@ def read_run(folder: Path) -> Run:
     if not metrics:
         raise InputError(f"{folder / 'metrics.jsonl'}: a logged step expected, none found yet; let the run continue")
     newest = latest(folder / "checkpoints")
+    state = read_state(newest) if newest else {}
     return Run(
         folder=folder,
         config=config,
         metrics=metrics,
         evaluations=read_evaluations(folder / "evaluation.json"),
-        recipe=plain_facts(read_state(newest), "recipe") if newest else {},
+        recipe=plain_facts(state, "recipe"),
+        began=plain_facts(state, "init"),
     )
 
 
@@ -160,9 +164,14 @@ def what_ran(run: Run) -> TextTable:
         "images/s (median)": number(_summary(median, run.metrics, "images_per_s"), 1),
         "time spent waiting for data": percent(_summary(fmean, run.metrics, "data_wait")),
         "share of the device's peak FLOP/s (median MFU)": percent(_summary(median, run.metrics, "mfu")),
+        **({"begun with the weights of": _began(run.began)} if run.began else {}),
         **{name.replace("_", " "): str(value) for name, value in run.recipe.items()},
     }
     return TextTable(title="Run", columns=("", "value"), rows=tuple(facts.items()))
+
+
+def _began(facts: Mapping[str, Any]) -> str:
+    return f"{facts.get('source', NOTHING)} (digest {facts.get('digest', NOTHING)})"
 
 
 def did_it_run_right(run: Run) -> list[TextTable]:

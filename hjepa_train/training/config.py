@@ -18,6 +18,7 @@ from hjepa_train.objectives.registry import OBJECTIVES
 from hjepa_train.parallel.layout import ScaleConfig
 from hjepa_train.training.optimizer import OptimConfig
 from hjepa_train.training.parameter_groups import freeze
+from hjepa_train.weights.init_config import InitConfig
 
 CONFIG_FILE = "config.yaml"
 """In a run's folder."""
@@ -81,6 +82,8 @@ class RunConfig(Strict):
     """Exactly one, by its name: {vit: {size: small, patch: 16}}."""
     objective: dict[str, dict[str, Any]]
     """Exactly one, by its name: {hjepa: {levels: 3}}."""
+    init: InitConfig | None = None
+    """Weights to begin with; by default they are drawn by run.seed."""
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()

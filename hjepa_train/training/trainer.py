@@ -89,11 +89,14 @@ def fit(learner: Learner, loader: Loader, schedule: Schedule, hooks: Hooks, *, s
     InputError where gradients stay without end (nonfinite_guard.py), TooMuchDamage as the loader raises it.
     """
     objective, optimizer = learner.objective, learner.optimizer
-    losses = SourceLosses(len(loader.plan.entries), next(objective.parameters()).device)
+    device = next(objective.parameters()).device
+    # torch.manual_seed notes for each accelerator that is not in use who called it: a millisecond
+    set_seed = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
+    losses = SourceLosses(len(loader.plan.entries), device)
     stopwatch = Stopwatch(hooks.peak_images_per_s)
     objective.train()
     for step in range(start, stop):
-        torch.manual_seed(derive_key(schedule.seed, "step", step, rank()) >> 65)
+        set_seed(derive_key(schedule.seed, "step", step, rank()) >> 65)
         began = time.perf_counter()
         loaded = next(loader)
         stopwatch.add(len(loaded.images), time.perf_counter() - began)

@@ -73,7 +73,8 @@ def test_a_run_killed_at_steps_and_in_saves_is_the_run_that_was_not(
 
 
 def test_whatever_differs_is_named(tmp_path: Path) -> None:
-    content = tiny(tmp_path, 4)
+    content = tiny(tmp_path, 1)
+    content["objective"]["hjepa"]["momentum"] = 0.6  # 16 steps
     whole, pieces = (write_config(content, tmp_path / name) for name in ("whole", "pieces"))
     train(load_run_config(whole))
     train(load_run_config(pieces), stop_after=5)

@@ -117,6 +117,7 @@ class HJepa(Objective):
             config.predictor,
             encoder_width=backbone.width,
             grid=self.grid,
+            extent=backbone.extent or self.grid,
             strides=grids,
             grid_of_level=tuple(grids.index(stride) for stride in self.strides),
             generator=torch.Generator().manual_seed(derive_key(seed, "predictor") >> 65),

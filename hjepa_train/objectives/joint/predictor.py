@@ -39,11 +39,15 @@ class Predictor(nn.Module):
         *,
         encoder_width: int,
         grid: int,
+        extent: int,
         strides: tuple[int, ...],
         grid_of_level: tuple[int, ...],
         generator: torch.Generator,
     ) -> None:
-        """strides: one grid of mask tokens each.  grid_of_level: number of the grid a level is read from."""
+        """extent: side of the grid in whose units positions are measured.
+
+        strides: one grid of mask tokens each.  grid_of_level: number of the grid a level is read from.
+        """
         super().__init__()
         self.grid_of_level = grid_of_level
         self.project = nn.Linear(encoder_width, config.width)
@@ -52,7 +56,7 @@ class Predictor(nn.Module):
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.heads = nn.ModuleList(nn.Linear(config.width, encoder_width) for _ in grid_of_level)
-        tables = [sincos_positions(grid // stride, config.width, extent=grid) for stride in strides]
+        tables = [sincos_positions(grid // stride, config.width, extent=extent) for stride in strides]
         self._first_row = [sum(len(table) for table in tables[:i]) for i in range(len(tables))]
         self.register_buffer("_positions", torch.cat(tables), persistent=False)
         nn.init.normal_(self.mask_token, std=0.02, generator=generator)

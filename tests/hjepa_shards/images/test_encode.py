@@ -119,6 +119,7 @@ def test_odd_images_are_stored_or_refused_and_nothing_else(real_data: Path, sett
 
 def test_the_identity_names_versions_and_changes_with_the_settings() -> None:
     identity = encoder_identity(PNG)
+    encode_module._canary.cache_clear()
     assert identity == encoder_identity(PNG)
     assert re.fullmatch(r"[0-9a-f]{32}", identity["canary"])
     others = [JPEG_256, EncodeSettings(pixels="jpeg", shorter_side=256, quality=89)]

@@ -24,7 +24,7 @@ OPTIONS = BuildOptions(samples_per_shard=48, limit=200)
 HALVES = BuildOptions(samples_per_shard=10, limit=20)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     pytest.importorskip("moto", reason="no S3 server: moto is not installed")
     pytest.importorskip("s3fs", reason="s3fs is not installed")

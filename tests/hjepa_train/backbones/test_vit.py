@@ -195,3 +195,12 @@ def test_wrong_configurations_are_refused(content, message) -> None:
 def test_a_patch_that_does_not_divide_the_image_is_refused() -> None:
     with pytest.raises(InputError, match="patch: 5 does not divide the image size 32; patches that do: 2, 4, 8, 16"):
         build_backbone("vit", VitConfig(size="tiny", patch=5), 32, seed=0)
+
+
+def test_positions_can_be_measured_in_the_units_of_another_grid() -> None:
+    """The table of a run at twice the resolution is that which the network of the first one has there."""
+    first = build_backbone("vit", VitConfig(width=32, depth=1, heads=2, patch=4), 32, seed=0)
+    second = build_backbone("vit", VitConfig(width=32, depth=1, heads=2, patch=4, position_grid=8), 64, seed=0)
+    torch.testing.assert_close(second.pos_embed[0], first._positions(16), rtol=0, atol=0)
+    torch.testing.assert_close(second._positions(8), first.pos_embed[0], rtol=0, atol=0)
+    assert (first.extent, second.extent) == (8, 8)

@@ -190,24 +190,24 @@ def test_broken_features_and_missing_labels_are_refused(digits: Split) -> None:
 
 @pytest.mark.slow
 def test_cifar10_baselines_are_the_published_ones() -> None:
-    """k-NN of raw pixels and PCA-30, bank 10,000, test 1,000; published on the full split: 33.9 and 41.8."""
+    """k-NN of raw pixels and PCA-30, bank 2,000, test 1,000; published on the full split: 33.9 and 41.8."""
     if "HJEPA_TEST_DATA" not in os.environ:
         pytest.skip("HJEPA_TEST_DATA is unset: no real CIFAR-10")
     folder = Path(os.environ["HJEPA_TEST_DATA"]) / "cifar10/cifar-10-batches-py"
     bank, test = (
         pickle.loads((folder / name).read_bytes(), encoding="bytes") for name in ("data_batch_1", "test_batch")
     )
-    images, test_images = torch.from_numpy(bank[b"data"]).float(), torch.from_numpy(test[b"data"][:1000]).float()
-    labels, test_labels = torch.tensor(bank[b"labels"]), torch.tensor(test[b"labels"][:1000])
+    images, test_images = torch.from_numpy(bank[b"data"][:2000]).float(), torch.from_numpy(test[b"data"][:1000]).float()
+    labels, test_labels = torch.tensor(bank[b"labels"][:2000]), torch.tensor(test[b"labels"][:1000])
     few_bank, few_test = pca(images, test_images)
 
     def percent(bank: torch.Tensor, test: torch.Tensor) -> float:
         return 100 * (knn_predict(bank, labels, test) == test_labels).double().mean().item()
 
-    assert 29 < percent(images, test_images) < 35
-    assert 37 < percent(images - images.mean(0), test_images - images.mean(0)) < 42
-    assert 38 < percent(few_bank, few_test) < 44
-    assert 35 < probe("PCA-30", few_bank, labels, few_test, test_labels).linear < 41
+    assert 24 < percent(images, test_images) < 28
+    assert 32 < percent(images - images.mean(0), test_images - images.mean(0)) < 36
+    assert 33.5 < percent(few_bank, few_test) < 38
+    assert 31.5 < probe("PCA-30", few_bank, labels, few_test, test_labels).linear < 36
 
 
 class LargeMemory(TorchDispatchMode):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,23 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load(saved).model
 
 
-def test_training_is_the_same_to_the_bit_with_and_without(shards: Path, tmp_path: Path) -> None:
-    without = train(load_run_config(tiny_run(shards, tmp_path / "a", evaluation=settings(during_every_epochs=0))))
-    with_it = train(load_run_config(tiny_run(shards, tmp_path / "b", evaluation=often())))
+BEST = {"training__keep_best": "knn_target", "training__keep_checkpoints": 1}
+
+
+@pytest.fixture(scope="module")
+def with_it(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that was probed often and keeps its best checkpoint. For reading only."""
+    return train(load_run_config(tiny_run(shards, tmp_path_factory.mktemp("with"), evaluation=often(), **BEST)))
+
+
+@pytest.fixture
+def probed_run(with_it: Path, tmp_path: Path) -> Path:
+    """The same, to write into."""
+    return Path(shutil.copytree(with_it, tmp_path / "tiny"))
+
+
+def test_training_is_the_same_to_the_bit_with_and_without(shards: Path, tmp_path: Path, with_it: Path) -> None:
+    without = train(load_run_config(tiny_run(shards, tmp_path, evaluation=settings(during_every_epochs=0))))
     assert probed(without) == {}
     assert list(probed(with_it)) == [1, 9, 18, 27, 36]
     ours, theirs = weights(with_it), weights(without)
@@ -64,21 +79,19 @@ def test_training_is_the_same_to_the_bit_with_and_without(shards: Path, tmp_path
         assert left == right
 
 
-def test_it_finds_what_eval_finds_with_the_same_images(shards: Path, tmp_path: Path) -> None:
-    run = train(load_run_config(tiny_run(shards, tmp_path, evaluation=often())))
-    rows = {row["features"]: row for row in evaluate(run, bank=60, test=40)["rows"]}
-    found = probed(run)[STEPS]
+def test_it_finds_what_eval_finds_with_the_same_images(probed_run: Path) -> None:
+    rows = {row["features"]: row for row in evaluate(probed_run, probes=("knn", "ridge"), bank=60, test=40)["rows"]}
+    found = probed(probed_run)[STEPS]
     assert found["knn_target"] == rows["target"]["knn"]
     assert found["knn_online"] == rows["online"]["knn"]
     assert found["ridge_target"] == rows["target"]["ridge"]
 
 
-def test_a_resumed_run_probes_at_the_same_steps(shards: Path, tmp_path: Path) -> None:
-    whole = train(load_run_config(tiny_run(shards, tmp_path / "a", evaluation=often())))
-    config = load_run_config(tiny_run(shards, tmp_path / "b", evaluation=often()))
+def test_a_resumed_run_probes_at_the_same_steps(shards: Path, tmp_path: Path, with_it: Path) -> None:
+    config = load_run_config(tiny_run(shards, tmp_path, evaluation=often(), **BEST))
     for stop_after in (8, 20):
         train(config, resume="auto", stop_after=stop_after)
-    assert probed(train(config, resume="auto")) == probed(whole)
+    assert probed(train(config, resume="auto")) == probed(with_it)
 
 
 def test_it_falls_on_the_first_log_point_of_each_interval(shards: Path, tmp_path: Path) -> None:
@@ -217,8 +230,6 @@ def test_a_best_that_nothing_measures_is_refused(
 def test_damaged_images_of_the_probe_do_not_end_the_run(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     root = Path(shutil.copytree(shards, tmp_path / "shards"))
     config = load_run_config(tiny_run(root, tmp_path / "run", evaluation=often()))
     train(config, stop_after=3)
@@ -228,17 +239,16 @@ def test_damaged_images_of_the_probe_do_not_end_the_run(
     assert "no probe after step 9: " in capfd.readouterr().out
 
 
-def test_the_best_checkpoint_stays_and_says_its_value(shards: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"training__keep_best": "knn_target", "training__keep_checkpoints": 1}
-    run = train(load_run_config(tiny_run(shards, tmp_path, evaluation=often(), **changes)))
-    found = probed(run)
+def test_the_best_checkpoint_stays_and_says_its_value(probed_run: Path) -> None:
+    run, found = probed_run, probed(probed_run)
     step = max(found, key=lambda one: (found[one]["knn_target"], -one))
     top = best(run / "checkpoints", "knn_target")
     assert top is not None
     assert top[0].name == f"step-{step:08d}"
     assert read_state(top[0])["probe"] == found[step]
     assert {path.name for path in (run / "checkpoints").iterdir()} == {top[0].name, f"step-{STEPS:08d}"}
-    assert found[step]["knn_target"] == evaluate(run, which="best", bank=60, test=40)["rows"][-1]["knn"]
+    *_, target = evaluate(run, probes=("knn",), which="best", bank=60, test=40)["rows"]
+    assert found[step]["knn_target"] == target["knn"]
 
 
 def test_the_best_is_known_before_its_checkpoint_is_on_the_disk(

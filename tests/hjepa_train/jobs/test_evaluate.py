@@ -23,6 +23,7 @@ from hjepa_train import evaluate, load_run_config, train
 from hjepa_train.base.device import devices_here
 from hjepa_train.cli import main
 from hjepa_train.data.labelled_images import Labelled, held_out_split
+from hjepa_train.evaluation import attentive_probe
 from hjepa_train.jobs.evaluate import PROBES, USUAL, evaluate_all, probes_named
 from tests.conftest import Command, in_this_process
 from tests.hjepa_shards.loader.test_loader import mix
@@ -79,7 +80,8 @@ def test_probes_are_named_with_commas() -> None:
             probes_named(wrong)
 
 
-def test_every_probe_has_its_column_and_only_encoders_have_tokens(run: Path) -> None:
+def test_every_probe_has_its_column_and_only_encoders_have_tokens(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attentive_probe, "LEAST_STEPS", 50)
     rows = {row["features"]: row for row in evaluate(run, probes=PROBES, bank=100)["rows"]}
     assert list(rows) == NAMES
     percent = {"linear", "knn", "knn_centred", "knn_whitened", "ridge", "sgd", "sgd_last4", "attentive"}

@@ -40,9 +40,16 @@ def column(run: Path) -> list[tuple[int, float, float, str]]:
     return [(row["step"], row["loss"], row["grad_norm"], row["proof"]) for row in read_metrics(run / "metrics.jsonl")]
 
 
-def test_a_run_stopped_at_a_step_and_resumed_equals_the_uninterrupted_one(shards: Path, tmp_path: Path) -> None:
-    whole = train(load_run_config(tiny_run(shards, tmp_path / "a")))
-    config = load_run_config(tiny_run(shards, tmp_path / "b"))
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, never interrupted. For reading only."""
+    return train(load_run_config(tiny_run(shards, tmp_path_factory.mktemp("whole"), logging__tensorboard=True)))
+
+
+def test_a_run_stopped_at_a_step_and_resumed_equals_the_uninterrupted_one(
+    shards: Path, tmp_path: Path, whole: Path
+) -> None:
+    config = load_run_config(tiny_run(shards, tmp_path))
     for stop_after in (10, 11, 30):
         train(config, resume="auto", stop_after=stop_after)
     assert column(train(config, resume="auto")) == column(whole)
@@ -167,8 +174,8 @@ def test_thread_count_of_the_loader_and_micro_checkpoints_do_not_change_the_loss
     assert column(one) == column(two)
 
 
-def test_a_finished_run_has_the_files_and_facts_that_its_folder_promises(shards: Path, tmp_path: Path) -> None:
-    run = train(load_run_config(tiny_run(shards, tmp_path, logging__tensorboard=True)))
+def test_a_finished_run_has_the_files_and_facts_that_its_folder_promises(whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "tiny"))
     evaluation = evaluate(run)
     assert {path.name for path in run.iterdir()} >= {
         "config.yaml",
@@ -187,7 +194,7 @@ def test_a_finished_run_has_the_files_and_facts_that_its_folder_promises(shards:
     assert newest
     assert read_state(newest)["loader"]["position"] == 16 * STEPS
     written = load_run_config(run / "config.yaml")
-    assert written == resolved(load_run_config(tmp_path / "run.yaml"), "run.yaml")
+    assert written == resolved(load_run_config(whole.parent / "run.yaml"), "run.yaml")
     assert written.objective["hjepa"]["num_blocks"] == 4, "what was left to its default too"
 
 
@@ -195,7 +202,7 @@ def test_the_untrained_row_is_the_encoder_that_the_run_began_with(shards: Path, 
     still = train(
         load_run_config(tiny_run(shards, tmp_path, training__lr=1e-12, training__weight_decay=0.0)), stop_after=7
     )
-    rows = {row["features"]: row for row in evaluate(still, bank=60)["rows"]}
+    rows = {row["features"]: row for row in evaluate(still, probes=("knn",), bank=60)["rows"]}
     assert rows["untrained"]["knn"] == rows["online"]["knn"] == rows["target"]["knn"]
 
 
@@ -205,10 +212,10 @@ def test_a_run_on_shards_at_a_url_is_the_run_on_the_folder(shards: Path, tmp_pat
             if path.is_file():
                 server.files[str(path.relative_to(shards))] = path.read_bytes()
         far = train(load_run_config(tiny_run(shards, tmp_path / "far", data__root=server.url())), stop_after=4)
-        there = evaluate(far, bank=60)
+        there = evaluate(far, probes=("knn",), bank=60)
     near = train(load_run_config(tiny_run(shards, tmp_path / "near")), stop_after=4)
     assert column(far) == column(near)
-    assert there == evaluate(near, bank=60)
+    assert there == evaluate(near, probes=("knn",), bank=60)
 
 
 def test_an_objective_of_one_view_refuses_several(shards: Path, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def outcome(shards: Path, folder: Path, objective: dict[str, Any], **changes: An
     content = yaml.safe_load(path.read_text())
     content["objective"] = objective
     path.write_text(yaml.safe_dump(content))
-    run = train(load_run_config(path), stop_after=12)
+    run = train(load_run_config(path), stop_after=5)
     rows = read_metrics(run / "metrics.jsonl")
     for row in rows:
         row.pop("images_per_s")
