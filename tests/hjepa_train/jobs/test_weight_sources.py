@@ -32,7 +32,7 @@ def theirs() -> Any:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = timm.create_model("vit_base_patch16_224", **ARGUMENTS).eval()
+        net: Any = timm.create_model("vit_base_patch16_224", **ARGUMENTS).eval()
     from hjepa_train.modules.layers import sincos_positions
 
     with torch.no_grad():  # one of ours: fixed positions
@@ -121,7 +121,7 @@ def test_a_model_of_timms_by_its_name(tmp_path: Path, monkeypatch: pytest.Monkey
     name, create = "vit_tiny_patch16_224", timm.create_model
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        net = create(name).eval()
+        net: Any = create(name).eval()
     torch.save({"state_dict": net.state_dict()}, tmp_path / "w.pth")
     overlay = {"file": str(tmp_path / "w.pth"), "mean": (0.1, 0.2, 0.3)}
     monkeypatch.setattr(
@@ -152,7 +152,7 @@ def test_a_folder_of_a_network_that_only_timm_has(tmp_path: Path) -> None:
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        net = timm.create_model("resnet10t", num_classes=7).eval()
+        net: Any = timm.create_model("resnet10t", num_classes=7).eval()
     folder = tmp_path / "net"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"architecture": "resnet10t", "pretrained_cfg": {"num_classes": 7}}))

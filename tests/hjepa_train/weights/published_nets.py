@@ -5,6 +5,7 @@ of the product is used here.
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE = 16, 2, 4, 4, 16
 GRID = SIDE // PATCH
+Net = TypeVar("Net", bound=nn.Module)
 
 
-def filled(net: nn.Module, seed: int = 0) -> nn.Module:
+def filled(net: Net, seed: int = 0) -> Net:
     """With random numbers in all that is learnt: norms and biases are not 1 and 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -178,6 +180,8 @@ class BeitAttention(nn.Module):
         index[1:, 1:] = relative[..., 0] * (2 * GRID - 1) + relative[..., 1]
         index[0, 0:], index[0:, 0], index[0, 0] = count, count + 1, count + 2
         self.register_buffer("relative_position_index", index)
+
+    relative_position_index: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, C = x.shape

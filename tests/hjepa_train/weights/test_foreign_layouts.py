@@ -76,8 +76,8 @@ def ijepa(tmp_path: Path) -> tuple[Path, Ijepa, Ijepa]:
 def test_ijepa(ijepa: tuple[Path, Ijepa, Ijepa]) -> None:
     path, online, target = ijepa
     with torch.no_grad():
-        for net, init in ((target, {}), (online, {"key": "encoder"})):
-            features, found, fitted = begun(path, {}, **init)
+        for net, key in ((target, None), (online, "encoder")):
+            features, found, fitted = begun(path, {}, key=key)
             assert found.weights.layout == "ijepa"
             assert_equal(features.tokens_BND, net(images())[:, :, EXCHANGED])
             assert_equal(features.pooled_BD, net(images()).mean(1)[:, EXCHANGED])
@@ -139,8 +139,8 @@ def test_dino(tmp_path: Path) -> None:
     path = saved(tmp_path / "checkpoint.pth", content)
     alone = saved(tmp_path / "pretrain.pth", teacher.state_dict())
     with torch.no_grad():
-        for where, net, init in ((path, teacher, {}), (path, student, {"key": "student"}), (alone, teacher, {})):
-            features, found, _ = begun(where, {**LEARNT, "pool": "class"}, **init)
+        for where, net, key in ((path, teacher, None), (path, student, "student"), (alone, teacher, None)):
+            features, found, _ = begun(where, {**LEARNT, "pool": "class"}, key=key)
             assert_equal(features.pooled_BD, net(images())[:, 0])
             assert_equal(features.tokens_BND, net(images())[:, 1:])
             assert found.weights.layout == ("timm" if where == alone else "dino")
@@ -188,7 +188,7 @@ def test_simmim(tmp_path: Path) -> None:
 
 
 def test_one_table_of_relative_positions_for_all_blocks_is_that_of_each(tmp_path: Path) -> None:
-    net = filled(SimmimVit())
+    net: Any = filled(SimmimVit())
     with torch.no_grad():
         net.blocks[1].attn.relative_position_bias_table.copy_(net.blocks[0].attn.relative_position_bias_table)
     tensors = {name: value for name, value in net.state_dict().items() if "relative_position" not in name}
@@ -208,7 +208,7 @@ def test_swin_as_its_authors_save_it_and_within_simmim(tmp_path: Path) -> None:
     sizes = {"img_size": 32, "patch_size": 2, "embed_dim": 12, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = filled(timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **sizes), 3)
+        net: Any = filled(timm.create_model("swin_tiny_patch4_window7_224", num_classes=0, **sizes), 3)
     theirs = {
         name.replace("layers.1.downsample", "layers.0.downsample"): value for name, value in net.state_dict().items()
     }

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._utils import _rebuild_tensor_v2
 
 from hjepa_shards.errors import InputError
 from hjepa_train.cli import main
@@ -122,7 +123,7 @@ class Rebuilt:
         self.arguments = (storage, offset, shape, stride, False, collections.OrderedDict())
 
     def __reduce__(self) -> Any:
-        return torch._utils._rebuild_tensor_v2, self.arguments
+        return _rebuild_tensor_v2, self.arguments
 
 
 def pickled(content: Any) -> bytes:
