@@ -217,7 +217,7 @@ def encoder_identity(settings: EncodeSettings) -> dict[str, Any]:
         "pillow": PIL.__version__,
         "libjpeg_turbo": features.version("libjpeg_turbo"),
         "zlib": features.version("zlib"),
-        "canary": _canary(settings),
+        "canary": _canary(settings.model_dump_json()),
     }
     if settings.encoder == "turbo":
         identity |= {"simplejpeg": simplejpeg.__version__, "opencv": cv2.__version__}
@@ -227,9 +227,9 @@ def encoder_identity(settings: EncodeSettings) -> dict[str, Any]:
 
 
 @cache
-def _canary(settings: EncodeSettings) -> str:
+def _canary(settings_json: str) -> str:
     """Once a process, which has its libraries for good: most of what a small build costs."""
-    digest = hashlib.blake2b(digest_size=16)
+    settings, digest = EncodeSettings.model_validate_json(settings_json), hashlib.blake2b(digest_size=16)
     for image in _canary_images():
         digest.update(encode(image, settings).data)
     return digest.hexdigest()

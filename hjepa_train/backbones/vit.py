@@ -165,7 +165,7 @@ class ViT(Backbone):
             self.register_parameter(name, token)
             if token is not None:
                 nn.init.normal_(token, std=0.02, generator=generator)
-        self.extent: int = config.position_grid or self.grid
+        self.extent = config.position_grid or self.grid
         table = sincos_positions(self.grid, self.width, extent=self.extent)[None]
         if config.positions == "sincos":
             self.register_buffer("pos_embed", table)
@@ -278,4 +278,5 @@ class ViT(Backbone):
             return table if grid == self.grid else resampled(table, grid)
         if grid == self.grid:
             return self.pos_embed[0]
+        assert self.extent is not None
         return sincos_positions(grid, self.width, extent=self.extent).to(self.pos_embed)

@@ -24,6 +24,7 @@ class FrozenNetwork(nn.Module):
         self.name = name
         self._held = [network.eval().requires_grad_(False)]  # a list: no submodule
         self.register_buffer("digest", digest_of(network.state_dict()))
+        self.register_load_state_dict_pre_hook(_refuse_others)
 
     digest: Tensor
 
@@ -41,14 +42,16 @@ class FrozenNetwork(nn.Module):
         self._held[0]._apply(fn)
         return self
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *others: Any) -> None:
-        saved = state_dict.get(f"{prefix}digest")
-        if isinstance(saved, Tensor) and not torch.equal(saved.cpu(), self.digest.cpu()):
-            raise ResumeMismatch(
-                f"{self.name}: the frozen weights {_hex(saved)} that the run began with expected, {_hex(self.digest)} "
-                "found; give it the same ones, or choose another run.name"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *others)
+
+def _refuse_others(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """ResumeMismatch where a state is of other frozen weights."""
+    assert isinstance(module, FrozenNetwork)
+    saved = state.get(f"{prefix}digest")
+    if isinstance(saved, Tensor) and not torch.equal(saved.cpu(), module.digest.cpu()):
+        raise ResumeMismatch(
+            f"{module.name}: the frozen weights {_hex(saved)} that the run began with expected, {_hex(module.digest)} "
+            "found; give it the same ones, or choose another run.name"
+        )
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> Tensor:
@@ -57,7 +60,7 @@ def digest_of(weights: Mapping[str, Tensor]) -> Tensor:
     for name, value in sorted(weights.items()):
         whole = value.detach().cpu().contiguous()
         digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
-        digest.update(whole.flatten().view(torch.uint8).numpy())
+        digest.update(whole.flatten().view(torch.uint8).numpy().tobytes())
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
