@@ -25,13 +25,21 @@ from hjepa_train.training.saved_config import load_saved_config
 
 CONFIG = Path("configs/cifar10_supervised_cpu.yaml")
 BACKBONES: dict[str, dict[str, Any]] = {
-    "convnext": {"convnext": {"depths": [1, 1, 2, 1], "widths": [32, 64, 128, 256], "patch": 2, "layer_scale": 0.1}},
+    "convnext": {
+        "convnext": {
+            "depths": [1, 1, 2, 1],
+            "widths": [32, 64, 128, 256],
+            "patch": 2,
+            "strides": [2, 2, 2, 1],
+            "layer_scale": 0.1,
+        }
+    },
     "swin": {"swin": {"width": 48, "depths": [2, 4], "heads": [3, 6], "patch": 4, "window": 4}},
-    "tinyvit": {"tinyvit": {"depths": [1, 2, 2, 1], "widths": [24, 48, 96, 128]}},
+    "tinyvit": {"tinyvit": {"depths": [1, 2, 2, 1], "widths": [24, 48, 96, 128], "windows": [4, 4, 2, 1]}},
     "vit": {"vit": {"width": 96, "depth": 4, "heads": 3, "patch": 4}},
     "deit": {"deit": {"width": 96, "depth": 4, "heads": 3, "patch": 4}},
 }
-EPOCHS = {"convnext": 4, "swin": 2, "tinyvit": 4, "vit": 1, "deit": 1, "swapped": 1}
+EPOCHS = {"convnext": 4, "swin": 2, "tinyvit": 3, "vit": 1, "deit": 1, "swapped": 1}
 """As many as five minutes of CPU time are enough for."""
 JOBS = [("convnext", 0), ("swin", 0), ("tinyvit", 0), ("vit", 0), ("deit", 0), ("swapped", 0)]
 JOBS += [("convnext", 1), ("convnext", 2)]
