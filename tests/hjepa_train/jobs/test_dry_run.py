@@ -22,7 +22,7 @@ SHIPPED: dict[str, tuple[int, float, dict[str, int]]] = {
     "cifar": (3_125, 0.16, {"cifar10": 50_000, "cifar100": 50_000}),
     "cifar10_cpu": (2_344, 0.14, {"cifar10": 50_000}),
     "cifar10": (58_594, 1.64, {"cifar10": 50_000}),
-    "cifar10_supervised_cpu": (1_563, 0.08, {"cifar10": 50_000}),
+    "cifar10_supervised_cpu": (1_563, 0.03, {"cifar10": 50_000}),
     "cifar10_linear_cpu": (391, 0.19, {"cifar10": 50_000}),
     "cifar10_finetune_cpu": (782, 0.19, {"cifar10": 50_000}),
     "stl10": (78_125, 16.38, {"stl10-unlabeled": 100_000}),
