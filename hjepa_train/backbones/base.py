@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hjepa_shards.base.keyed_random import derive_key
 from hjepa_shards.errors import InputError
 from hjepa_train.modules import flop_count
-from hjepa_train.modules.keyed_drops import Drops, draw_drops, number_layers
+from hjepa_train.modules.keyed_drops import Drops, draw_drops, limits_of, number_layers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +104,8 @@ class Backbone(nn.Module, ABC):
     extent: int | None = None
     """cells on a side of the grid in whose units its fixed positions are measured; None where it has none"""
     seed = 0
-    """what it drops in training is drawn by this (registry.py sets it)"""
+    """what it drops in training is drawn by this"""
+    _drops = False
 
     @abstractmethod
     def embed(self, images_BCHW: Tensor) -> Patches:
@@ -126,9 +127,17 @@ class Backbone(nn.Module, ABC):
 
         view: which crop of its image each of them is.
         """
-        if not self.training or not any(self._drop_rates):
+        if not self.training or not self._drops:
             return None
-        return draw_drops(self._drop_rates, derive_key(self.seed, "drops", view), positions_B)
+        return draw_drops(self.drop_limits_L, derive_key(self.seed, "drops", view), positions_B)
+
+    def key_drops(self, seed: int) -> None:
+        """Number all that drops in it, and have that drawn by `seed`. Once, when it is built."""
+        rates = number_layers(self)
+        self.seed, self._drops = seed, any(rates)
+        self.register_buffer("drop_limits_L", limits_of(rates), persistent=False)
+
+    drop_limits_L: Tensor
 
     def as_timm(self) -> TimmForm:
         """InputError saying what timm expects, where it has no such network."""
@@ -154,10 +163,6 @@ class Backbone(nn.Module, ABC):
     @cached_property
     def _flops(self) -> dict[int, tuple[int, int]]:
         return {}
-
-    @cached_property
-    def _drop_rates(self) -> list[float]:
-        return number_layers(self)
 
 
 def require_parts(backbone: Backbone, family: str) -> None:

@@ -27,5 +27,5 @@ def build_backbone(name: str, config: Strict, image_size: int, *, seed: int) -> 
     """The backbone of that name for square images of `image_size` pixels; its weights depend on `seed` alone."""
     generator = torch.Generator().manual_seed(derive_key(seed, "backbone") >> 65)
     backbone = BACKBONES[name][1](config, image_size, generator)
-    backbone.seed = seed
+    backbone.key_drops(seed)
     return backbone

@@ -38,17 +38,19 @@ _now: list[Drops | None] = [None]
 """Of the network that is running; one thread computes."""
 
 
-def draw_drops(rates_L: Sequence[float], key: int, positions_B: Tensor) -> Drops:
-    """For a network's layers.  rates_L: shares of the images whose branch is dropped.
+def draw_drops(limits_L: Tensor, key: int, positions_B: Tensor) -> Drops:
+    """For a network's layers.  limits_L: by `limits_of`, on the device of the positions.
 
     key: of the network and the view, from `derive_key`.  positions_B: of the images.
     """
-    integers_BL = draw_integers(key, positions_B, len(rates_L))
-    rows = [
-        (integers_B >= round(rate * _ONE)).float() / (1 - rate)
-        for rate, integers_B in zip(rates_L, integers_BL.unbind(1), strict=True)
-    ]
-    return Drops(factors_LB=torch.stack(rows), words_LB=mixed(integers_BL.T.contiguous()))
+    integers_LB = draw_integers(key, positions_B, len(limits_L)).T.contiguous()
+    kept_LB = integers_LB >= limits_L[:, None]
+    return Drops(factors_LB=kept_LB / (1 - limits_L / _ONE)[:, None], words_LB=mixed(integers_LB))
+
+
+def limits_of(rates_L: Sequence[float]) -> Tensor:
+    """[L] int64: drawn integers below are dropped.  rates_L: shares of the images whose branch is dropped."""
+    return torch.tensor([round(rate * _ONE) for rate in rates_L], dtype=torch.int64)
 
 
 def joined(parts: Sequence[Drops | None]) -> Drops | None:

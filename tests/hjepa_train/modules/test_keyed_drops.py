@@ -12,6 +12,7 @@ from hjepa_train.modules.keyed_drops import (
     draw_drops,
     dropping,
     joined,
+    limits_of,
     number_layers,
     rising,
 )
@@ -21,7 +22,7 @@ KEY = derive_key(3, "drops", 0)
 
 def test_branches_are_dropped_at_their_rate_and_their_mean_stays() -> None:
     rates = [0.0, 0.1, 0.5]
-    factors_LB = draw_drops(rates, KEY, torch.arange(20_000)).factors_LB
+    factors_LB = draw_drops(limits_of(rates), KEY, torch.arange(20_000)).factors_LB
     assert factors_LB.shape == (3, 20_000)
     for rate, row in zip(rates, factors_LB, strict=True):
         assert (row == 0).double().mean().item() == pytest.approx(rate, abs=4 * (0.25 / 20_000) ** 0.5)
@@ -35,7 +36,7 @@ def test_branches_are_dropped_at_their_rate_and_their_mean_stays() -> None:
 def test_single_numbers_are_dropped_at_their_rate_and_each_image_loses_others() -> None:
     layer = Dropout(0.3, 0).train()
     numbers = torch.ones(4, 50, 100)
-    with dropping(draw_drops([0.3], KEY, torch.tensor([5, 6, 5, 2**50]))):
+    with dropping(draw_drops(limits_of([0.3]), KEY, torch.tensor([5, 6, 5, 2**50]))):
         out = layer(numbers)
     assert out.unique().tolist() == pytest.approx([0, 1 / 0.7])
     for row in out:
@@ -52,7 +53,8 @@ def test_layers_views_and_seeds_drop_independently() -> None:
     assert [int(part.layer_1) for part in network.modules() if isinstance(part, Dropout | DropPath)] == [0, 1, 2]
     positions = torch.arange(4000)
     drawn = [
-        draw_drops([0.5] * 3, key, positions) for key in (KEY, derive_key(3, "drops", 1), derive_key(4, "drops", 0))
+        draw_drops(limits_of([0.5] * 3), key, positions)
+        for key in (KEY, derive_key(3, "drops", 1), derive_key(4, "drops", 0))
     ]
     rows = torch.cat([one.factors_LB for one in drawn]) / 2
     assert torch.corrcoef(rows).fill_diagonal_(0).abs().max() < 0.07
@@ -61,7 +63,7 @@ def test_layers_views_and_seeds_drop_independently() -> None:
 
 
 def test_what_passes_together_drops_as_alone() -> None:
-    first, second = (draw_drops([0.5, 0.2], KEY, torch.arange(start, start + 3)) for start in (0, 9))
+    first, second = (draw_drops(limits_of([0.5, 0.2]), KEY, torch.arange(start, start + 3)) for start in (0, 9))
     both = joined([first, None, second])
     assert both is not None
     assert torch.equal(both.factors_LB, torch.cat([first.factors_LB, second.factors_LB], 1))
@@ -72,7 +74,7 @@ def test_what_passes_together_drops_as_alone() -> None:
 def test_nothing_is_dropped_outside_nor_in_evaluation_nor_after_an_error() -> None:
     layers = [DropPath(0.9, 0).train(), Dropout(0.9, 0).train()]
     numbers = torch.ones(8, 3)
-    drops = draw_drops([0.9], KEY, torch.arange(8))
+    drops = draw_drops(limits_of([0.9]), KEY, torch.arange(8))
     with dropping(drops):
         assert all(not torch.equal(layer(numbers), numbers) for layer in layers)
         with dropping(None):
@@ -99,7 +101,7 @@ def test_layers_that_differ_in_number_and_rate_are_compiled_once() -> None:
     number_layers(layers)
     numbers = torch.ones(8, 3)
     for start in (0, 8):
-        drops = draw_drops(rates, KEY, torch.arange(start, start + 8))
+        drops = draw_drops(limits_of(rates), KEY, torch.arange(start, start + 8))
         with dropping(drops):
             plain = [layer(numbers) for layer in layers]
             for layer, expected in zip(layers, plain, strict=True):
