@@ -20,8 +20,9 @@ from hjepa_train.backbones.base import Backbone
 from hjepa_train.backbones.registry import BACKBONES, build_backbone
 from hjepa_train.backbones.vit import SIZES
 from hjepa_train.jobs.weight_sources import Found, find
+from hjepa_train.modules.frozen_network import digest_of
 from hjepa_train.objectives.base import Objective
-from hjepa_train.weights.fitting import Fitted, digest_of, fit, prefix_counts, put
+from hjepa_train.weights.fitting import Fitted, fit, prefix_counts, put
 from hjepa_train.weights.foreign_layouts import Converted
 from hjepa_train.weights.init_config import InitConfig
 from hjepa_train.weights.position_tables import as_fixed, split_prefix

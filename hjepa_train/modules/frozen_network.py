@@ -23,7 +23,8 @@ class FrozenNetwork(nn.Module):
         super().__init__()
         self.name = name
         self._held = [network.eval().requires_grad_(False)]  # a list: no submodule
-        self.register_buffer("digest", digest_of(network.state_dict()))
+        digest = bytes.fromhex(digest_of(network.state_dict()))
+        self.register_buffer("digest", torch.frombuffer(bytearray(digest), dtype=torch.uint8))
         self.register_load_state_dict_pre_hook(_refuse_others)
 
     digest: Tensor
@@ -54,14 +55,13 @@ def _refuse_others(module: nn.Module, state: Mapping[str, Any], prefix: str, *_:
         )
 
 
-def digest_of(weights: Mapping[str, Tensor]) -> Tensor:
-    """[16] uint8: of names, types, shapes and bytes, in the order of the names."""
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """Hex, of names, types, shapes and numbers, in the order of names."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(weights.items()):
-        whole = value.detach().cpu().contiguous()
-        digest.update(f"{name} {whole.dtype} {tuple(whole.shape)}\n".encode())
-        digest.update(whole.flatten().view(torch.uint8).numpy().tobytes())
-    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _hex(digest: Tensor) -> str:

@@ -5,7 +5,6 @@ names the first five, unless the user says that it may be (`init.leave`), or it 
 rule; that is said too.
 """
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from hjepa_shards.errors import InputError
 from hjepa_train.backbones.base import Backbone
+from hjepa_train.modules.frozen_network import digest_of
 from hjepa_train.modules.relative_bias import resampled
 from hjepa_train.weights.foreign_layouts import Converted, matches
 from hjepa_train.weights.position_tables import (
@@ -96,15 +96,6 @@ def put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not ours[name].is_meta:
             ours[name].copy_(tensor)
-
-
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of names, types, shapes and numbers, in the order of names."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _refuse_other_patches(ours: Tensor | None, theirs: Tensor | None, where: str) -> None:

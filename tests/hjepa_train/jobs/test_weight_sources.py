@@ -98,8 +98,8 @@ def test_a_repository_of_a_hub_is_read_from_its_cache(
         ("timm:no_such_net", "a model with published weights expected: Unknown model"),
         ("timm:vit_wee_patch16_reg1_gap_256", "a model with published weights expected"),
         ("local-dir:/nowhere", "a folder with model.safetensors or"),
-        ("/nowhere.pth", "No such file"),
-        ("/nowhere.npz", r"a file of weights \(.safetensors, .pt, .*\) or a folder expected, .npz found"),
+        ("/nowhere.pth", "nothing found there; train that run first, or correct init.weights"),
+        (__file__, r"a file of weights \(.safetensors, .pt, .*\) or a folder expected, .py found"),
         ("/etc", "a run's or a checkpoint's folder, or one with model.safetensors"),
     ],
 )
