@@ -104,9 +104,9 @@ def test_a_repository_of_a_hub_is_read_from_its_cache(
     ],
 )
 def test_what_is_not_there_is_one_line(weights: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     before = torch.random.get_rng_state()
     with pytest.raises(InputError, match=message) as refused:
         find(InitConfig(weights=weights))
