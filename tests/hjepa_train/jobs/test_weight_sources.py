@@ -78,14 +78,14 @@ def test_a_folder_of_timms_gives_its_features_and_says_what_its_images_were(thei
 def test_a_repository_of_a_hub_is_read_from_its_cache(
     theirs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import huggingface_hub
+    from huggingface_hub import constants
 
     kept = tmp_path / "models--org--net"
     folder_of(theirs, kept / "snapshots" / ("a" * 40))
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text("a" * 40)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with torch.no_grad():
         torch.testing.assert_close(features("hf-hub:org/net"), theirs(images()), rtol=1e-5, atol=1e-5)
     with pytest.raises(InputError, match=r"hf-hub:org/other: model\.safetensors or pytorch_model\.bin expected there"):
