@@ -124,12 +124,6 @@ def evaluate(
             key = digest({**decides, "features": features, **_weights(config, path, features, encoder)})
             subject = partial(lambda name, encoder: _Subject(name, *read()[:2], data, encoder), features, encoder)
             rows.append(_row(features, key, finished, probes, subject, say))
-    for features, (encoder, theirs, about) in others.items():
-        key = digest({**decides, "features": features, **about})
-        subject = partial(
-            lambda name, encoder, data: _Subject(name, *read()[:2], data, encoder), features, encoder, theirs
-        )
-        rows.append(_row(features, key, finished, probes, subject, say))
     own: dict[str, Any] = {}
     if isinstance(objective, Classifies):
         key = digest({**decides, "classifier": checkpoint_files.identity(path), "classes": objective.class_names})
@@ -287,6 +281,9 @@ def _own_classifiers(
     parts = [answers(objective, data, batch) for batch in images.batches()]
     said = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     truth_N = truth(objective, data, images)
+    if not (truth_N >= 0).any():
+        say("none of its classes is known to the run's own classifier, which is not scored")
+        return {"right": {}}
     right = {
         name: {"own": percent_right(said_N5, truth_N), "own_top5": percent_right(said_N5, truth_N, 5)}
         for name, said_N5 in said.items()

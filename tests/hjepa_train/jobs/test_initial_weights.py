@@ -265,6 +265,7 @@ def test_foreign_encoders_are_rows_beside_ours(
     [evaluation] = json.loads((run / "evaluation.json").read_text())
     rows = {row.pop("features"): row for row in evaluation["rows"]}
     assert list(rows)[-2:] == [str(out), str(tmp_path / "dino.pth")]
+    assert len(rows) == len(evaluation["rows"]), "each of them once"
     assert rows[str(out)] == rows["target"]
     assert rows[str(tmp_path / "dino.pth")] != rows["target"]
     assert rows[str(tmp_path / "dino.pth")]["dims"] == 64

@@ -1,6 +1,7 @@
 """Supervised learning against its formula in plain loops, over micro-batches and processes, and as a run."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,11 @@ def test_a_run_is_resumed_to_the_bit_evaluated_and_exported(shards: Path, tmp_pa
     assert "the run's own classifier, class by class" in report
     assert evaluate(run, probes=("ridge",)) == found, "from what is finished already"
     assert (export(run, "safetensors") / "model.safetensors").exists()
+    facts = (run / "facts.json").read_text()
+    (run / "facts.json").write_text(re.sub(r'"(\d)"', r'"class \1"', facts))  # none of them is in the test
+    unknown = evaluate(run, probes=("ridge",))
+    assert unknown["rows"] == [{key: row[key] for key in row if not key.startswith("own")} for row in found["rows"]]
+    assert unknown.keys().isdisjoint({"classes", "confusion"})
 
 
 def test_images_that_belong_together_stay_together(shards: Path, tmp_path: Path) -> None:
