@@ -32,6 +32,13 @@ class Patches:
     grid: int
     """cells on a side of the whole image"""
 
+    @staticmethod
+    def of_map(maps_BDHW: Tensor) -> "Patches":
+        """All cells of a square map, as convolutions give it."""
+        B, _, G, _ = maps_BDHW.shape
+        index_BN = torch.arange(G * G, device=maps_BDHW.device).expand(B, -1)
+        return Patches(tokens_BND=maps_BDHW.flatten(2).mT, index_BN=index_BN, grid=G)
+
     def take(self, index_BK: Tensor) -> "Patches":
         """Only the patches at these indices of the sequence; the rest is gone before the first block."""
         width = self.tokens_BND.shape[-1]

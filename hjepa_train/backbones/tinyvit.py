@@ -100,9 +100,7 @@ class Tinyvit(Backbone):
         self.head: Any = network.head
 
     def embed(self, images_BCHW: Tensor) -> Patches:
-        maps = self.patch_embed(images_BCHW)
-        index_BN = torch.arange(maps.shape[2] ** 2, device=maps.device).expand(maps.shape[0], -1)
-        return Patches(tokens_BND=maps.flatten(2).mT, index_BN=index_BN, grid=maps.shape[2])
+        return Patches.of_map(self.patch_embed(images_BCHW))
 
     def encode(self, patches: Patches, stages: tuple[int, ...] = (), *, drops: Drops | None = None) -> Features:
         maps, kept = patches.as_map().permute(0, 3, 1, 2), []
